@@ -1,0 +1,34 @@
+"""jaxbp: backpropagation with the backward pass kept open."""
+
+from jaxbp.backprop import backprop as backprop
+from jaxbp.backprop import value_and_grad as value_and_grad
+from jaxbp.compose import chain as chain
+from jaxbp.layers import dense as dense
+from jaxbp.layers import dropout as dropout
+from jaxbp.layers import elu as elu
+from jaxbp.layers import flatten as flatten
+from jaxbp.layers import gelu as gelu
+from jaxbp.layers import leaky_relu as leaky_relu
+from jaxbp.layers import relu as relu
+from jaxbp.layers import sigmoid as sigmoid
+from jaxbp.layers import silu as silu
+from jaxbp.layers import softplus as softplus
+from jaxbp.layers import tanh as tanh
+from jaxbp.losses import accuracy as accuracy
+from jaxbp.losses import huber as huber
+from jaxbp.losses import make_huber as make_huber
+from jaxbp.losses import sigmoid_cross_entropy as sigmoid_cross_entropy
+from jaxbp.losses import softmax_cross_entropy as softmax_cross_entropy
+from jaxbp.losses import squared_error as squared_error
+from jaxbp.losses import weighted as weighted
+from jaxbp.readings import example_norms as example_norms
+from jaxbp.readings import mean as mean
+from jaxbp.readings import per_example as per_example
+from jaxbp.readings import sq_norms as sq_norms
+from jaxbp.readings import total as total
+from jaxbp.signals import Bias as Bias
+from jaxbp.signals import Outer as Outer
+from jaxbp.signals import keep as keep
+from jaxbp.types import Layer as Layer
+from jaxbp.types import LayerError as LayerError
+from jaxbp.types import Loss as Loss

@@ -1,0 +1,210 @@
+"""Readings: what can be read off the operands of a gradient.
+
+A reading takes the signal of one parameter and returns an array, or a tree of them. Applied inside
+the sweep (`backward(..., read=mean)`) it turns each signal into its answer on the spot, and the
+operands need not outlive their layer. Several readings of one sweep are a dict of them
+(see `backprop`).
+
+Each is written here once for every kind of signal, with g_n the gradient of example n's own loss
+with respect to the parameter:
+
+  total          sum_n g_n             [shape of the parameter]
+  mean           sum_n g_n / N         [shape of the parameter]
+  per_example    g_n                   [N, shape of the parameter]
+  sq_norms       |g_n|^2               [N]
+
+Sources:
+  "Efficient Per-Example Gradient Computations", Goodfellow, 2015: |x d^T|^2 = |x|^2 |d|^2.
+  "Large Language Models Can Be Strong Differentially Private Learners", Li, Tramer, Liang,
+  Hashimoto, 2021: the same with positions.
+  "Scalable and Efficient Training of Large Convolutional Neural Networks with Differential
+  Privacy", Bu, Mao, Xu, 2022: the choice between the two ways to compute it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.signals import Bias, Outer
+from jaxbp.types import show_shape
+
+
+@functools.singledispatch
+def total(signal, *, weights=None):
+    """The sum over examples, sum_n w_n g_n, of the parameter's shape.
+
+    Args:
+      signal: the operands of one parameter.
+      weights: w, [N]; 1 if there are none.
+
+    Raises:
+      TypeError: `signal` is not of a kind known here.
+      ValueError: `weights` is not of shape [N].
+    """
+    del weights
+    raise _not_a_signal("total", signal)
+
+
+@total.register
+def _(signal: Outer, *, weights=None):
+    deltas = _weighted(signal.deltas, weights)
+    return _rows(signal.inputs).T @ _rows(deltas)
+
+
+@total.register
+def _(signal: Bias, *, weights=None):
+    return jnp.sum(_rows(_weighted(signal.deltas, weights)), axis=0)
+
+
+def mean(signal, *, weights=None):
+    """The mean over examples, sum_n w_n g_n / sum_n w_n, of the parameter's shape.
+
+      weights=None       sum_n g_n / N
+      all weights zero   zero
+
+    Args:
+      signal: the operands of one parameter.
+      weights: w, [N], not negative.
+
+    Raises:
+      TypeError: `signal` is not of a kind known here.
+      ValueError: `weights` is not of shape [N].
+    """
+    # A sum is linear in the deltas, and they are smaller than what they are multiplied into.
+    if not isinstance(signal, _KINDS):
+        raise _not_a_signal("mean", signal)
+    if weights is None:
+        n = len(signal.deltas)
+        return total(signal, weights=jnp.full(n, 1 / n, signal.deltas.dtype))
+    norm = jnp.sum(weights)
+    return total(signal, weights=jnp.where(norm == 0, 0, weights / jnp.where(norm == 0, 1, norm)))
+
+
+@functools.singledispatch
+def per_example(signal):
+    """The gradient of each example, g_n, [N, shape of the parameter].
+
+    Raises:
+      TypeError: `signal` is not of a kind known here.
+    """
+    raise _not_a_signal("per_example", signal)
+
+
+@per_example.register
+def _(signal: Outer):
+    x, d = _positions(signal.inputs), _positions(signal.deltas)
+    if x.shape[1] == 1:
+        # A product that broadcasts: a batch of matrix products of rank one is far slower on a CPU.
+        return x[:, 0, :, None] * d[:, 0, None, :]
+    return jnp.einsum("nti,nto->nio", x, d)
+
+
+@per_example.register
+def _(signal: Bias):
+    return jnp.sum(_positions(signal.deltas), axis=1)
+
+
+@functools.singledispatch
+def sq_norms(signal):
+    """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
+
+    For a weight matrix it is |x_n|^2 |d_n|^2. With positions it is sum_st (x_ns . x_nt)
+    (d_ns . d_nt), from two Gram matrices [N, T, T], or that of the gradient itself, [N, I, O],
+    whichever is less work (`gram_is_less_work`). Numbers of 16 bits are accumulated in 32.
+
+    Raises:
+      TypeError: `signal` is not of a kind known here.
+    """
+    raise _not_a_signal("sq_norms", signal)
+
+
+@sq_norms.register
+def _(signal: Outer):
+    x, d = _positions(_widened(signal.inputs)), _positions(_widened(signal.deltas))
+    (_, t, i), o = x.shape, d.shape[-1]
+    if t == 1:
+        return _sq_norm(x) * _sq_norm(d)
+    if gram_is_less_work(t, i, o):
+        grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
+        # A sum of squares, but not written as one: rounding could leave it below zero.
+        return jnp.maximum(jnp.sum(grams, axis=(1, 2)), 0)
+    return _sq_norm(per_example(Outer(x, d)))
+
+
+@sq_norms.register
+def _(signal: Bias):
+    return _sq_norm(per_example(Bias(_widened(signal.deltas))))
+
+
+def gram_is_less_work(t, i, o):
+    """Whether two Gram matrices over T positions, T^2 (I + O), cost less than a gradient, T I O."""
+    return t * (i + o) < i * o
+
+
+def example_norms(readings):
+    """The norm of each example's whole gradient, [N]: sqrt(sum over parameters of |g_n|^2).
+
+    Args:
+      readings: the tree that a sweep with `read=sq_norms` answers with.
+
+    Raises:
+      ValueError: there are no parameters, or the leaves are not all of shape [N].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bp.example_norms({"weight": jnp.array([9.0, 0.0]), "bias": jnp.array([16.0, 4.0])})
+      Array([5., 2.], dtype=float32)
+    """
+    leaves = jax.tree.leaves(readings)
+    shapes = {jnp.shape(leaf) for leaf in leaves}
+    if len(shapes) != 1 or len(*shapes) != 1:
+        raise ValueError(
+            "example_norms: takes a tree of squared norms, all of shape [N], as read=sq_norms "
+            f"gives; it got {', '.join(map(show_shape, sorted(shapes))) or 'no leaves'}."
+        )
+    return jnp.sqrt(sum(leaves))
+
+
+def _rows(x):
+    """[N, ..., O] as [N T, O]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _positions(x):
+    """[N, ..., O] as [N, T, O], with T = 1 where there are no positions."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _sq_norm(x):
+    """The squared norm of each row, [N, ...] to [N]."""
+    return jnp.sum(x * x, axis=range(1, x.ndim))
+
+
+def _widened(x):
+    """Numbers of 16 bits as 32, others as they are."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _weighted(deltas, weights):
+    """Each example's deltas times its weight."""
+    if weights is None:
+        return deltas
+    if jnp.shape(weights) != deltas.shape[:1]:
+        raise ValueError(
+            f"weights has shape {show_shape(jnp.shape(weights))}, expected [{len(deltas)}]: "
+            "one for each example."
+        )
+    weights = jnp.asarray(weights, deltas.dtype)
+    return deltas * weights.reshape(-1, *[1] * (deltas.ndim - 1))
+
+
+def _not_a_signal(reading, signal):
+    return TypeError(
+        f"{reading}: takes a signal ({', '.join(kind.__name__ for kind in _KINDS)}), "
+        f"one parameter's; got {type(signal).__name__}. Pass it as read={reading}, "
+        "or map it over the tree of signals?"
+    )
+
+
+_KINDS = (Outer, Bias)

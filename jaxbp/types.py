@@ -1,0 +1,107 @@
+"""The records everything is made of, and the letters used throughout.
+
+A network is a `Layer`, and so is each of its parts: a few pure functions that fit together. What
+it is asked to do better is a `Loss`. Neither knows of the other: they meet in an array of outputs
+on the way up, and in its derivative, delta, on the way down.
+
+Letters, for shapes in brackets and for indices in formulas:
+
+  N   examples, always the first axis of data     n   one example
+  T   positions that share a weight (a sequence,  t   one position
+      the pixels of an image): there may be none,
+      or several axes of them
+  I   inputs of a layer                           i   one input
+  O   outputs of a layer                          o   one output
+  C   classes                                     c   one class
+  K   columns of a matrix factor                  k   one column
+
+  E      the loss of one example
+  x, y   what goes into a layer's forward, and what comes out of it
+  dy, dx   dE/dy, which goes into its backward, and dE/dx, which comes out of it
+  delta  the derivative of the loss with respect to some layer's output
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+
+class Layer(NamedTuple):
+    """A layer or a whole network: a name and three pure functions.
+
+    Attributes:
+      name: what messages and tables call it, such as `dense(10)`.
+      init: `init(key, shape) -> (params, out_shape)`. `shape` is that of one example, without N.
+        A layer without parameters has `()`. What cannot be composed is refused here.
+      forward: `forward(params, x, *, key=None) -> (y, cache)`. The cache is what backward will
+        need. A layer that draws random numbers takes them from `key`, and is deterministic
+        without one.
+      backward: `backward(params, cache, dy, *, read=keep) -> (dx, readings)`. The readings have
+        the tree structure of `params`, each parameter replaced by `read(signal)`. The first
+        argument is the tree that carries the error down: pass another of the same structure, and
+        the learning rule has changed.
+    """
+
+    name: str
+    init: Callable[..., tuple[Any, tuple[int, ...]]]
+    forward: Callable[..., tuple[chex.Array, Any]]
+    backward: Callable[..., tuple[chex.Array, Any]]
+
+
+class Loss(NamedTuple):
+    """How far outputs are from their targets, called as `loss(outputs, targets) -> (value, delta)`.
+
+    The value is that of each example, [N], and delta its derivative with respect to the outputs,
+    of their shape. Nothing is averaged over examples; an example's positions are summed.
+
+    Attributes:
+      name: what messages and tables call it.
+      terms: `terms(outputs, targets) -> (terms [N, ...], delta)`, where an example's value is the
+        sum of its terms, and a term's axes are the first of the outputs'.
+      sample: `sample(key, outputs, targets=None) -> targets`, drawn from the distribution
+        p(target | outputs) of which the loss is the negative logarithm, up to a constant. What
+        `targets` says beside the answer, such as weights, is kept.
+      hessian_factor: `hessian_factor(outputs, targets) -> columns [K, ...outputs' shape]` with
+        `sum_k s_k s_k^T` the Hessian of one position's loss with respect to its O outputs.
+    """
+
+    name: str
+    terms: Callable[..., tuple[chex.Array, chex.Array]]
+    sample: Callable[..., Any]
+    hessian_factor: Callable[..., chex.Array]
+
+    def __call__(self, outputs, targets):
+        """The value of each example, [N], and its derivative with respect to the outputs."""
+        terms, delta = self.terms(outputs, targets)
+        return jnp.sum(terms, axis=range(1, terms.ndim)), delta
+
+
+class LayerError(ValueError):
+    """A layer was composed or called wrongly: which one, where it stands, and what to do.
+
+    Attributes:
+      name: the name of the layer.
+      problem: what is wrong with it, a sentence that continues the name.
+      places: where the layer stands, from the outermost combinator inwards.
+    """
+
+    def __init__(self, name, problem, places=()):
+        """Takes the name of the layer, what is wrong with it, and where it stands."""
+        super().__init__(name, problem, places)
+        self.name, self.problem, self.places = name, problem, places
+
+    def __str__(self):
+        """The message: `chain: part 3 (dense(10)) got ...`, or `dense(10) got ...` on its own."""
+        who = f"{': '.join(self.places)} ({self.name})" if self.places else self.name
+        return f"{who} {self.problem}"
+
+    def inside(self, place):
+        """The same error seen from outside, where the layer stands at `place`."""
+        return LayerError(self.name, self.problem, (place, *self.places))
+
+
+def show_shape(shape):
+    """A shape as messages write it: `[N, 28, 28]`, each axis a size or a letter."""
+    return "[" + ", ".join(map(str, shape)) + "]"
