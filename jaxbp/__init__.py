@@ -2,7 +2,12 @@
 
 from jaxbp.backprop import backprop as backprop
 from jaxbp.backprop import value_and_grad as value_and_grad
+from jaxbp.check import Finding as Finding
+from jaxbp.check import Report as Report
+from jaxbp.check import check as check
 from jaxbp.compose import chain as chain
+from jaxbp.fit import Fit as Fit
+from jaxbp.fit import fit as fit
 from jaxbp.layers import dense as dense
 from jaxbp.layers import dropout as dropout
 from jaxbp.layers import elu as elu
@@ -29,6 +34,12 @@ from jaxbp.readings import total as total
 from jaxbp.signals import Bias as Bias
 from jaxbp.signals import Outer as Outer
 from jaxbp.signals import keep as keep
+from jaxbp.train import TrainState as TrainState
+from jaxbp.train import evaluate as evaluate
+from jaxbp.train import init_state as init_state
+from jaxbp.train import make_epoch as make_epoch
+from jaxbp.train import make_step as make_step
 from jaxbp.types import Layer as Layer
 from jaxbp.types import LayerError as LayerError
 from jaxbp.types import Loss as Loss
+from jaxbp.watch import NonFiniteError as NonFiniteError

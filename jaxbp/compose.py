@@ -39,7 +39,7 @@ def chain(*layers):
     name = f"chain({', '.join(layer.name for layer in layers)})"
 
     def parts(*trees):
-        """Each part with what is its own in each tree, and the place for its errors."""
+        """For each part: itself, the place for its errors, and what is its own in each tree."""
         for tree in trees:
             if not isinstance(tree, tuple) or len(tree) != len(layers):
                 got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
@@ -48,7 +48,9 @@ def chain(*layers):
                     f"got parameters with {got}; it takes a tuple of {len(layers)}, one for each "
                     "part. Are they those of another network?",
                 )
-        return list(zip(layers, map(_place, range(1, len(layers) + 1), layers), *trees, strict=True))
+        return list(
+            zip(layers, map(_place, range(1, len(layers) + 1), layers), *trees, strict=True)
+        )
 
     def init(key, shape):
         params = []
@@ -86,3 +88,5 @@ def _place(i, layer):
         yield
     except LayerError as error:
         raise error.inside(f"chain: part {i}") from None
+    except FloatingPointError as error:  # under jax.debug_nans or jax.debug_infs
+        raise LayerError(layer.name, f"has an {error}").inside(f"chain: part {i}") from error

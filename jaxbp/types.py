@@ -94,8 +94,12 @@ class LayerError(ValueError):
 
     def __str__(self):
         """The message: `chain: part 3 (dense(10)) got ...`, or `dense(10) got ...` on its own."""
-        who = f"{': '.join(self.places)} ({self.name})" if self.places else self.name
-        return f"{who} {self.problem}"
+        return f"{self.where} {self.problem}"
+
+    @property
+    def where(self):
+        """Which layer it is: `chain: part 3 (dense(10))`, or `dense(10)` on its own."""
+        return f"{': '.join(self.places)} ({self.name})" if self.places else self.name
 
     def inside(self, place):
         """The same error seen from outside, where the layer stands at `place`."""

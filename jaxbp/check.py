@@ -1,0 +1,208 @@
+"""The gradient check: an explicit backward pass against witnesses that know nothing of it.
+
+In float64, with random inputs and a random cotangent u, and J the Jacobian of the forward pass:
+
+  autodiff             J^T u from `jax.vjp`, for each parameter and for the input
+  finite differences   u . (f(p + h v) - f(p - h v)) / 2h against (J^T u) . v, for a random v
+  adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, over everything at once
+
+This is the one module of the package in which automatic differentiation appears.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxbp.readings import total
+from jaxbp.types import Layer, Loss
+
+AUTODIFF_TOLERANCE = 1e-10
+# A central difference in float64 with step h is off by about h^2 and by 1e-16 / h.
+FINITE_DIFFERENCE_TOLERANCE = 1e-6
+STEP = 1e-5
+
+
+class Finding(NamedTuple):
+    """One comparison of a check.
+
+    Attributes:
+      what: the parameter, by its path, or the input.
+      witness: whom it was compared with.
+      error: the largest difference, relative to the largest value that the witness has.
+      tolerance: how large it may be.
+    """
+
+    what: str
+    witness: str
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self):
+        """Whether the error is within its tolerance; one that is not a number is not."""
+        return self.error <= self.tolerance
+
+
+class Report(NamedTuple):
+    """What a check found: prints as a table.
+
+    Attributes:
+      name: of what was checked.
+      findings: one for each quantity and witness.
+    """
+
+    name: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self):
+        """Whether every finding is."""
+        return all(finding.ok for finding in self.findings)
+
+    @property
+    def largest_error(self):
+        """The largest error against autodiff."""
+        return max(f.error for f in self.findings if f.witness == "autodiff")
+
+    def raise_if_wrong(self):
+        """Raises an `AssertionError` with every finding that is not ok; else returns the report."""
+        wrong = [finding for finding in self.findings if not finding.ok]
+        if wrong:
+            raise AssertionError(f"check failed\n{Report(self.name, tuple(wrong))}")
+        return self
+
+    def __str__(self):
+        width = max(len(finding.what) for finding in self.findings)
+        rows = [
+            f"  {'ok   ' if f.ok else 'WRONG'}  {f.what:{width}}  {f.witness:18}  "
+            f"{f.error:8.1e} (at most {f.tolerance:.0e})"
+            for f in self.findings
+        ]
+        return "\n".join([f"{self.name}: {'right' if self.ok else 'WRONG'}", *rows])
+
+
+def check(subject, key, shape, *, batch=3, targets=None):
+    """Checks an explicit derivative against autodiff, finite differences and the adjoint identity.
+
+    Parameters are those of `init` in float64, moved a little at random so that none is zero; inputs
+    and the cotangent are normal. Layers that draw random numbers get a key, and draw the same ones
+    each time. The check is pure: it leaves no trace in jax's configuration.
+
+    Args:
+      subject: a Layer, which may be a whole network, or a Loss.
+      key: a random key.
+      shape: that of one example, without N. For a loss: of one example's outputs.
+      batch: N.
+      targets: of a loss. Without any they are drawn by its own `sample`.
+
+    Returns:
+      A `Report`; print it, look at `report.ok`, or call `report.raise_if_wrong()`.
+
+    Raises:
+      TypeError: `subject` is neither a Layer nor a Loss.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> report = bp.check(bp.dense(3), jax.random.key(0), (4,))
+      >>> report.ok
+      True
+      >>> report.largest_error < 1e-14
+      True
+    """
+    if not isinstance(subject, Layer | Loss):
+        raise TypeError(f"check: takes a Layer or a Loss; got {type(subject).__name__}.")
+    with jax.enable_x64(True):
+        if isinstance(subject, Layer):
+            return _check_layer(subject, key, (batch, *shape))
+        return _check_loss(subject, key, (batch, *shape), targets)
+
+
+def _check_layer(layer, key, shape):
+    init_key, move_key, input_key, draw_key, key = jax.random.split(key, 5)
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), layer.init(init_key, shape[1:])[0])
+    params = _moved(params, _normal_like(params, move_key), 0.1)
+    inputs = jax.random.normal(input_key, shape, jnp.float64)
+
+    def forward(primals):
+        return layer.forward(primals["params"], primals["inputs"], key=draw_key)[0]
+
+    def transpose(primals, cotangent):
+        _, cache = layer.forward(primals["params"], primals["inputs"], key=draw_key)
+        dx, grads = layer.backward(primals["params"], cache, cotangent, read=total)
+        return {"params": grads, "inputs": dx}
+
+    return _compare(layer.name, forward, transpose, {"params": params, "inputs": inputs}, key)
+
+
+def _check_loss(loss, key, shape, targets):
+    output_key, sample_key, key = jax.random.split(key, 3)
+    outputs = jax.random.normal(output_key, shape, jnp.float64)
+    if targets is None:
+        targets = loss.sample(sample_key, outputs)
+
+    def forward(primals):
+        return loss(primals["outputs"], targets)[0]
+
+    def transpose(primals, cotangent):
+        _, delta = loss(primals["outputs"], targets)
+        return {"outputs": delta * cotangent.reshape(-1, *[1] * (delta.ndim - 1))}
+
+    return _compare(loss.name, forward, transpose, {"outputs": outputs}, key)
+
+
+def _compare(name, forward, transpose, primals, key):
+    """The report on `transpose(primals, u)`, which should be J^T u of `forward(primals)`."""
+    cotangent_key, direction_key = jax.random.split(key)
+    outputs, vjp = jax.vjp(jax.jit(forward), primals)
+    cotangent = jax.random.normal(cotangent_key, outputs.shape, outputs.dtype)
+    explicit, (expected,) = jax.jit(transpose)(primals, cotangent), vjp(cotangent)
+    chex.assert_trees_all_equal_shapes_and_dtypes(explicit, expected)
+
+    @jax.jit
+    def project(primals):
+        return jnp.vdot(forward(primals), cotangent)
+
+    directions = _normal_like(primals, direction_key)
+    paths, leaves = zip(*jax.tree.leaves_with_path(directions), strict=True)
+    structure = jax.tree.structure(directions)
+    got, want = jax.tree.leaves(explicit), jax.tree.leaves(expected)
+    findings, products = [], []
+    for i, path in enumerate(paths):
+        what = jax.tree_util.keystr(path, simple=True, separator=".")
+        error = _ratio(jnp.max(jnp.abs(got[i] - want[i])), jnp.max(jnp.abs(want[i])))
+        findings.append(Finding(what, "autodiff", error, AUTODIFF_TOLERANCE))
+
+        along = structure.unflatten([v if i == j else 0 * v for j, v in enumerate(leaves)])
+        ahead, behind = (project(_moved(primals, along, h)) for h in (STEP, -STEP))
+        products.append(jnp.vdot(got[i], leaves[i]))
+        error = _ratio(
+            abs((ahead - behind) / (2 * STEP) - products[i]), jnp.linalg.norm(want[i].ravel())
+        )
+        findings.append(Finding(what, "finite differences", error, FINITE_DIFFERENCE_TOLERANCE))
+
+    _, tangent = jax.jvp(jax.jit(forward), (primals,), (directions,))
+    error = _ratio(
+        abs(jnp.vdot(tangent, cotangent) - sum(products)),
+        jnp.linalg.norm(tangent.ravel()) * jnp.linalg.norm(cotangent.ravel()),
+    )
+    findings.append(Finding("all together", "adjoint identity", error, AUTODIFF_TOLERANCE))
+    return Report(name, tuple(findings))
+
+
+def _normal_like(tree, key):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten(
+        [jax.random.normal(k, p.shape, p.dtype) for k, p in zip(keys, leaves, strict=True)]
+    )
+
+
+def _moved(tree, directions, step):
+    return jax.tree.map(lambda p, v: p + step * v, tree, directions)
+
+
+def _ratio(error, scale):
+    """The error relative to the scale; as it is, where the scale is zero."""
+    return float(error / jnp.where(scale == 0, 1, scale))

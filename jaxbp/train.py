@@ -1,0 +1,184 @@
+"""The loop: feedforward, compare, spread the error backwards, update; every example once; again.
+
+From the inside outwards, each a pure function that is jit-compiled whole:
+
+  step     one batch: a sweep and an update of the parameters
+  epoch    every example once, in batches drawn at random: one `lax.scan` of steps
+
+and, beside them, `evaluate`, which measures and changes nothing. `fit` runs epochs until the model
+is good.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbp.backprop import backprop
+from jaxbp.readings import mean
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+      params: the parameters.
+      opt_state: the state of the optimizer.
+      step: how many steps have been made.
+      key: from which every random number of the steps to come is drawn.
+    """
+
+    params: Any
+    opt_state: Any
+    step: chex.Array
+    key: chex.PRNGKey
+
+
+def init_state(net, optimizer, key, shape):
+    """The state before the first step, with parameters drawn by the network's initialisers.
+
+    Args:
+      net: a Layer.
+      optimizer: an optax optimizer.
+      key: a random key.
+      shape: that of one example, without N.
+    """
+    init_key, key = jax.random.split(key)
+    params, _ = net.init(init_key, shape)
+    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+
+
+def make_step(net, loss, optimizer, *, read=None, donate=True):
+    """A training step: one sweep over one batch and one update by its mean gradient.
+
+    The step is pure and jit-compiled.
+
+    Args:
+      net: a Layer.
+      loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
+      optimizer: an optax optimizer, also one that asks for `value`, `grad` or `value_fn`.
+      read: a dict of readings to record beside the loss, answered by the same sweep.
+      donate: whether the memory of the state that goes in is used for the one that comes out, after
+        which the old one can no longer be read.
+
+    Returns:
+      `step(state, inputs, targets) -> (state, record)`; record is a dict of the mean loss,
+      `loss`, and of a tree for each reading.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
+      >>> net, optimizer = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2)), optax.sgd(0.1)
+      >>> state = bp.init_state(net, optimizer, jax.random.key(0), (3,))
+      >>> step = bp.make_step(net, bp.squared_error, optimizer)
+      >>> state, record = step(state, jnp.ones((5, 3)), jnp.zeros((5, 2)))
+      >>> int(state.step), sorted(record)
+      (1, ['loss'])
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
+
+    def step(state, inputs, targets):
+        key, forward_key = jax.random.split(state.key)
+        values, answers = sweep(state.params, inputs, targets, key=forward_key)
+        grads, value = answers.pop("grads"), jnp.mean(values)
+
+        def value_fn(params):  # for optimizers that search along a line
+            outputs, _ = net.forward(params, inputs, key=forward_key)
+            return jnp.mean(loss(outputs, targets)[0])
+
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn
+        )
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(params, opt_state, state.step + 1, key), {"loss": value, **answers}
+
+    return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def make_epoch(net, loss, optimizer, *, batch_size, read=None):
+    """An epoch: a step for each batch, over all examples in a random order, as one `lax.scan`.
+
+    If the batch size does not divide N, the last batch is a short one. Pure and jit-compiled.
+
+    Args:
+      net: a Layer.
+      loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
+      optimizer: an optax optimizer.
+      batch_size: examples per step.
+      read: a dict of readings to record beside the loss. Their shapes must not depend on N.
+
+    Returns:
+      `epoch(state, inputs, targets) -> (state, record)`; record is that of the steps, averaged
+      over the examples.
+    """
+    step = make_step(net, loss, optimizer, read=read)
+
+    def epoch(state, inputs, targets):
+        state, order = shuffled(state, len(inputs))
+
+        def step_on(state, indices):
+            return step(state, *take((inputs, targets), indices))
+
+        return _scan_batches(step_on, state, order, batch_size)
+
+    return jax.jit(epoch)
+
+
+def evaluate(net, loss, *, metric=None, batch_size=1024):
+    """Measures a network without changing it, and without drawing random numbers.
+
+    Args:
+      net: a Layer.
+      loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
+      metric: `metric(outputs, targets) -> [N]`, such as `bp.accuracy`.
+      batch_size: how many examples go through the network at a time.
+
+    Returns:
+      `function(params, inputs, targets) -> record`, jit-compiled: the mean over the examples of
+      the `loss` and, if there is one, of the `metric`.
+    """
+
+    def function(params, inputs, targets):
+        def measure(carry, indices):
+            x, t = take((inputs, targets), indices)
+            outputs, _ = net.forward(params, x)
+            record = {"loss": jnp.mean(loss(outputs, t)[0])}
+            if metric is not None:
+                record["metric"] = jnp.mean(metric(outputs, t))
+            return carry, record
+
+        return _scan_batches(measure, (), jnp.arange(len(inputs)), batch_size)[1]
+
+    return jax.jit(function)
+
+
+def shuffled(state, n):
+    """The examples in a random order, and the state with the key that comes after it."""
+    key, shuffle_key = jax.random.split(state.key)
+    return state._replace(key=key), jax.random.permutation(shuffle_key, n)
+
+
+def take(data, indices):
+    """The examples at `indices` of every array in a tree."""
+    return jax.tree.map(lambda array: array[indices], data)
+
+
+def _scan_batches(function, carry, indices, batch_size):
+    """`function(carry, batch of indices) -> (carry, record)` over all, and the mean record."""
+    n = len(indices)
+    batch_size = min(batch_size, n)
+    full = n // batch_size * batch_size
+    carry, records = jax.lax.scan(function, carry, indices[:full].reshape(-1, batch_size))
+    sums = jax.tree.map(lambda r: batch_size * jnp.sum(r, axis=0), records)
+    if full < n:
+        carry, record = function(carry, indices[full:])
+        for name in record:
+            if jax.tree.map(jnp.shape, record[name]) != jax.tree.map(jnp.shape, sums[name]):
+                raise ValueError(
+                    f"{name} has shapes that depend on the number of examples, which cannot be "
+                    "averaged over batches. Average it over the examples?"
+                )
+        sums = jax.tree.map(lambda s, r: s + (n - full) * r, sums, record)
+    return carry, jax.tree.map(lambda s: s / n, sums)
