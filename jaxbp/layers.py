@@ -130,7 +130,7 @@ def relu():
     """The rectifier, y = max(x, 0), elementwise. dx = dy where y > 0, else 0 (at x = 0 too)."""
 
     def forward(x):
-        y = jnp.maximum(x, 0)
+        y = jax.nn.relu(x)
         return y, y
 
     return _elementwise("relu", forward, lambda y: (y > 0).astype(y.dtype))
@@ -150,7 +150,7 @@ def leaky_relu(negative_slope=0.01):
     _require_positive("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
-        y = jnp.where(x >= 0, x, negative_slope * x)
+        y = jax.nn.leaky_relu(x, negative_slope)
         return y, y
 
     def slope(y):
@@ -177,8 +177,7 @@ def elu(alpha=1.0):
     _require_positive("elu", "alpha", alpha)
 
     def forward(x):
-        # The exponential of a large x would overflow in the branch that is not taken.
-        y = jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
+        y = jax.nn.elu(x, alpha)
         return y, y
 
     def slope(y):

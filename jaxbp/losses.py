@@ -252,7 +252,7 @@ def accuracy(outputs, targets):
       outputs: [N, ..., C].
       targets: integers, [N, ...].
     """
-    right = jnp.argmax(outputs, axis=-1) == targets
+    right = jnp.argmax(outputs, axis=-1).astype(targets.dtype) == targets
     return jnp.mean(right, axis=range(1, right.ndim), dtype=jnp.float32)
 
 

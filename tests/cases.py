@@ -1,0 +1,182 @@
+"""The registry: what is listed here is put to every property that there is for its kind.
+
+A new public layer, loss or reading joins by a line; `test_package` fails until it has.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+import jaxbp as bp
+
+N = 3
+
+
+class Case(NamedTuple):
+    """A layer, made when it is wanted, and the shape of one example."""
+
+    make: Callable[[], bp.Layer]
+    shape: tuple[int, ...]
+
+
+LAYERS = {
+    "dense": Case(lambda: bp.dense(4), (5,)),
+    "dense to one": Case(lambda: bp.dense(1), (5,)),
+    "dense from one": Case(lambda: bp.dense(4), (1,)),
+    "dense without bias": Case(lambda: bp.dense(4, use_bias=False), (5,)),
+    "dense at positions": Case(lambda: bp.dense(4), (6, 5)),
+    "dense at few positions": Case(lambda: bp.dense(7), (2, 8)),
+    "dense at positions of two axes": Case(lambda: bp.dense(2), (4, 3, 5)),
+    "dense with initialisers": Case(
+        lambda: bp.dense(4, weight_init=initializers.orthogonal(), bias_init=initializers.ones),
+        (5,),
+    ),
+    "sigmoid": Case(bp.sigmoid, (5,)),
+    "tanh": Case(bp.tanh, (2, 5)),
+    "relu": Case(bp.relu, (5,)),
+    "leaky_relu": Case(bp.leaky_relu, (5,)),
+    "leaky_relu of a large slope": Case(lambda: bp.leaky_relu(1.5), (5,)),
+    "elu": Case(bp.elu, (5,)),
+    "elu of another alpha": Case(lambda: bp.elu(0.3), (5,)),
+    "gelu": Case(bp.gelu, (5,)),
+    "gelu, exact": Case(lambda: bp.gelu(approximate=False), (5,)),
+    "silu": Case(bp.silu, (5,)),
+    "softplus": Case(bp.softplus, (5,)),
+    "flatten": Case(bp.flatten, (2, 3, 4)),
+    "flatten what is flat": Case(bp.flatten, (4,)),
+    "dropout": Case(lambda: bp.dropout(0.4), (5,)),
+    "dropout of nothing": Case(lambda: bp.dropout(0.0), (5,)),
+    "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
+    "chain of nothing": Case(bp.chain, (5,)),
+}
+
+NETWORKS = {
+    "perceptron": Case(lambda: bp.chain(bp.dense(1)), (2,)),
+    "two layers": Case(
+        lambda: bp.chain(bp.dense(3), bp.sigmoid(), bp.dense(1), bp.sigmoid()), (2,)
+    ),
+    "classifier": Case(
+        lambda: bp.chain(bp.dense(6), bp.relu(), bp.dense(5), bp.gelu(), bp.dense(3)), (4,)
+    ),
+    "images": Case(
+        lambda: bp.chain(bp.flatten(), bp.dense(5), bp.elu(), bp.dropout(0.3), bp.dense(3)), (2, 4)
+    ),
+    "sequence": Case(
+        lambda: bp.chain(bp.dense(5), bp.silu(), bp.dense(3, use_bias=False), bp.tanh()), (6, 4)
+    ),
+    "nested": Case(
+        lambda: bp.chain(
+            bp.chain(bp.dense(4), bp.chain(bp.softplus(), bp.dropout(0.2))),
+            bp.chain(bp.leaky_relu(), bp.dense(2)),
+        ),
+        (3,),
+    ),
+    "deep": Case(
+        lambda: bp.chain(*[part for _ in range(8) for part in (bp.dense(4), bp.tanh())]), (4,)
+    ),
+}
+
+
+class LossCase(NamedTuple):
+    """A loss, the shape of one example's outputs, and targets for it of shape [N, ...]."""
+
+    loss: bp.Loss
+    shape: tuple[int, ...]
+    targets: Callable[[np.random.Generator], object]
+
+
+def labels(rng, *shape, classes=4):
+    return jnp.asarray(rng.integers(classes, size=(N, *shape)))
+
+
+def probabilities(rng, *shape):
+    return jnp.asarray(rng.dirichlet(np.ones(4), size=(N, *shape)))
+
+
+def bits(rng, *shape):
+    return jnp.asarray(rng.integers(2, size=(N, *shape)), float)
+
+
+def normals(rng, *shape):
+    return jnp.asarray(rng.normal(size=(N, *shape)))
+
+
+def weights(rng, *shape):
+    """Weights, the first of them zero."""
+    return jnp.asarray(rng.uniform(0.5, 2, size=(N, *shape))).at[0].set(0)
+
+
+LOSSES = {
+    "softmax_cross_entropy": LossCase(bp.softmax_cross_entropy, (4,), labels),
+    "softmax_cross_entropy at positions": LossCase(
+        bp.softmax_cross_entropy, (5, 4), lambda rng: labels(rng, 5)
+    ),
+    "softmax_cross_entropy of probabilities": LossCase(
+        bp.softmax_cross_entropy, (4,), probabilities
+    ),
+    "softmax_cross_entropy of probabilities at positions": LossCase(
+        bp.softmax_cross_entropy, (5, 4), lambda rng: probabilities(rng, 5)
+    ),
+    "softmax_cross_entropy, weighted": LossCase(
+        bp.weighted(bp.softmax_cross_entropy),
+        (5, 4),
+        lambda rng: (labels(rng, 5), weights(rng, 5)),
+    ),
+    "sigmoid_cross_entropy": LossCase(bp.sigmoid_cross_entropy, (1,), lambda rng: bits(rng, 1)),
+    "sigmoid_cross_entropy of many labels": LossCase(
+        bp.sigmoid_cross_entropy, (4,), lambda rng: bits(rng, 4)
+    ),
+    "sigmoid_cross_entropy of probabilities at positions": LossCase(
+        bp.sigmoid_cross_entropy, (5, 4), lambda rng: probabilities(rng, 5)
+    ),
+    "sigmoid_cross_entropy, weighted": LossCase(
+        bp.weighted(bp.sigmoid_cross_entropy), (4,), lambda rng: (bits(rng, 4), weights(rng))
+    ),
+    "squared_error": LossCase(bp.squared_error, (4,), lambda rng: normals(rng, 4)),
+    "squared_error at positions": LossCase(
+        bp.squared_error, (5, 4), lambda rng: normals(rng, 5, 4)
+    ),
+    "squared_error, weighted": LossCase(
+        bp.weighted(bp.squared_error), (5, 4), lambda rng: (normals(rng, 5, 4), weights(rng, 5, 4))
+    ),
+    "huber": LossCase(bp.huber, (4,), lambda rng: 3 * normals(rng, 4)),
+    "huber of another threshold at positions": LossCase(
+        bp.make_huber(0.4), (5, 4), lambda rng: normals(rng, 5, 4)
+    ),
+    "huber, weighted": LossCase(
+        bp.weighted(bp.huber), (4,), lambda rng: (3 * normals(rng, 4), weights(rng))
+    ),
+}
+
+READINGS = {
+    "keep": bp.keep,
+    "total": bp.total,
+    "mean": bp.mean,
+    "per_example": bp.per_example,
+    "sq_norms": bp.sq_norms,
+}
+
+# A signal of each kind, by the shape of the positions.
+SIGNALS = {
+    "Outer": lambda rng, *t: bp.Outer(
+        jnp.asarray(rng.normal(size=(N, *t, 5))), jnp.asarray(rng.normal(size=(N, *t, 4)))
+    ),
+    "Bias": lambda rng, *t: bp.Bias(jnp.asarray(rng.normal(size=(N, *t, 4)))),
+}
+POSITIONS = ((), (1,), (2,), (7,), (2, 3))
+
+
+def prepare(case, key, n=N):
+    """A layer of the registry with parameters away from zero, inputs, and a key for its draws."""
+    layer = case.make()
+    init_key, input_key, move_key, draw_key = jax.random.split(key, 4)
+    params, _ = layer.init(init_key, case.shape)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(move_key, len(leaves))
+    leaves = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    inputs = jax.random.normal(input_key, (n, *case.shape))
+    return layer, structure.unflatten(leaves), inputs, draw_key

@@ -1,0 +1,103 @@
+"""What the library is compared with: automatic differentiation, and formulas written the slow way.
+
+Autodiff appears in the tests here and nowhere else. Tolerances are here too.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.test_util import check_grads
+
+# How far two ways to compute the same may be apart, relative to the largest value, by dtype.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
+
+
+def assert_close(got, want):
+    """Trees of the same structure, shapes and dtypes, and equal within their dtype's tolerance."""
+    chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        tolerance = TOLERANCE.get(str(a.dtype), 0)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        scale = np.max(np.abs(b), initial=0)
+        np.testing.assert_allclose(
+            a, b, rtol=0, atol=tolerance * (scale or 1), err_msg=jax.tree_util.keystr(path)
+        )
+
+
+def layer_vjp(layer, params, x, dy, key=None):
+    """(dx, gradients) of the layer for the cotangent dy."""
+
+    def pullback(params, x):
+        _, vjp = jax.vjp(lambda p, x: layer.forward(p, x, key=key)[0], params, x)
+        return vjp(dy)
+
+    grads, dx = jax.jit(pullback)(params, x)
+    return dx, grads
+
+
+def slope(function, x):
+    """The derivative of an elementwise function."""
+    return jax.grad(lambda x: jnp.sum(function(x)))(x)
+
+
+def layer_jvp(layer, params, x, params_dot, x_dot, key=None):
+    """J v of the layer."""
+    _, y_dot = jax.jvp(
+        lambda p, x: layer.forward(p, x, key=key)[0], (params, x), (params_dot, x_dot)
+    )
+    return y_dot
+
+
+def check_layer_by_finite_differences(layer, params, x, key=None):
+    check_grads(
+        jax.jit(lambda p, x: layer.forward(p, x, key=key)[0]), (params, x), order=1, modes=["rev"]
+    )
+
+
+def loss_delta(loss, outputs, targets):
+    """The derivative of the sum of the examples' values."""
+    return jax.grad(lambda y: jnp.sum(loss(y, targets)[0]))(outputs)
+
+
+def loss_hessian(loss, outputs, targets):
+    """The Hessian of one position's loss with respect to its outputs: outputs [O]."""
+    return jax.hessian(lambda y: jnp.sum(loss(y[None], targets)[0]))(outputs)
+
+
+def value_and_grad(net, values_of, params, x, targets, key=None):
+    """The mean of `values_of(outputs, targets)` [N] and its gradient."""
+
+    def objective(params):
+        return jnp.mean(values_of(net.forward(params, x, key=key)[0], targets))
+
+    return jax.jit(jax.value_and_grad(objective))(params)
+
+
+def value_and_grad_function(net, values_of):
+    """What a user of autodiff would compile."""
+
+    def objective(params, x, targets):
+        return jnp.mean(values_of(net.forward(params, x)[0], targets))
+
+    return jax.value_and_grad(objective)
+
+
+def per_example_grads(net, values_of, params, x, targets, key=None):
+    """The gradient of each example's own value, [N, ...]: a Jacobian, row by row."""
+
+    def values(params):
+        return values_of(net.forward(params, x, key=key)[0], targets)
+
+    return jax.jit(jax.jacrev(values))(params)
+
+
+def layer_per_example_grads(layer, params, x, dy, key=None):
+    """The gradient of <y_n, dy_n> for each example, [N, ...]."""
+
+    def values(params):
+        return jax.vmap(jnp.vdot)(layer.forward(params, x, key=key)[0], dy)
+
+    if not jax.tree.leaves(params):
+        return params  # jacrev wants at least one
+    return jax.jit(jax.jacrev(values))(params)

@@ -1,0 +1,101 @@
+"""Composition: a chain is its parts, in both directions, and says which part is wrong."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from cases import NETWORKS, prepare
+from oracles import assert_close
+
+import jaxbp as bp
+
+
+def test_a_chain_is_its_parts_one_by_one(key):
+    parts = (bp.dense(4), bp.tanh(), bp.dense(2))
+    net = bp.chain(*parts)
+    params, _ = net.init(key, (3,))
+    x, dy = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 2))
+    y, caches = x, []
+    for part, p in zip(parts, params, strict=True):
+        y, cache = part.forward(p, y)
+        caches.append(cache)
+    assert_close(net.forward(params, x), (y, tuple(caches)))
+    dx, signals = net.backward(params, tuple(caches), dy)
+    for i in (2, 1, 0):
+        dy, want = parts[i].backward(params[i], caches[i], dy)
+        assert_close(signals[i], want)
+    assert_close(dx, dy)
+
+
+def test_nesting_changes_nothing(key):
+    nested, params, x, _ = prepare(NETWORKS["nested"], key)
+    ((dense, (_, _)), (_, last)) = params
+    flat = bp.chain(bp.dense(4), bp.softplus(), bp.leaky_relu(), bp.dense(2))
+    y, cache = nested.forward(params, x)
+    flat_params = (dense, (), (), last)
+    flat_y, flat_cache = flat.forward(flat_params, x)
+    assert_close(y, flat_y)
+    dx, grads = nested.backward(params, cache, y, read=bp.mean)
+    flat_dx, flat_grads = flat.backward(flat_params, flat_cache, y, read=bp.mean)
+    assert_close((dx, grads[0][0], grads[1][1]), (flat_dx, flat_grads[0], flat_grads[3]))
+
+
+def test_a_chain_is_named_for_its_parts():
+    net = bp.chain(bp.dense(4), bp.chain(bp.relu(), bp.dropout(0.5)))
+    assert net.name == "chain(dense(4), chain(relu, dropout(0.5)))"
+
+
+NET = bp.chain(bp.dense(4), bp.chain(bp.relu(), bp.dense(2)))
+
+
+def params_of(net, shape=(3,)):
+    return net.init(jax.random.key(0), shape)[0]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: bp.chain(bp.dense(3), bp.relu),
+            TypeError,
+            r"chain: part 2 is <function relu.*>; it takes a Layer\. Call it: relu\(\)\?",
+        ),
+        (lambda: bp.chain(3), TypeError, r"chain: part 1 is 3; it takes a Layer\.$"),
+        (
+            lambda: NET.init(jax.random.key(0), ()),
+            bp.LayerError,
+            r"^chain: part 1 \(dense\(4\)\) got inputs of shape \[N\]",
+        ),
+        (
+            lambda: NET.forward(params_of(NET), jnp.ones((5, 2))),
+            bp.LayerError,
+            r"^chain: part 1 \(dense\(4\)\) got inputs of shape \[5, 2\]",
+        ),
+        (
+            lambda: NET.forward((params_of(NET)[0], ((), ())), jnp.ones((5, 3))),
+            bp.LayerError,
+            r"^chain: part 2: chain: part 2 \(dense\(2\)\) got parameters that are not its own",
+        ),
+        (
+            lambda: NET.forward(params_of(NET)[:1], jnp.ones((5, 3))),
+            bp.LayerError,
+            r"got parameters with 1 entries; it takes a tuple of 2",
+        ),
+        (
+            lambda: NET.forward({"weight": 1}, jnp.ones((5, 3))),
+            bp.LayerError,
+            r"got parameters with dict",
+        ),
+        (
+            lambda: NET.backward(
+                params_of(bp.chain(bp.dense(4))),
+                NET.forward(params_of(NET), jnp.ones((5, 3)))[1],
+                jnp.ones((5, 2)),
+            ),
+            bp.LayerError,
+            r"got parameters with 1 entries",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
