@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxbp.train import TrainState, evaluate, init_state, make_epoch, make_step, shuffled, take
 from jaxbp.types import Layer, LayerError, show_shape
@@ -277,7 +276,7 @@ def _require_arguments(net, optimizer, key, state, held_out, patience, epochs, b
     wrong = []
     if not isinstance(net, Layer):
         wrong.append(f"net is {type(net).__name__}, expected a Layer")
-    if not isinstance(optimizer, optax.GradientTransformation):
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         wrong.append(f"optimizer is {type(optimizer).__name__}, expected one of optax")
     if (key is None) == (state is None):
         wrong.append("expected a key for a new state, or a state to go on from, and not both")

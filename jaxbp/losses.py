@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.types import Loss, show_shape
+from jaxbp.types import Loss, show_shape, widened
 
 
 def _softmax_cross_entropy():
@@ -214,8 +214,9 @@ def weighted(loss):
         return targets
 
     def times(weights, values):
+        weights = weights.astype(values.dtype)
         weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
-        return jnp.where(weights == 0, 0, weights.astype(values.dtype) * values)
+        return jnp.where(weights == 0, 0, weights * values)
 
     def terms(outputs, targets):
         targets, weights = unpack(targets)
@@ -274,7 +275,7 @@ def _require_outputs(name, outputs):
         raise ValueError(
             f"{name}: outputs has dtype {outputs.dtype}, expected floating-point numbers."
         )
-    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    return widened(outputs)
 
 
 def _require_like(name, targets, outputs, what):
@@ -286,7 +287,7 @@ def _require_like(name, targets, outputs, what):
             f"{name}: targets has shape {show_shape(targets.shape)}, "
             f"expected {show_shape(outputs.shape)}: {what}.{hint}"
         )
-    return targets.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+    return targets.astype(widened(outputs).dtype)
 
 
 def _require_labels(name, labels, shape):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.signals import Bias, Outer
-from jaxbp.types import show_shape
+from jaxbp.types import show_shape, widened
 
 
 @functools.singledispatch
@@ -121,7 +121,7 @@ def sq_norms(signal):
 
 @sq_norms.register
 def _(signal: Outer):
-    x, d = _positions(_widened(signal.inputs)), _positions(_widened(signal.deltas))
+    x, d = _positions(widened(signal.inputs)), _positions(widened(signal.deltas))
     (_, t, i), o = x.shape, d.shape[-1]
     if t == 1:
         return _sq_norm(x) * _sq_norm(d)
@@ -134,7 +134,7 @@ def _(signal: Outer):
 
 @sq_norms.register
 def _(signal: Bias):
-    return _sq_norm(per_example(Bias(_widened(signal.deltas))))
+    return _sq_norm(per_example(Bias(widened(signal.deltas))))
 
 
 def gram_is_less_work(t, i, o):
@@ -179,11 +179,6 @@ def _positions(x):
 def _sq_norm(x):
     """The squared norm of each row, [N, ...] to [N]."""
     return jnp.sum(x * x, axis=range(1, x.ndim))
-
-
-def _widened(x):
-    """Numbers of 16 bits as 32, others as they are."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _weighted(deltas, weights):

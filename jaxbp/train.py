@@ -47,7 +47,9 @@ def init_state(net, optimizer, key, shape):
     """
     init_key, key = jax.random.split(key)
     params, _ = net.init(init_key, shape)
-    return TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), key)
+    # Some optimizers hold an array twice, or the parameters: what is donated must be held once.
+    opt_state = jax.tree.map(jnp.copy, optimizer.init(params))
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), key)
 
 
 def make_step(net, loss, optimizer, *, read=None, donate=True):

@@ -21,6 +21,7 @@ Letters, for shapes in brackets and for indices in formulas:
   delta  the derivative of the loss with respect to some layer's output
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -50,7 +51,8 @@ class Layer(NamedTuple):
     backward: Callable[..., tuple[chex.Array, Any]]
 
 
-class Loss(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Loss:
     """How far outputs are from their targets, called as `loss(outputs, targets) -> (value, delta)`.
 
     The value is that of each example, [N], and delta its derivative with respect to the outputs,
@@ -109,3 +111,8 @@ class LayerError(ValueError):
 def show_shape(shape):
     """A shape as messages write it: `[N, 28, 28]`, each axis a size or a letter."""
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def widened(x):
+    """Numbers of 16 bits as 32, others as they are: for sums that would round or overflow."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -1,5 +1,11 @@
 """Strict by default: float64, no silent promotion of dtypes, and (in pyproject) no warnings."""
 
+import os
+
+# Small programs, compiled once and run once: less of LLVM's optimization makes the suite faster.
+# What is asserted of cost (FLOP, bytes) is decided before LLVM.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
 import jax
 import pytest
 
@@ -13,3 +19,10 @@ def strict():
 @pytest.fixture
 def key():
     return jax.random.key(20)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For what optax computes, which relies on it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

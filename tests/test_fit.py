@@ -1,0 +1,359 @@
+"""Until the model is good: each reason to stop, what is given back, and what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import assert_close
+
+import jaxbp as bp
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+NET = bp.chain(bp.dense(8), bp.tanh(), bp.dense(2))
+LOSS = bp.softmax_cross_entropy
+ADAM = optax.adam(0.03)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(5)
+    with jax.enable_x64(True):
+        x = jnp.asarray(rng.normal(size=(90, 2)))
+        return x, (x[:, 0] > x[:, 1]).astype(jnp.int32)
+
+
+def fit(data, **options):
+    return bp.fit(
+        NET, LOSS, options.pop("optimizer", ADAM), data, **{"key": jax.random.key(0), **options}
+    )
+
+
+def test_it_stops_when_the_metric_is_good(data):
+    run = fit(data, metric=bp.accuracy, target=0.95, epochs=200)
+    assert run.stopped_by == "target"
+    assert run.reason.startswith(
+        f"target: accuracy {float(run.records[-1]['metric']):.4g} is as good"
+    )
+    outputs, _ = NET.forward(run.params, data[0])
+    assert float(jnp.mean(bp.accuracy(outputs, data[1]))) >= 0.95
+    assert all(record["metric"] < 0.95 for record in run.records[:-1])
+
+
+def test_it_stops_when_the_loss_is_good(data):
+    run = fit(data, target=0.3, epochs=200)
+    assert run.stopped_by == "target"
+    assert run.records[-1]["loss"] <= 0.3
+    assert all(record["loss"] > 0.3 for record in run.records[:-1])
+
+
+def test_it_stops_when_patience_is_at_its_end_and_gives_back_the_best(data):
+    """Random labels: what is learnt of them does not help on others."""
+    rng = np.random.default_rng(0)
+    labels = jnp.asarray(rng.integers(2, size=90))
+    params_of = {}
+
+    def watch(state, record):
+        params_of[record["epoch"]] = state.params
+
+    held_out = data[0][60:], labels[60:]
+    run = fit((data[0][:60], labels[:60]), held_out=held_out, patience=3, callback=watch)
+    assert run.stopped_by == "patience"
+    losses = [float(record["held_out_loss"]) for record in run.records]
+    best = int(np.argmin(losses)) + 1
+    assert len(losses) == best + 3
+    assert f"for 3 epochs on {losses[best - 1]:.4g} of epoch {best}" in run.reason
+    assert_close(run.params, params_of[best])
+    assert_close(run.state.params, params_of[best + 3])
+    measured = bp.evaluate(NET, LOSS)(run.params, *held_out)["loss"]
+    np.testing.assert_allclose(measured, min(losses), rtol=1e-12)
+
+
+def test_with_a_metric_the_best_is_that_of_the_highest():
+    """The network's one parameter counts its steps, and its output is a script of metrics."""
+    script = jnp.array([0.0, 0.2, 0.8, 0.8, 0.5, 0.1])
+
+    def forward(params, x, *, key=None):
+        del key
+        return jnp.broadcast_to(script[params.astype(int)], (len(x), 1)), ()
+
+    def backward(params, cache, dy, *, read=bp.keep):
+        del params, cache
+        return dy, read(bp.Bias(jnp.ones_like(dy)))
+
+    def measure(outputs, targets):
+        del targets
+        return outputs[:, 0]
+
+    net = bp.Layer("scripted", lambda key, shape: (jnp.zeros(1), (1,)), forward, backward)
+    data = jnp.zeros((4, 1)), jnp.zeros((4, 1))
+    run = bp.fit(
+        net, bp.squared_error, optax.sgd(-1.0), data,
+        key=jax.random.key(0), held_out=data, metric=measure, epochs=5, patience=3,
+    )  # fmt: skip
+    assert [float(record["metric"]) for record in run.records] == [0.2, 0.8, 0.8, 0.5, 0.1]
+    assert float(run.params[0]) == 2  # the first of the two that are best
+    assert float(run.state.params[0]) == 5
+    assert (
+        run.reason == "patience: held-out measure has not improved for 3 epochs on 0.8 of epoch 2"
+    )
+
+
+def test_it_stops_after_so_many_epochs(data):
+    run = fit(data, epochs=3)
+    assert (run.stopped_by, len(run.records)) == ("epochs", 3)
+    assert run.reason == f"epochs: all 3 epochs are done, loss {run.records[-1]['loss']:.4g}"
+    assert int(run.state.step) == 3 * 2
+    assert_close(run.params, run.state.params)
+
+
+def test_two_runs_that_follow_each_other_are_one(data):
+    whole = fit(data, epochs=4)
+    half = fit(data, epochs=2)
+    rest = fit(data, key=None, state=half.state, epochs=2)
+    assert_close(rest.params, whole.params)
+    assert_close(
+        [r["loss"] for r in half.records + rest.records], [r["loss"] for r in whole.records]
+    )
+
+
+def test_the_same_key_gives_the_same_run_and_another_another(data):
+    assert_close(fit(data, epochs=2).params, fit(data, epochs=2).params)
+    other = fit(data, epochs=2, key=jax.random.key(1))
+    assert not np.allclose(other.params[0]["weight"], fit(data, epochs=2).params[0]["weight"])
+
+
+def test_records_hold_what_was_asked_for_and_the_callback_sees_them(data):
+    def error_size(signal):
+        return jnp.sqrt(jnp.mean(signal.deltas**2))
+
+    seen = []
+    run = fit(
+        data,
+        epochs=2,
+        held_out=data,
+        metric=bp.accuracy,
+        read={"error_size": error_size},
+        callback=lambda state, record: seen.append((int(state.step), record)),
+    )
+    assert [step for step, _ in seen] == [2, 4]
+    assert [record for _, record in seen] == run.records
+    assert set(run.records[0]) == {"epoch", "loss", "held_out_loss", "metric", "error_size"}
+    assert [record["epoch"] for record in run.records] == [1, 2]
+    assert run.records[0]["error_size"][2]["bias"] > 0
+    json_ready = float(run.records[0]["held_out_loss"])
+    measured = bp.evaluate(NET, LOSS)(run.params, *data)["loss"]
+    assert json_ready >= float(measured)
+
+
+class Batches:
+    """Batches in a fixed order, made anew for each epoch."""
+
+    def __init__(self, data, size):
+        self.data, self.size = data, size
+
+    def __iter__(self):
+        for i in range(0, len(self.data[0]), self.size):
+            yield tuple(np.asarray(a[i : i + self.size]) for a in self.data)
+
+
+@pytest.mark.parametrize("make", [list, lambda b: b], ids=["list", "object"])
+def test_batches_from_an_iterable_are_steps_in_its_order(make, data, key):
+    run = fit(make(Batches(data, 40)), epochs=2, held_out=data)
+    state = bp.init_state(NET, ADAM, jax.random.key(0), (2,))
+    step = bp.make_step(NET, LOSS, ADAM)
+    for _ in range(2):
+        losses = []
+        for batch in Batches(data, 40):
+            state, record = step(state, *batch)
+            losses.append(float(record["loss"]) * len(batch[0]))
+    assert_close(run.state.params, state.params)
+    np.testing.assert_allclose(run.records[-1]["loss"], sum(losses) / 90, rtol=1e-12)
+
+
+def test_a_generator_is_good_for_one_epoch(data):
+    run = fit(iter(Batches(data, 40)), epochs=1)
+    assert int(run.state.step) == 3
+    with pytest.raises(
+        ValueError, match=r"generator, which can be gone through once, for 2 epochs"
+    ):
+        fit(iter(Batches(data, 40)), epochs=2)
+
+
+def test_a_network_is_traced_once_however_many_epochs(data):
+    def shapes_traced(epochs):
+        shapes = []
+
+        def forward(params, x, *, key=None):
+            shapes.append(x.shape)
+            return NET.forward(params, x, key=key)
+
+        net = NET._replace(forward=forward)
+        bp.fit(net, LOSS, ADAM, data, key=jax.random.key(0), epochs=epochs)
+        return shapes
+
+    # Once to look at the data, once for the full batches, once for the short one.
+    assert shapes_traced(2) == shapes_traced(7) == [(90, 2), (64, 2), (26, 2)]
+
+
+def exploding(at, name="boom"):
+    """The identity, but forward or backward gives infinity once what comes in is large."""
+
+    def forward(params, x, *, key=None):
+        del params, key
+        return (
+            jnp.where(jnp.abs(x) > 50, jnp.exp(1e3 * jnp.abs(x)), x) if at == "forward" else x
+        ), x
+
+    def backward(params, x, dy, *, read=bp.keep):
+        del params, read
+        return (
+            jnp.where(jnp.abs(x) > 50, jnp.exp(1e3 * jnp.abs(x)), dy) if at == "backward" else dy
+        ), ()
+
+    return bp.Layer(name, lambda key, shape: ((), shape), forward, backward)
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("batched", [False, True], ids=["arrays", "batches"])
+class TestNonFinite:
+    def run(self, net, optimizer, data, batched, **options):
+        train = list(Batches(data, 16)) if batched else data
+        with pytest.raises(bp.NonFiniteError) as caught:
+            bp.fit(
+                net, bp.squared_error, optimizer, train,
+                key=jax.random.key(0), batch_size=16, epochs=9, **options,
+            )  # fmt: skip
+        return caught.value
+
+    @pytest.mark.parametrize(
+        ("at", "place"),
+        [
+            ("forward", "the forward pass, chain: part 2: chain: part 1 (boom)"),
+            ("backward", "the backward pass, chain: part 2: chain: part 1 (boom)"),
+        ],
+    )
+    def test_it_says_where_and_gives_back_the_last_good_state(self, at, place, batched, key):
+        net = bp.chain(bp.dense(1), bp.chain(exploding(at), bp.relu()), bp.dense(1))
+        x = jax.random.normal(key, (80, 3)).at[70].set(1e3)
+        seen = []
+        error = self.run(
+            net, optax.sgd(1e-3), (x, x[:, :1]), batched, callback=lambda s, r: seen.append(r)
+        )
+        assert error.place == place
+        assert error.epoch == 1
+        assert str(error).startswith(f"fit: epoch 1, step {error.step}: the first value")
+        assert int(error.state.step) == error.step - 1
+        assert error.records == seen == []
+        assert all(bool(jnp.all(jnp.isfinite(p))) for p in jax.tree.leaves(error.state.params))
+        if batched:
+            assert error.step == 70 // 16 + 1
+
+    def test_a_learning_rate_far_too_large(self, batched, data):
+        net = bp.chain(bp.dense(4), bp.dense(1))
+        x = data[0]
+        error = self.run(net, optax.sgd(1e60), (x, x[:, :1]), batched)
+        assert "part" in error.place
+        assert error.state.step < 5
+        assert bool(jnp.all(jnp.isfinite(error.state.params[0]["weight"])))
+
+    def test_the_loss_itself(self, batched, data):
+        def loss(outputs, targets):
+            infinite = outputs[:, 0] / jnp.where(targets[:, 0] > 1, 0.0, 1.0)
+            return infinite, jnp.ones_like(outputs)
+
+        net = bp.chain(bp.dense(1))
+        x, t = data[0], data[0][:, :1]
+        with pytest.raises(bp.NonFiniteError, match="came from the loss"):
+            bp.fit(
+                net, loss, optax.sgd(1e-3), list(Batches((x, t), 16)) if batched else (x, t),
+                key=jax.random.key(0), batch_size=16,
+            )  # fmt: skip
+
+    def test_the_optimizer(self, batched, data):
+        def update(updates, state, params=None):
+            del params
+            count = state + 1
+            scale = jnp.where(count == 8, jnp.inf, 1e-3)
+            return jax.tree.map(lambda u: -scale.astype(u.dtype) * u, updates), count
+
+        optimizer = optax.GradientTransformation(lambda params: jnp.zeros((), jnp.int32), update)
+        error = self.run(bp.chain(bp.dense(1)), optimizer, (data[0], data[0][:, :1]), batched)
+        assert error.place == "the update of the parameters"
+        # 90 examples in batches of 16 are 6 steps an epoch: the 8th is the 2nd of the second.
+        assert (error.epoch, error.step, int(error.state.step)) == (2, 2, 7)
+        assert len(error.records) == 1
+
+
+def nan_at_3(x):
+    return x.at[3, 1].set(jnp.nan)
+
+
+X, T = np.zeros((9, 2)), np.zeros(9, int)
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "message"),
+    [
+        ((X, T[:4]), {}, r"fit: train has 9 inputs and targets of shape \[4\]"),
+        ((X[:0], T[:0]), {}, r"fit: train has inputs of shape \[0, 2\]: empty"),
+        (
+            (X * np.nan, T),
+            {},
+            r"fit: train has inputs that are infinite or not a number.*example 0",
+        ),
+        (
+            (X, T + 2),
+            {},
+            r"fit: train: softmax_cross_entropy: labels go from 2 to 2, expected 0 to 1",
+        ),
+        (
+            (X.astype(int), T),
+            {},
+            r"fit: train: chain: part 1 \(dense\(8\)\) got inputs of dtype int",
+        ),
+        (
+            (X, T),
+            {"held_out": (X[:, :1], T)},
+            r"fit: held_out: chain: part 1 \(dense\(8\)\) got inputs",
+        ),
+        ((X, T), {"held_out": X}, r"fit: held_out is ndarray, expected a pair of arrays"),
+        ((X, T), {"epochs": 0, "batch_size": 1.5}, r"epochs is 0, expected.*; batch_size is 1\.5"),
+        ((X, T), {"patience": 3}, r"patience needs held_out data"),
+        (
+            (X, T),
+            {"patience": 0, "held_out": (X, T)},
+            r"patience is 0, expected a positive integer",
+        ),
+        ((X, T), {"target": float("nan")}, r"target is nan, expected a finite number"),
+        ((X, T), {"key": None}, r"expected a key for a new state, or a state to go on from"),
+        ((X, T), {"optimizer": 0.1}, r"optimizer is float, expected one of optax"),
+        (3, {}, r"train is int, expected a pair of arrays \(inputs, targets\) or an iterable"),
+        ([], {}, r"train has no batches"),
+        ([X], {}, r"batch 1 is ndarray, expected a pair"),
+        ([(X, T), (X, T + 5)], {}, r"fit: batch 2: softmax_cross_entropy: labels go from 5 to 5"),
+        ([(X, T), (X + np.inf, T)], {}, r"fit: batch 2 has inputs that are infinite"),
+        ([(X, T)], {"metric": bp.accuracy}, r"a metric needs held_out data where train comes in"),
+    ],
+)
+def test_what_is_wrong_is_said(data, options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(data, **options)
+
+
+def test_parameters_of_another_network_are_refused(data):
+    other = bp.chain(bp.dense(3))
+    state = bp.init_state(other, ADAM, jax.random.key(0), (2,))
+    with pytest.raises(ValueError, match="got parameters with 1 entries; it takes a tuple of 3"):
+        fit(data, key=None, state=state)
+
+
+def test_a_network_that_is_not_one_is_refused(data):
+    with pytest.raises(ValueError, match="net is list, expected a Layer"):
+        bp.fit([bp.dense(2)], LOSS, ADAM, data, key=jax.random.key(0))
+
+
+def test_the_first_bad_example_is_named(data):
+    with pytest.raises(ValueError, match="the first in example 3"):
+        fit((nan_at_3(data[0]), data[1]))

@@ -1,0 +1,132 @@
+"""What the files must keep to: where autodiff may stand, which way imports run, who is tested."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import cases
+import pytest
+
+import jaxbp as bp
+from jaxbp import compose, layers, losses, readings, signals
+
+MODULES = sorted(Path(bp.__file__).parent.glob("*.py"))
+AUTODIFF = {
+    "grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpose", "linear_call",
+    "jacfwd", "jacrev", "jacobian", "hessian", "custom_vjp", "custom_jvp", "custom_gradient",
+    "closure_convert", "checkpoint", "remat", "ad", "autodiff",
+}  # fmt: skip
+
+# What each module may import of the package; `__init__` has everything.
+IMPORTS = {
+    "types": set(),
+    "signals": set(),
+    "layers": {"types", "signals"},
+    "compose": {"types", "signals"},
+    "losses": {"types"},
+    "readings": {"types", "signals"},
+    "backprop": {"readings"},
+    "train": {"backprop", "readings"},
+    "watch": {"readings", "types"},
+    "fit": {"train", "types", "watch"},
+    "check": {"readings", "types"},
+}
+
+
+def names_of_jax(tree):
+    """Every name that a module takes from jax: `jax.x`, `jax.y.x`, `from jax import x`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id == "jax":
+                yield node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jax":
+            yield from (node.module or "").split(".")
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (
+                part for a in node.names if a.name.startswith("jax.") for part in a.name.split(".")
+            )
+
+
+def autodiff_in(source):
+    return AUTODIFF & set(names_of_jax(ast.parse(source)))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_autodiff_stays_in_the_check(path):
+    found = autodiff_in(path.read_text())
+    assert found == ({"vjp", "jvp"} if path.stem == "check" else set())
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import jax\njax.grad", "from jax import vjp", "import jax\njax.lax.linear_transpose",
+     "from jax.ad_checkpoint import checkpoint", "import jax.interpreters.ad"],
+)  # fmt: skip
+def test_autodiff_would_be_seen(source):
+    assert autodiff_in(source)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_imports_run_one_way(path):
+    if path.stem == "__init__":
+        return
+    imported = {
+        node.module.split(".")[1]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxbp.")
+    }
+    assert imported <= IMPORTS[path.stem]
+
+
+def public(module):
+    """The public functions that a module itself defines."""
+    return {
+        name
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+    }
+
+
+def made_by(layer):
+    """The factories whose names stand in a layer's name."""
+    return {
+        part for part in layer.name.replace("(", " ").replace(")", " ").replace(",", " ").split()
+    }
+
+
+def test_every_layer_is_in_the_registry():
+    named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
+    assert public(layers) | public(compose) <= named
+
+
+def test_every_loss_is_in_the_registry():
+    listed = {case.loss.name for case in cases.LOSSES.values()}
+    there = {value.name for value in vars(losses).values() if isinstance(value, bp.Loss)}
+    assert there | {f"weighted({name})" for name in there} <= listed
+
+
+def test_every_reading_is_in_the_registry():
+    not_readings = {"example_norms", "gram_is_less_work"}
+    assert (public(readings) | {"keep"}) - not_readings == set(cases.READINGS)
+
+
+def test_every_kind_of_signal_is_in_the_registry():
+    kinds = {
+        n
+        for n, value in vars(signals).items()
+        if inspect.isclass(value) and hasattr(value, "_fields")
+    }
+    assert kinds == set(cases.SIGNALS)
+
+
+def test_what_is_public_is_exported_and_documented():
+    for module in (layers, compose, losses, readings, signals):
+        for name in public(module) - {"gram_is_less_work"}:
+            assert getattr(bp, name) is getattr(module, name)
+    for name, value in vars(bp).items():
+        if name[0] != "_" and not inspect.ismodule(value):
+            assert inspect.getdoc(value), name
