@@ -1,4 +1,4 @@
-"""What the figures share: colours that a colour-blind reader can tell apart, and how they are saved.
+"""What the figures share: colours that colour-blind readers can tell apart, and how to save.
 
 Source of the colours: "Color Universal Design", Okabe, Ito, 2008.
 """
@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")  # figures go to files: no screen is needed
 
@@ -38,3 +39,32 @@ def save(figure, path):
     finally:
         unfinished.unlink(missing_ok=True)
     print(f"figure saved as {path}")
+
+
+def draw_plane(axes, inputs, targets, predict):
+    """Points of two classes on the regions that a model gives them, and the boundary between.
+
+    Args:
+      axes: to draw on.
+      inputs: the points, [N, 2].
+      targets: [N, 1], 1 for blue and 0 for red.
+      predict: the model's probability that a point is blue, [M, 2] to [M, 1].
+    """
+    inputs, blue = np.asarray(inputs), np.asarray(targets)[:, 0] == 1
+    low, high = inputs.min(axis=0) - 0.4, inputs.max(axis=0) + 0.4
+    u, v = np.meshgrid(*np.linspace(low, high, 200).T)
+    y_hat = np.asarray(predict(np.stack([u.ravel(), v.ravel()], axis=-1))).reshape(u.shape)
+    axes.contourf(u, v, y_hat, levels=[-1, 0.5, 2], colors=[RED, BLUE], alpha=0.18)
+    if y_hat.min() < 0.5 < y_hat.max():
+        axes.contour(u, v, y_hat, levels=[0.5], colors=BLACK, linewidths=2)
+    shared = {"s": 22, "edgecolors": "white", "linewidths": 0.6, "zorder": 3}
+    axes.scatter(*inputs[blue].T, color=BLUE, marker="o", label="blue, $y = 1$", **shared)
+    axes.scatter(*inputs[~blue].T, color=RED, marker="^", label="red, $y = 0$", **shared)
+    axes.plot([], [], color=BLACK, linewidth=2, label=r"boundary, $\hat y = 1/2$")
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
+
+
+def draw_line(axes, weight, bias, **style):
+    """The line x . w + b = 0 in the plane, through its point nearest to the origin."""
+    nearest = -bias * weight / (weight @ weight)
+    axes.axline(nearest, nearest + np.array([-weight[1], weight[0]]), **style)

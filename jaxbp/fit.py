@@ -123,7 +123,7 @@ def fit(
     name = ("loss" if metric is None else getattr(metric, "__name__", "metric")).replace("_", " ")
     name = name if held_out is None else f"held-out {name}"
     sign = -1 if metric is None else 1  # so that more is better
-    best, best_epoch, best_params = -math.inf, 0, state.params
+    value, best, best_epoch, best_params = math.nan, -math.inf, 0, state.params
     records = []
 
     for epoch in range(1, epochs + 1):

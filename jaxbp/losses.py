@@ -18,6 +18,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbp.types import Loss, show_shape, widened
 
@@ -303,7 +304,7 @@ def _require_labels(name, labels, shape):
 
 def _require_range(name, values, low, high, what):
     """Refuses values out of range where they are known, which under jit they are not."""
-    if isinstance(values, jax.core.Tracer):
+    if isinstance(values, Tracer):
         return
     values = np.asarray(values)
     wrong = ~((values >= low) & (values <= high))
@@ -316,7 +317,7 @@ def _require_range(name, values, low, high, what):
 
 
 def _require_sum_to_one(name, probabilities):
-    if isinstance(probabilities, jax.core.Tracer):
+    if isinstance(probabilities, Tracer):
         return
     sums = np.asarray(probabilities, np.float64).sum(-1)
     if not np.allclose(sums, 1, atol=1e-2):

@@ -31,7 +31,7 @@ from jaxbp.types import show_shape, widened
 
 
 @functools.singledispatch
-def total(signal, *, weights=None):
+def total(signal, *, weights=None) -> jax.Array:
     """The sum over examples, sum_n w_n g_n, of the parameter's shape.
 
     Args:
@@ -57,7 +57,7 @@ def _(signal: Bias, *, weights=None):
     return jnp.sum(_rows(_weighted(signal.deltas, weights)), axis=0)
 
 
-def mean(signal, *, weights=None):
+def mean(signal, *, weights=None) -> jax.Array:
     """The mean over examples, sum_n w_n g_n / sum_n w_n, of the parameter's shape.
 
       weights=None       sum_n g_n / N
@@ -82,7 +82,7 @@ def mean(signal, *, weights=None):
 
 
 @functools.singledispatch
-def per_example(signal):
+def per_example(signal) -> jax.Array:
     """The gradient of each example, g_n, [N, shape of the parameter].
 
     Raises:
@@ -106,7 +106,7 @@ def _(signal: Bias):
 
 
 @functools.singledispatch
-def sq_norms(signal):
+def sq_norms(signal) -> jax.Array:
     """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
 
     For a weight matrix it is |x_n|^2 |d_n|^2. With positions it is sum_st (x_ns . x_nt)

@@ -10,7 +10,7 @@ Layers are many, kinds of signal are few: whatever is read is written once per k
 
 from typing import NamedTuple
 
-import chex
+import jax
 
 
 class Outer(NamedTuple):
@@ -21,8 +21,8 @@ class Outer(NamedTuple):
       deltas: the error at what it gave, [N, ..., O]. The axes between, if any, are positions.
     """
 
-    inputs: chex.Array
-    deltas: chex.Array
+    inputs: jax.Array
+    deltas: jax.Array
 
 
 class Bias(NamedTuple):
@@ -32,7 +32,7 @@ class Bias(NamedTuple):
       deltas: the error at the sum, [N, ..., O].
     """
 
-    deltas: chex.Array
+    deltas: jax.Array
 
 
 def keep(signal):

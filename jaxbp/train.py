@@ -11,7 +11,6 @@ is good.
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -32,8 +31,8 @@ class TrainState(NamedTuple):
 
     params: Any
     opt_state: Any
-    step: chex.Array
-    key: chex.PRNGKey
+    step: jax.Array
+    key: jax.Array
 
 
 def init_state(net, optimizer, key, shape):

@@ -25,7 +25,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
+import jax
 import jax.numpy as jnp
 
 
@@ -47,8 +47,8 @@ class Layer(NamedTuple):
 
     name: str
     init: Callable[..., tuple[Any, tuple[int, ...]]]
-    forward: Callable[..., tuple[chex.Array, Any]]
-    backward: Callable[..., tuple[chex.Array, Any]]
+    forward: Callable[..., tuple[jax.Array, Any]]
+    backward: Callable[..., tuple[jax.Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Loss:
     """
 
     name: str
-    terms: Callable[..., tuple[chex.Array, chex.Array]]
+    terms: Callable[..., tuple[jax.Array, jax.Array]]
     sample: Callable[..., Any]
-    hessian_factor: Callable[..., chex.Array]
+    hessian_factor: Callable[..., jax.Array]
 
     def __call__(self, outputs, targets):
         """The value of each example, [N], and its derivative with respect to the outputs."""

@@ -1,0 +1,264 @@
+"""Two layers of sigmoids: many lines that combine to a bent boundary, and the chain rule to a line.
+
+  z1 = W1 x + b1,   h = sigmoid(z1),   z2 = W2 h + b2,   y_hat = sigmoid(z2)
+  E = -y log y_hat - (1 - y) log(1 - y_hat)
+
+Each hidden unit j is a perceptron with a line of its own, z1_j = 0, and h_j says on which side of
+it a point lies. The output weighs these answers, and its boundary z2 = 0 bends where they meet.
+
+An error at the output reaches a weight of the first layer along one path, and its derivative is the
+product of the derivatives on the way:
+
+  dE/dw1_ij = dE/dy_hat  dy_hat/dz2  dz2/dh_j  dh_j/dz1_j  dz1_j/dw1_ij
+
+  dE/dy_hat    = (y_hat - y) / (y_hat (1 - y_hat))
+  dy_hat/dz2   = y_hat (1 - y_hat)
+  dz2/dh_j     = w2_j
+  dh_j/dz1_j   = h_j (1 - h_j)
+  dz1_j/dw1_ij = x_i
+
+Backpropagation is this product for all weights at once, with the factors that paths share computed
+once.
+"""
+
+import functools
+import math
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+from sklearn.datasets import make_moons
+
+import jaxbp as bp
+from experiments import figures
+
+LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is a part of it
+
+
+def main(
+    *,
+    data: Literal["moons", "xor"] = "moons",
+    seed: int = 0,
+    points: int = 120,
+    hidden: int = 4,
+    learning_rate: float = 1.0,
+    steps: int = 1000,
+    out: Path = Path("out"),
+) -> None:
+    """Trains a two-layer network on points in the plane and draws what its hidden units do.
+
+    Args:
+      data: two half-moons, or four clouds of which the opposite ones are of one class.
+      seed: of the points and of the weights before training.
+      points: how many, about half of them blue.
+      hidden: units of the hidden layer, at most 9, since each is drawn.
+      learning_rate: of gradient descent with momentum 0.9.
+      steps: of gradient descent, each on all points.
+      out: the directory of the figures, multilayer_regions.png and multilayer_weights.png.
+    """
+    require_flags(seed, points, hidden, learning_rate, steps, out)
+    with jax.enable_x64(True):  # so that gradients can be compared to the last digits
+        inputs, targets = {"moons": moons, "xor": xor}[data](seed, points)
+        net = bp.chain(bp.dense(hidden), bp.sigmoid(), bp.dense(1))
+        before, _ = net.init(jax.random.key(seed), inputs.shape[1:])
+        print_chain_rule(net, before, inputs, targets)
+
+        after, errors = train(
+            net, before, inputs, targets, optax.sgd(learning_rate, momentum=0.9), steps
+        )
+        print_training(net, before, after, errors, inputs, targets)
+
+        regions = draw_regions(net, before, after, inputs, targets)
+        weights = draw_weights(before, after, errors)
+        figures.save(regions, out / "multilayer_regions.png")
+        figures.save(weights, out / "multilayer_weights.png")
+
+
+def require_flags(seed, points, hidden, learning_rate, steps, out):
+    if not 0 <= seed < 2**32:
+        raise SystemExit(f"multilayer: seed is {seed}; it takes an integer in [0, 2^32).")
+    if points < 4:
+        raise SystemExit(
+            f"multilayer: points is {points}; it takes at least 4, one at each corner."
+        )
+    if not 1 <= hidden <= 9:
+        raise SystemExit(f"multilayer: hidden is {hidden}; it takes 1 to 9 units: each is drawn.")
+    if not 0 < learning_rate <= 1000:
+        raise SystemExit(
+            f"multilayer: learning-rate is {learning_rate}; it takes a number in (0, 1000]."
+        )
+    if steps < 1:
+        raise SystemExit(f"multilayer: steps is {steps}; it takes at least 1.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SystemExit(f"multilayer: out takes a directory: {problem}") from None
+
+
+def moons(seed, n):
+    """Two half-moons that reach into each other: inputs [N, 2], targets [N, 1]."""
+    inputs, targets = make_moons(n, noise=0.1, random_state=seed)
+    inputs = (inputs - inputs.mean(axis=0)) / inputs.std(axis=0)
+    return jnp.asarray(inputs), jnp.asarray(targets, float)[:, None]
+
+
+def xor(seed, n):
+    """Four clouds, blue where exactly one coordinate is positive: inputs [N, 2], targets [N, 1]."""
+    corners = jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])[jnp.arange(n) % 4]
+    noise = jax.random.normal(jax.random.key(seed), (n, 2))
+    return corners + 0.3 * noise, (corners.prod(axis=1, keepdims=True) < 0).astype(float)
+
+
+def predict(net, params, inputs):
+    """y_hat, [N, 1]."""
+    z, _ = net.forward(params, inputs)
+    return jax.nn.sigmoid(z)
+
+
+def accuracy(net, params, inputs, targets):
+    """The fraction of the points that lie in the region of their class."""
+    return jnp.mean((predict(net, params, inputs) > 0.5) == (targets == 1)).item()
+
+
+def train(net, params, inputs, targets, optimizer, steps):
+    """The trained parameters, and the error before each step and after the last, [steps + 1]."""
+    value_and_grad = bp.value_and_grad(net, LOSS)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = value_and_grad(params, inputs, targets)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), value
+
+    (params, _), errors = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+    last, _ = value_and_grad(params, inputs, targets)
+    return params, jnp.append(errors, last)
+
+
+def factors(params, x, y):
+    """The factors of dE/dw1_11, from the output down, for an example x [2] with target y [1]."""
+    first, _, second = params
+    h = jax.nn.sigmoid(x @ first["weight"] + first["bias"])
+    y_hat = jax.nn.sigmoid(h @ second["weight"] + second["bias"])
+    return {
+        "dE/dy_hat": ((y_hat - y) / (y_hat * (1 - y_hat))).item(),
+        "dy_hat/dz2": (y_hat * (1 - y_hat)).item(),
+        "dz2/dh_1": second["weight"][0, 0].item(),
+        "dh_1/dz1_1": (h[0] * (1 - h[0])).item(),
+        "dz1_1/dw1_11": x[0].item(),
+    }
+
+
+def print_chain_rule(net, params, inputs, targets):
+    """One weight, one example: the factors, and their product beside two witnesses."""
+    values, grads = bp.backprop(net, LOSS, read=bp.per_example)(params, inputs, targets)
+    n = jnp.argmax(values)
+
+    def error(params):
+        z, _ = net.forward(params, inputs[n][None])
+        value, _ = LOSS(z, targets[n][None])
+        return value[0]
+
+    numbers = factors(params, inputs[n], targets[n])
+    answers = {
+        "their product": math.prod(numbers.values()),
+        "bp.per_example": grads[0]["weight"][n, 0, 0].item(),
+        "jax.grad": jax.grad(error)(params)[0]["weight"][0, 0].item(),
+    }
+    x1, x2 = inputs[n].tolist()
+    print("dE/dw1_11, from x1 to the first hidden unit, before training, of the point that is")
+    print(f"predicted worst: x = ({x1:.4f}, {x2:.4f}), y = {targets[n].item():g}\n")
+    for name, number in {**numbers, **answers}.items():
+        print(f"  {name:14} {number:22.17f}")
+    spread = max(answers.values()) - min(answers.values())
+    print(f"  {'difference':14} {spread:22.0e}\n")
+    if not spread <= 1e-12:
+        raise ArithmeticError(f"multilayer: the gradients of w1_11 differ by {spread}.")
+
+
+def print_training(net, before, after, errors, inputs, targets):
+    print(f"All {len(inputs)} points, {len(errors) - 1} steps\n")
+    print("               E   accuracy")
+    for name, params, value in (("before", before, errors[0]), ("after", after, errors[-1])):
+        print(f"  {name:8} {value:8.4f}   {accuracy(net, params, inputs, targets):8.1%}")
+
+
+def draw_regions(net, before, after, inputs, targets):
+    """The lines of the hidden units and the regions they combine to, before and after training."""
+    figure = Figure(figsize=(8, 4.8))
+    panels = figure.subplots(1, 2, subplot_kw={"aspect": "equal"})
+    for axes, params in zip(panels, (before, after), strict=True):
+        figures.draw_plane(axes, inputs, targets, functools.partial(predict, net, params))
+        draw_hidden_lines(axes, *map(np.asarray, (params[0]["weight"], params[0]["bias"])))
+    right = [accuracy(net, params, inputs, targets) for params in (before, after)]
+    panels[0].set_title(
+        f"Before training: the hidden units' lines\nlie at random, {right[0]:.1%} right"
+    )
+    panels[1].set_title(f"After training: they combine to\nthe boundary, {right[1]:.1%} right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_hidden_lines(axes, weights, biases):
+    """Each hidden unit's line z1_j = 0, with an arrow to the side where h_j is near 1."""
+    style = {"color": figures.BLACK, "linestyle": "--", "linewidth": 0.8}
+    for j, (weight, bias) in enumerate(zip(weights.T, biases, strict=True), 1):
+        figures.draw_line(axes, weight, bias, **style)
+        nearest = -bias * weight / (weight @ weight)
+        axes.annotate(
+            f"$h_{{{j}}}$",
+            xy=nearest,
+            xytext=nearest + 0.5 * weight / np.linalg.norm(weight),
+            ha="center",
+            va="center",
+            arrowprops={"arrowstyle": "<-"},
+            bbox={"boxstyle": "circle,pad=0.05", "color": "white", "alpha": 0.7},
+        )
+    axes.plot([], [], label=r"hidden unit's line, arrow to $h_j \to 1$", **style)
+
+
+def draw_weights(before, after, errors):
+    """The network as a graph, before and after training, and the error of every step."""
+    figure = Figure(figsize=(8, 6))
+    panels = figure.subplot_mosaic("AB;CC", height_ratios=(2, 1))
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves((before, after)))
+    draw_graph(panels["A"], before, largest)
+    draw_graph(panels["B"], after, largest)
+    panels["A"].set_title("Before training")
+    panels["B"].set_title("After training")
+    figure.suptitle(
+        "Weights: blue is positive, red is negative, wide is large; from 1 come the biases"
+    )
+
+    panels["C"].semilogy(errors)
+    title = f"The error goes from {errors[0]:.3f} to {errors[-1]:.3g}"
+    panels["C"].set(xlabel="step", ylabel="$E$", title=title)
+    return figure
+
+
+def draw_graph(axes, params, largest):
+    """Units as circles, weights as lines between them: colour for the sign, width for the size."""
+    first, _, second = params
+    hidden = [f"$h_{{{j}}}$" for j in range(1, len(second["weight"]) + 1)]
+    columns = [["$x_1$", "$x_2$", "$1$"], [*hidden, "$1$"], [r"$\hat y$"]]
+    heights = [np.linspace(1, 0, len(names) + 2)[1:-1] for names in columns]
+    for k, layer in enumerate((first, second)):
+        # A bias is the weight of a unit that is always 1.
+        for (i, o), weight in np.ndenumerate(np.vstack([layer["weight"], layer["bias"]])):
+            color = figures.BLUE if weight > 0 else figures.RED
+            width = 7 * abs(weight) / largest
+            axes.plot([k, k + 1], [heights[k][i], heights[k + 1][o]], color=color, linewidth=width)
+    circle = {"boxstyle": "circle", "facecolor": "white"}
+    for k, names in enumerate(columns):
+        for height, name in zip(heights[k], names, strict=True):
+            axes.text(k, height, name, ha="center", va="center", bbox=circle)
+    axes.set_axis_off()
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

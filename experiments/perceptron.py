@@ -1,0 +1,284 @@
+"""One sigmoid unit on points in the plane: an error, what it says to each weight, and the descent.
+
+The unit predicts the probability that the point x is blue, and y is 1 for blue and 0 for red:
+
+  z = w1 x1 + w2 x2 + b,   y_hat = sigmoid(z),   E = -y log y_hat - (1 - y) log(1 - y_hat)
+
+Its two regions meet in the line z = 0. The chain rule from E back to z has two factors, and what is
+left of their product is the difference between prediction and target:
+
+  dE/dy_hat = (y_hat - y) / (y_hat (1 - y_hat)),   dy_hat/dz = y_hat (1 - y_hat)
+  dE/dz     = y_hat - y
+
+z is linear in the weights, with derivatives x1, x2 and 1, so the whole gradient is
+
+  dE/d(w1, w2, b) = (y_hat - y) (x1, x2, 1)
+
+A blue point in the red region has y = 1 and y_hat < 1/2. A step against its gradient adds a
+multiple of (x1, x2, 1) to the weights, which raises z at the point: the line comes closer. The mean
+of all points' gradients moves the line to where they agree: down the mountain E(w).
+"""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+
+import jaxbp as bp
+from experiments import figures
+
+NET = bp.dense(1)  # gives z: the sigmoid is part of the loss, which is exact for every z
+LOSS = bp.sigmoid_cross_entropy
+NAMES = ("w1", "w2", "b")
+BEFORE = {"color": figures.BLACK, "linestyle": "--", "label": "before"}
+DURING = {"color": figures.BLACK, "linewidth": 0.7, "alpha": 0.4}
+
+
+def main(
+    *,
+    seed: int = 0,
+    points: int = 80,
+    learning_rate: float = 0.1,
+    steps: int = 500,
+    out: Path = Path("out"),
+) -> None:
+    """Trains one sigmoid unit on points in the plane and draws how its line moves.
+
+    Args:
+      seed: of the points.
+      points: how many, half of them blue.
+      learning_rate: of the one step, and of the training.
+      steps: of gradient descent on all points.
+      out: the directory of the figures, perceptron_step.png and perceptron_training.png.
+    """
+    require_flags(seed, points, learning_rate, steps, out)
+    with jax.enable_x64(True):  # so that gradients can be compared to the last digits
+        inputs, targets = make_points(jax.random.key(seed), points)
+        start, optimizer = poor_start(), optax.sgd(learning_rate)
+
+        x, y = worst_blue_point(start, inputs, targets)
+        after = at(descend(start, x, y, optimizer, steps=1), -1)
+        print_step(start, after, x, y, learning_rate)
+        step_figure = draw_step(start, after, x, inputs, targets)
+
+        path = descend(start, inputs, targets, optimizer, steps)
+        print_training(path, inputs, targets)
+        training_figure = draw_training(
+            path, hold_bias(path, inputs, targets, optimizer), inputs, targets
+        )
+
+        figures.save(step_figure, out / "perceptron_step.png")
+        figures.save(training_figure, out / "perceptron_training.png")
+
+
+def require_flags(seed, points, learning_rate, steps, out):
+    if not 0 <= seed < 2**32:
+        raise SystemExit(f"perceptron: seed is {seed}; it takes an integer in [0, 2^32).")
+    if points < 2:
+        raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one of each class.")
+    if not 0 < learning_rate <= 1000:
+        raise SystemExit(
+            f"perceptron: learning-rate is {learning_rate}; it takes a number in (0, 1000]."
+        )
+    if steps < 1:
+        raise SystemExit(f"perceptron: steps is {steps}; it takes at least 1.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SystemExit(f"perceptron: out takes a directory: {problem}") from None
+
+
+def make_points(key, n):
+    """Two clouds that overlap: inputs [N, 2], and targets [N, 1], 1 for blue and 0 for red."""
+    targets = (jnp.arange(n) % 2).astype(float)[:, None]
+    centres = jnp.where(targets == 1, jnp.array([0.8, 1.0]), jnp.array([-0.8, -1.0]))
+    return centres + jax.random.normal(key, (n, 2)), targets
+
+
+def poor_start():
+    """Weights set by hand, so that both classes lie on both sides of the line."""
+    return {"weight": jnp.array([[-0.6], [0.9]]), "bias": jnp.array([0.3])}
+
+
+def worst_blue_point(params, inputs, targets):
+    """The blue point that is predicted worst, as a batch of one: x [1, 2] and y [1, 1]."""
+    n = jnp.argmin(jnp.where(targets == 1, predict(params, inputs), jnp.inf))
+    return inputs[n][None], targets[n][None]
+
+
+def predict(params, inputs):
+    """y_hat, [N, 1]."""
+    z, _ = NET.forward(params, inputs)
+    return jax.nn.sigmoid(z)
+
+
+def error(params, inputs, targets):
+    """E, the mean cross-entropy of the points."""
+    z, _ = NET.forward(params, inputs)
+    values, _ = LOSS(z, targets)
+    return jnp.mean(values)
+
+
+def misclassified(params, inputs, targets):
+    """How many points lie in the other class's region."""
+    return int(jnp.sum((predict(params, inputs) > 0.5) != (targets == 1)))
+
+
+def nearest_on_line(params, x):
+    """The point of the line that is nearest to x [1, 2]: x - (z / |w|^2) w."""
+    z, _ = NET.forward(params, x)
+    w = params["weight"][:, 0]
+    return x - z / (w @ w) * w
+
+
+def distance(params, x):
+    """From the point to the line."""
+    return jnp.linalg.norm(x - nearest_on_line(params, x)).item()
+
+
+def descend(params, inputs, targets, optimizer, steps):
+    """Gradient descent: the weights before every step and after the last, stacked."""
+    value_and_grad = bp.value_and_grad(NET, LOSS)
+
+    def step(carry, _):
+        params, state = carry
+        _, grads = value_and_grad(params, inputs, targets)
+        updates, state = optimizer.update(grads, state)
+        return (optax.apply_updates(params, updates), state), params
+
+    (last, _), path = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
+    return jax.tree.map(lambda befores, last: jnp.concatenate([befores, last[None]]), path, last)
+
+
+def hold_bias(path, inputs, targets, optimizer):
+    """The descent again with b held at its trained value: E is then a surface over w1 and w2."""
+    start = {"weight": path["weight"][0], "bias": path["bias"][-1]}
+    weight_only = optax.partition(
+        {"move": optimizer, "hold": optax.set_to_zero()}, {"weight": "move", "bias": "hold"}
+    )
+    return descend(start, inputs, targets, weight_only, steps=len(path["bias"]) - 1)
+
+
+def at(path, k):
+    """The weights after k steps."""
+    return jax.tree.map(lambda leaf: leaf[k], path)
+
+
+def vector(params):
+    """(w1, w2, b)."""
+    return np.append(params["weight"], params["bias"])
+
+
+def print_step(before, after, x, y, learning_rate):
+    """The numbers of one step on one point, each gradient beside that of jax.grad."""
+    _, grads = bp.value_and_grad(NET, LOSS)(before, x, y)
+    grads, witness = vector(grads), vector(jax.grad(error)(before, x, y))
+    slope, terms = (predict(before, x) - y).item(), np.append(x, 1.0)
+    differences = np.maximum(abs(grads - witness), abs(grads - slope * terms))
+    if not differences.max() <= 1e-12:
+        raise ArithmeticError(f"perceptron: the gradients differ by {differences.max()}.")
+
+    y_hats = [predict(params, x).item() for params in (before, after)]
+    print(f"The blue point x = ({terms[0]:.4f}, {terms[1]:.4f}): y_hat = {y_hats[0]:.4f}, y = 1\n")
+    print("       y_hat - y     times   = gradient           jax.grad             difference")
+    for name, *row in zip(NAMES, terms, grads, witness, differences, strict=True):
+        numbers = "{:9.4f}   {:<18.15f}   {:<18.15f}   {:.0e}".format(*row)
+        print(f"  {name:2} {slope:11.4f} {numbers}")
+
+    print(f"\n          before   - {learning_rate:g} gradient     after")
+    changes = vector(after) - vector(before)
+    for name, old, change in zip(NAMES, vector(before), changes, strict=True):
+        way = "higher" if change > 0 else "lower"
+        print(f"  {name:2} {old:11.4f} {change:14.4f} {old + change:9.4f}   {way}")
+    print("\n  y_hat at the point     {:.4f} -> {:.4f}".format(*y_hats))
+    print(f"  distance to the line   {distance(before, x):.4f} -> {distance(after, x):.4f}\n")
+
+
+def print_training(path, inputs, targets):
+    print(f"All {len(inputs)} points, {len(path['bias']) - 1} steps")
+    print("\n             E   misclassified")
+    for name, params in {"before": at(path, 0), "after": at(path, -1)}.items():
+        wrong = misclassified(params, inputs, targets)
+        print(f"  {name:6} {error(params, inputs, targets):.4f}   {wrong}")
+
+
+def draw_step(before, after, x, inputs, targets):
+    """A misclassified point, and how much closer the line is after one step on it."""
+    figure = Figure(figsize=(8, 4.8))
+    panels = figure.subplots(1, 2, subplot_kw={"aspect": "equal"})
+    for axes, params in zip(panels, (before, after), strict=True):
+        figures.draw_plane(axes, inputs, targets, functools.partial(predict, params))
+        way = np.concatenate([x, nearest_on_line(params, x)])
+        axes.plot(*way.T, ":", color=figures.BLACK)
+        axes.plot(*way[0], "o", markersize=13, fillstyle="none", color=figures.BLACK)
+    draw_line(panels[1], before, **BEFORE)
+
+    ways = np.where(vector(after) > vector(before), "higher", "lower")
+    panels[0].set_title(
+        f"The ringed point: $y = 1$, $\\hat y = {predict(before, x).item():.2f}$\n"
+        f"$w_1$ has to go {ways[0]}, $w_2$ {ways[1]}, $b$ {ways[2]}"
+    )
+    panels[1].set_title(
+        f"After one step on it: $\\hat y = {predict(after, x).item():.2f}$\n"
+        f"distance to the line {distance(after, x):.2f}, before {distance(before, x):.2f}"
+    )
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_training(path, held, inputs, targets):
+    """The line before, during and after training, and the descent on the error surface."""
+    figure = Figure(figsize=(8, 5.1))
+    plane = figure.add_subplot(1, 2, 1, aspect="equal")
+    last = len(path["bias"]) - 1
+    figures.draw_plane(plane, inputs, targets, functools.partial(predict, at(path, last)))
+    draw_line(plane, at(path, 0), **BEFORE)
+    for k in np.unique(np.geomspace(1, last, 7).astype(int)):
+        draw_line(plane, at(path, k), **DURING)
+    plane.plot([], [], label="on the way", **DURING)
+
+    wrong = [misclassified(at(path, k), inputs, targets) for k in (0, last)]
+    plane.set_title(
+        f"{last} steps on all {len(inputs)} points:\n{wrong[0]} misclassified, then {wrong[1]}"
+    )
+    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    draw_mountain(figure.add_subplot(1, 2, 2, projection="3d"), held, inputs, targets)
+    return figure
+
+
+def draw_line(axes, params, **style):
+    figures.draw_line(axes, params["weight"][:, 0], params["bias"], **style)
+
+
+def draw_mountain(axes, path, inputs, targets):
+    """E over w1 and w2, with b as on the path, and the path on it."""
+    weights, bias = np.asarray(path["weight"])[:, :, 0], path["bias"][-1]
+    margin = 0.7 * max(np.ptp(weights, axis=0).max(), 1.0)
+    low, high = weights.min(axis=0) - margin, weights.max(axis=0) + margin
+    w1, w2 = np.meshgrid(*np.linspace(low, high, 50).T)
+
+    @jax.jit
+    @jax.vmap
+    def height(weight):
+        return error({"weight": weight[:, None], "bias": bias}, inputs, targets)
+
+    surface = np.asarray(height(np.stack([w1, w2], axis=-1).reshape(-1, 2))).reshape(w1.shape)
+    axes.computed_zorder = False  # the path lies in the surface, which would hide parts of it
+    axes.plot_surface(w1, w2, surface, cmap="cividis", shade=False, antialiased=False, zorder=1)
+    axes.contour(w1, w2, surface, levels=12, colors="white", linewidths=0.5, zorder=2)
+    axes.plot(*weights.T, height(weights), color=figures.RED, linewidth=2.5, zorder=3)
+    axes.plot(*weights[-1], height(weights[-1:]), "o", color=figures.RED, zorder=3)
+    axes.locator_params(nbins=5)
+    axes.view_init(elev=30, azim=50)
+    axes.set_box_aspect((1, 1, 0.75), zoom=0.82)
+    axes.set(xlabel="$w_1$", ylabel="$w_2$", zlabel="$E$")
+    axes.set_title(f"Down the mountain $E(w_1, w_2)$,\nwith $b$ held at {bias.item():.2f}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

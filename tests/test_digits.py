@@ -1,0 +1,128 @@
+"""The main job, in small: it trains, reports, draws, and refuses what it cannot do."""
+
+import gzip
+import struct
+
+import jax
+import numpy as np
+import pytest
+
+import jaxbp as bp
+from experiments import digits
+
+pytestmark = pytest.mark.usefixtures("as_shipped")
+SMALL = {"hidden": (16,), "epochs": 6, "patience": 6, "dropout": 0.0, "learning_rate": 0.03}
+
+
+@pytest.fixture
+def as_shipped():
+    """Without the strictness of the other tests, as a user runs it."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def files_in(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+def test_it_learns_reports_and_draws(tmp_path, capsys):
+    accuracy = digits.main(digits.Config(**SMALL, out=tmp_path / "out"))
+    printed = capsys.readouterr().out
+    assert accuracy > 0.8
+    assert f"test accuracy {accuracy:.2%}" in printed
+    # 64 x 16 + 16 and 16 x 10 + 10.
+    assert "dense(16)                 16         1,040" in printed
+    assert "all                                  1,210" in printed
+    assert "largest relative error" in printed
+    assert files_in(tmp_path) == ["digits.png"]
+    assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("activation", digits.ACTIVATIONS)
+def test_every_activation_and_dropout_make_a_network(activation):
+    config = digits.Config(hidden=(7, 5), activation=activation, dropout=0.5)
+    parts, net = digits.make_network(config, 3)
+    assert [part.name.split("(")[0] for part in parts] == [
+        "dense", activation, "dropout", "dense", activation, "dropout", "dense",
+    ]  # fmt: skip
+    params, out_shape = net.init(jax.random.key(0), (4,))
+    assert out_shape == (3,)
+    assert params[0]["weight"].shape == (4, 7)
+
+
+@pytest.mark.parametrize("optimizer", digits.OPTIMIZERS)
+def test_every_optimizer_makes_a_step(optimizer):
+    net = bp.chain(bp.dense(3))
+    made = digits.OPTIMIZERS[optimizer](0.1)
+    state = bp.init_state(net, made, jax.random.key(0), (4,))
+    step = bp.make_step(net, bp.softmax_cross_entropy, made)
+    x, labels = np.ones((5, 4), np.float32), np.zeros(5, np.int32)
+    state, first = step(state, x, labels)
+    _, second = step(state, x, labels)
+    assert second["loss"] < first["loss"]
+
+
+def test_error_size_is_the_root_mean_square():
+    assert float(digits.error_size(bp.Bias(np.array([[3.0, -4.0]])))) == pytest.approx(12.5**0.5)
+
+
+def write_csv(path, bad=None):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(90):
+        kind = ("setosa", "virginica")[i % 2]
+        rows.append([f"{rng.normal() + 3 * (i % 2):.3f}", f"{rng.normal():.3f}", kind])
+    if bad is not None:
+        rows[bad][1] = "abc"
+    lines = [["length", "width", "species"], *rows]
+    path.write_text("\n".join(",".join(line) for line in lines))
+    return path
+
+
+def test_a_table_of_ones_own(tmp_path, capsys):
+    path = write_csv(tmp_path / "flowers.csv")
+    config = digits.Config(**SMALL, data=path, target="species", out=tmp_path / "out")
+    assert digits.main(config) > 0.7
+    assert "flowers: " in capsys.readouterr().out
+    assert files_in(tmp_path / "out") == ["flowers.png"]
+
+
+def test_a_bad_cell_is_named_and_nothing_is_written(tmp_path):
+    path = write_csv(tmp_path / "flowers.csv", bad=40)
+    config = digits.Config(data=path, target="species", out=tmp_path / "out")
+    with pytest.raises(
+        ValueError, match=r"flowers\.csv: row 42, column 'width': 'abc' is not a num"
+    ):
+        digits.main(config)
+    assert files_in(tmp_path) == ["flowers.csv"]
+
+
+def test_a_folder_of_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 60), ("t10k", 20)):
+        labels = np.arange(n, dtype=np.uint8) % 2
+        images = rng.integers(0, 99, (n, 4, 3)).astype(np.uint8)
+        images[:, 0] += 150 * labels[:, None]
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            with gzip.open(tmp_path / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(header + array.tobytes())
+    config = digits.Config(**SMALL, data=tmp_path, out=tmp_path / "out")
+    assert digits.main(config) > 0.9
+    assert files_in(tmp_path / "out") == [f"{tmp_path.name}.png"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"hidden": (16, 0)}, "dense: features is 0"),
+        ({"learning_rate": -0.1}, "learning-rate is -0.1; it takes a positive number"),
+        ({"dropout": 1.5}, "dropout: drop_prob is 1.5"),
+        ({"epochs": 0}, "epochs is 0, expected a positive integer"),
+        ({"batch_size": -3}, "batch_size is -3, expected a positive integer"),
+    ],
+)
+def test_wrong_flags_are_refused_and_nothing_is_written(wrong, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        digits.main(digits.Config(**wrong, out=tmp_path / "out"))
+    assert files_in(tmp_path) == []
