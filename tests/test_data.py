@@ -156,24 +156,24 @@ def test_a_bad_cell_is_found_where_an_editor_shows_it(tmp_path_factory, written,
     assert message == f"{path}: row {line}, column {name!r}: the cell is empty."
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        table(),
-        "\ufeff" + table(),
-        table().replace("\n", "\r\n"),
-        table().replace("\n", "\r"),
-        table().rstrip("\n"),
-        table("", "  ", "", ""),
-        "\n" + table(),
-        table().replace("\n", "\n\n"),
-        table().replace(",", " , "),
-        table().replace("\n", " \n"),
-        re.sub("[^,\n]+", r'"\g<0>"', table()),
-        re.sub("[^,\n]+", r'"\g<0>"', table()).replace(",", ", "),
-        table(header='"x",y,"target"'),
-    ],
-)
+WAYS_TO_WRITE = {
+    "plain": table(),
+    "byte order mark": "\ufeff" + table(),
+    "CRLF": table().replace("\n", "\r\n"),
+    "CR": table().replace("\n", "\r"),
+    "no end of line": table().rstrip("\n"),
+    "blank lines at the end": table("", "  ", "", ""),
+    "blank line at the start": "\n" + table(),
+    "blank lines between": table().replace("\n", "\n\n"),
+    "spaces around commas": table().replace(",", " , "),
+    "spaces at line ends": table().replace("\n", " \n"),
+    "all quoted": re.sub("[^,\n]+", r'"\g<0>"', table()),
+    "quoted after spaces": re.sub("[^,\n]+", r'"\g<0>"', table()).replace(",", ", "),
+    "some quoted": table(header='"x",y,"target"'),
+}
+
+
+@pytest.mark.parametrize("content", WAYS_TO_WRITE.values(), ids=WAYS_TO_WRITE)
 def test_ways_to_write_the_same_table(tmp_path, content):
     inputs, cells = data._read_csv(write(tmp_path / "table.csv", content), None)
     np.testing.assert_array_equal(inputs, [[i, i % 3] for i in range(16)])
@@ -551,7 +551,7 @@ def test_a_corrupt_gzip_file(tmp_path, content):
     assert message.startswith(f"{tmp_path / TRAIN_IMAGES}.gz: not a whole gzip file: ")
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["no bytes", "of nothing"])
 def test_an_empty_gzip_file(tmp_path, content):
     write_idx(tmp_path, **{TRAIN_IMAGES: None, f"{TRAIN_IMAGES}.gz": content})
     want = f"{tmp_path / TRAIN_IMAGES}.gz: the file is empty."
