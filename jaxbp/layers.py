@@ -72,7 +72,7 @@ def dense(
             )
 
     def init(key, shape):
-        if not shape:
+        if not _require_shape(name, shape):
             raise LayerError(
                 name, "got inputs of shape [N]; it takes [N, ..., I]. Give each example an axis?"
             )
@@ -86,18 +86,19 @@ def dense(
         del key
         require_params(params)
         weight = params["weight"]
-        if jnp.ndim(x) < 2 or x.shape[-1] != weight.shape[0]:
+        _require_floats(name, x, weight.dtype)
+        if x.ndim < 2 or x.shape[-1] != weight.shape[0]:
             raise LayerError(
                 name,
-                f"got inputs of shape {show_shape(jnp.shape(x))}; "
+                f"got inputs of shape {show_shape(x.shape)}; "
                 f"its weight takes [N, ..., {weight.shape[0]}].",
             )
-        _require_dtype(name, x, weight.dtype)
         y = x @ weight
         return (y + params["bias"] if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
         require_params(params)
+        _require_delta(name, dy, (*x.shape[:-1], features))
         readings = {"weight": read(Outer(x, dy))}
         if use_bias:
             readings["bias"] = read(Bias(dy))
@@ -248,7 +249,7 @@ def flatten():
 
     def init(key, shape):
         del key
-        return (), (math.prod(shape),)
+        return (), (math.prod(_require_shape("flatten", shape)),)
 
     def forward(params, x, *, key=None):
         del params, key
@@ -287,13 +288,13 @@ def dropout(drop_prob):
 
     def init(key, shape):
         del key
-        return (), shape
+        return (), _require_shape(name, shape)
 
     def forward(params, x, *, key=None):
         del params
         if key is None:
             return x, None
-        _require_dtype(name, x)
+        _require_floats(name, x)
         # The mask is a byte a value, where drawing it again would cost more than reading it.
         mask = jax.random.bernoulli(key, keep_prob, x.shape)
         return apply(mask, x), mask
@@ -314,15 +315,16 @@ def _elementwise(name, function, slope):
 
     def init(key, shape):
         del key
-        return (), shape
+        return (), _require_shape(name, shape)
 
     def forward(params, x, *, key=None):
         del params, key
-        _require_dtype(name, x)
+        _require_floats(name, x)
         return function(x)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
+        _require_delta(name, dy, cache.shape)
         return slope(cache) * dy, ()
 
     return Layer(name, init, forward, backward)
@@ -333,8 +335,21 @@ def _require_positive(name, argument, value):
         raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
 
 
-def _require_dtype(name, x, dtype=None):
-    """Refuses inputs that are not floating-point numbers, or not of the parameters' dtype."""
+def _require_shape(name, shape):
+    """The shape of one example, once it is known to be one."""
+    if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
+        raise LayerError(
+            name,
+            f"got {shape!r} for the shape of one example; it takes a tuple of positive integers, "
+            "such as (64,), without N.",
+        )
+    return tuple(shape)
+
+
+def _require_floats(name, x, dtype=None):
+    """Refuses inputs that are not an array of floating-point numbers, or not of `dtype`."""
+    if not hasattr(x, "dtype"):
+        raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise LayerError(
             name, f"got inputs of dtype {x.dtype}; it takes floating-point numbers. Convert them?"
@@ -342,6 +357,15 @@ def _require_dtype(name, x, dtype=None):
     if dtype is not None and x.dtype != dtype:
         raise LayerError(
             name, f"got inputs of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
+        )
+
+
+def _require_delta(name, dy, shape):
+    """Refuses a derivative that is not of the outputs' shape, which might broadcast in silence."""
+    if jnp.shape(dy) != shape:
+        raise LayerError(
+            name,
+            f"got a dy of shape {show_shape(jnp.shape(dy))}; its outputs are {show_shape(shape)}.",
         )
 
 

@@ -77,6 +77,7 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
       >>> int(state.step), sorted(record)
       (1, ['loss'])
     """
+    _require_readings(read)
     optimizer = optax.with_extra_args_support(optimizer)
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
 
@@ -153,6 +154,19 @@ def evaluate(net, loss, *, metric=None, batch_size=1024):
         return _scan_batches(measure, (), jnp.arange(len(inputs)), batch_size)[1]
 
     return jax.jit(function)
+
+
+# What records hold beside the readings, and the reading that is the optimizer's.
+RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
+
+
+def _require_readings(read):
+    if read is None:
+        return
+    if not isinstance(read, dict):
+        raise ValueError(f"read is {type(read).__name__}, expected a dict of readings by name.")
+    if taken := RESERVED & set(read):
+        raise ValueError(f"read has readings called {', '.join(sorted(taken))}: names are taken.")
 
 
 def shuffled(state, n):

@@ -1,5 +1,7 @@
 """Layers: every one in the registry against autodiff and the laws of a linear backward pass."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -268,7 +270,7 @@ def test_dense_of_any_shape(n, positions, i, o, use_bias):
         assert_close(sweep(layer, params, x, dy), layer_vjp(layer, params, x, dy))
 
 
-DENSE_PARAMS = {"weight": jnp.ones((5, 4)), "bias": jnp.ones(4)}
+DENSE_PARAMS = {"weight": np.ones((5, 4)), "bias": np.ones(4)}
 
 
 @pytest.mark.parametrize(
@@ -312,6 +314,27 @@ DENSE_PARAMS = {"weight": jnp.ones((5, 4)), "bias": jnp.ones(4)}
         ),
         (lambda: bp.relu().forward((), jnp.ones((3, 5), int)), r"relu got inputs of dtype int"),
         (lambda: bp.flatten().forward((), jnp.float32(1)), r"flatten got inputs of shape \[\]"),
+        (lambda: bp.relu().forward((), [[1.0]]), r"relu got inputs of type list; it takes an arr"),
+        (
+            lambda: bp.dense(4).forward(DENSE_PARAMS, [[1.0]]),
+            r"dense\(4\) got inputs of type list; it takes an array",
+        ),
+        (
+            lambda: bp.dense(4).backward(DENSE_PARAMS, jnp.ones((3, 5)), jnp.ones((3, 1))),
+            r"dense\(4\) got a dy of shape \[3, 1\]; its outputs are \[3, 4\]",
+        ),
+        (
+            lambda: bp.tanh().backward((), jnp.ones((3, 5)), jnp.ones((3, 1))),
+            r"tanh got a dy of shape \[3, 1\]; its outputs are \[3, 5\]",
+        ),
+        *(
+            (
+                lambda make=make, shape=shape: make().init(jax.random.key(0), shape),
+                rf"got {re.escape(repr(shape))} for the shape of one example; it takes a tuple",
+            )
+            for make in (lambda: bp.dense(4), bp.relu, bp.flatten, lambda: bp.dropout(0.5))
+            for shape in (64, (0,), (3, -1), (2.0,), "64")
+        ),
         (lambda: bp.leaky_relu(0), r"leaky_relu: negative_slope is 0; it takes a positive"),
         (lambda: bp.leaky_relu(float("nan")), r"negative_slope is nan"),
         (lambda: bp.elu(-1.0), r"elu: alpha is -1.0; it takes a positive number"),

@@ -141,6 +141,18 @@ def test_a_reading_that_cannot_be_averaged_is_refused(data, key):
         epoch(state, *data)
 
 
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        ({"grads": bp.total, "loss": bp.mean}, "readings called grads, loss: names are taken"),
+        (bp.sq_norms, "read is function, expected a dict of readings by name"),
+    ],
+)
+def test_readings_that_would_be_lost_are_refused(read, message):
+    with pytest.raises(ValueError, match=message):
+        bp.make_step(NET, bp.squared_error, optax.sgd(0.1), read=read)
+
+
 def test_the_last_step_of_an_epoch_is_traced_once_more_and_nothing_again(data, key):
     chex.clear_trace_counter()
     forward = chex.assert_max_traces(NET.forward, n=2)  # the full batches, and the short one
