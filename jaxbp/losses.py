@@ -11,6 +11,13 @@ dtype, the value does not.
 
 Each is the negative logarithm of a distribution p(target | outputs), up to a constant, from which
 it can also draw targets, and each knows a factor of its Hessian (see `Loss`).
+
+Example:
+  >>> import jax.numpy as jnp, jaxbp as bp
+  >>> logits, labels = jnp.array([[0.0, 0.0], [-1e4, 1e4]]), jnp.array([0, 0])
+  >>> value, delta = bp.softmax_cross_entropy(logits, labels)
+  >>> [round(float(v), 4) for v in value], delta.tolist()
+  ([0.6931, 20000.0], [[-0.5, 0.5], [-1.0, 1.0]])
 """
 
 import math
@@ -27,6 +34,13 @@ def _softmax_cross_entropy():
     name = "softmax_cross_entropy"
 
     def terms(outputs, targets):
+        """Cross-entropy of a softmax: E = -sum_c t_c log p_c with p = softmax(z). delta = p - t.
+
+        Targets are integers [N, ...], one class per position, or probabilities [N, ..., C].
+
+          Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
+          sample     integers, c with probability p_c
+        """
         z, targets = _require_outputs(name, outputs), jnp.asarray(targets)
         p = jax.nn.softmax(z)
         log_p = jax.nn.log_softmax(z)
@@ -57,19 +71,20 @@ def _softmax_cross_entropy():
 
 
 softmax_cross_entropy = _softmax_cross_entropy()
-"""Cross-entropy of a softmax: E = -sum_c t_c log p_c with p = softmax(z). delta = p - t.
-
-Targets are integers [N, ...], one class per position, or probabilities [N, ..., C].
-
-  Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
-  sample     integers, c with probability p_c
-"""
 
 
 def _sigmoid_cross_entropy():
     name = "sigmoid_cross_entropy"
 
     def terms(outputs, targets):
+        """Cross-entropy of sigmoids: E = -sum_o t_o log p_o + (1 - t_o) log(1 - p_o).
+
+        p = sigmoid(z), delta = p - t. Targets are of the outputs' shape [N, ..., O], each 0, 1 or
+        a probability: one output for two classes, or O labels that do not exclude one another.
+
+          Hessian    diag(p (1 - p))
+          sample     0 or 1, 1 with probability p
+        """
         z = _require_outputs(name, outputs)
         targets = _require_like(name, targets, outputs, "one target in [0, 1] per output")
         _require_range(name, targets, 0, 1, "targets")
@@ -90,20 +105,17 @@ def _sigmoid_cross_entropy():
 
 
 sigmoid_cross_entropy = _sigmoid_cross_entropy()
-"""Cross-entropy of sigmoids: E = -sum_o t_o log p_o + (1 - t_o) log(1 - p_o), p = sigmoid(z).
-
-delta = p - t. Targets are of the outputs' shape [N, ..., O], each 0, 1 or a probability: one
-output for two classes, or O labels that do not exclude one another.
-
-  Hessian    diag(p (1 - p))
-  sample     0 or 1, 1 with probability p
-"""
 
 
 def _squared_error():
     name = "squared_error"
 
     def terms(outputs, targets):
+        """Half the squared error: E = sum_o (y_o - t_o)^2 / 2. delta = y - t.
+
+        Hessian    the identity
+        sample     normal, with mean y and variance 1
+        """
         y = _require_outputs(name, outputs)
         residuals = y - _require_like(name, targets, outputs, "one target per output")
         return residuals * residuals / 2, residuals.astype(outputs.dtype)
@@ -120,11 +132,6 @@ def _squared_error():
 
 
 squared_error = _squared_error()
-"""Half the squared error: E = sum_o (y_o - t_o)^2 / 2. delta = y - t.
-
-  Hessian    the identity
-  sample     normal, with mean y and variance 1
-"""
 
 
 def make_huber(threshold):
@@ -158,9 +165,9 @@ def make_huber(threshold):
         return y - _require_like(name, targets, outputs, "one target per output")
 
     def terms(outputs, targets):
+        """The Huber loss (see `make_huber`): d (r - d / 2) with d = r clipped to [-h, h]."""
         r = residuals_of(outputs, targets)
         delta = jnp.clip(r, -threshold, threshold)
-        # With d the clipped r, both branches are d (r - d / 2).
         return delta * (r - delta / 2), delta.astype(outputs.dtype)
 
     def sample(key, outputs, targets=None):
@@ -184,7 +191,6 @@ def make_huber(threshold):
 
 
 huber = make_huber(1.0)
-"""The Huber loss with threshold 1 (see `make_huber`)."""
 
 
 def weighted(loss):
@@ -220,6 +226,7 @@ def weighted(loss):
         return jnp.where(weights == 0, 0, weights * values)
 
     def terms(outputs, targets):
+        """The terms of a loss, each times its weight (see `weighted`)."""
         targets, weights = unpack(targets)
         values, delta = loss.terms(outputs, targets)
         weights = jnp.asarray(weights)

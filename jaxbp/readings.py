@@ -13,6 +13,14 @@ with respect to the parameter:
   per_example    g_n                   [N, shape of the parameter]
   sq_norms       |g_n|^2               [N]
 
+Example:
+  >>> import jax.numpy as jnp, jaxbp as bp
+  >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+  >>> bp.per_example(signal)[..., 0].tolist()
+  [[3.0, 6.0], [0.0, 4.0]]
+  >>> bp.mean(signal)[:, 0].tolist(), bp.sq_norms(signal).tolist()
+  ([1.5, 5.0], [45.0, 16.0])
+
 Sources:
   "Efficient Per-Example Gradient Computations", Goodfellow, 2015: |x d^T|^2 = |x|^2 |d|^2.
   "Large Language Models Can Be Strong Differentially Private Learners", Li, Tramer, Liang,

@@ -68,6 +68,9 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
       `step(state, inputs, targets) -> (state, record)`; record is a dict of the mean loss,
       `loss`, and of a tree for each reading.
 
+    Raises:
+      ValueError: `read` is no dict, or a name in it is taken.
+
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
       >>> net, optimizer = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2)), optax.sgd(0.1)
@@ -114,6 +117,18 @@ def make_epoch(net, loss, optimizer, *, batch_size, read=None):
     Returns:
       `epoch(state, inputs, targets) -> (state, record)`; record is that of the steps, averaged
       over the examples.
+
+    Raises:
+      ValueError: a reading's shape depends on the number of examples, or its name is taken.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
+      >>> net, optimizer = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2)), optax.sgd(0.1)
+      >>> state = bp.init_state(net, optimizer, jax.random.key(0), (3,))
+      >>> epoch = bp.make_epoch(net, bp.squared_error, optimizer, batch_size=4)
+      >>> state, record = epoch(state, jnp.ones((10, 3)), jnp.zeros((10, 2)))
+      >>> int(state.step)
+      3
     """
     step = make_step(net, loss, optimizer, read=read)
 
@@ -140,6 +155,14 @@ def evaluate(net, loss, *, metric=None, batch_size=1024):
     Returns:
       `function(params, inputs, targets) -> record`, jit-compiled: the mean over the examples of
       the `loss` and, if there is one, of the `metric`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.dense(2)
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> measure = bp.evaluate(net, bp.softmax_cross_entropy, metric=bp.accuracy)
+      >>> sorted(measure(params, jnp.ones((10, 3)), jnp.zeros(10, int)))
+      ['loss', 'metric']
     """
 
     def function(params, inputs, targets):

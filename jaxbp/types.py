@@ -61,7 +61,8 @@ class Loss:
     Attributes:
       name: what messages and tables call it.
       terms: `terms(outputs, targets) -> (terms [N, ...], delta)`, where an example's value is the
-        sum of its terms, and a term's axes are the first of the outputs'.
+        sum of its terms, and a term's axes are the first of the outputs'. Its docstring is the
+        loss's.
       sample: `sample(key, outputs, targets=None) -> targets`, drawn from the distribution
         p(target | outputs) of which the loss is the negative logarithm, up to a constant. What
         `targets` says beside the answer, such as weights, is kept.
@@ -73,6 +74,10 @@ class Loss:
     terms: Callable[..., tuple[jax.Array, jax.Array]]
     sample: Callable[..., Any]
     hessian_factor: Callable[..., jax.Array]
+
+    def __post_init__(self):
+        # A loss is documented where its formula is, not where all losses are.
+        object.__setattr__(self, "__doc__", self.terms.__doc__)
 
     def __call__(self, outputs, targets):
         """The value of each example, [N], and its derivative with respect to the outputs."""

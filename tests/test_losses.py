@@ -98,6 +98,11 @@ def test_values_are_those_of_optax(case, values, key):
     assert_close(case.loss(outputs, targets)[0], values(outputs, targets))
 
 
+@every_loss
+def test_a_loss_has_the_docstring_of_its_formula(case):
+    assert case.loss.__doc__ == case.loss.terms.__doc__ != bp.Loss.__doc__
+
+
 def test_the_perceptrons_delta_is_prediction_minus_target(key):
     z = jax.random.normal(key, (N, 1))
     t = jnp.array([[0.0], [1.0], [1.0]])

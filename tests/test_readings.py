@@ -104,11 +104,15 @@ def test_the_cheaper_way_has_fewer_flop(monkeypatch):
 
 def test_norms_that_cancel_are_not_negative():
     """Gram matrices can round a zero to below zero, of which the root would not be a number."""
-    x = jnp.tile(jnp.array([[1e8, 3.3]]), (1, 2, 50))
-    d = jnp.stack([jnp.full((1, 90), 0.1), jnp.full((1, 90), -0.1)], axis=1)
-    signal = bp.Outer(x, d)
-    assert readings.gram_is_less_work(2, 100, 90)
-    assert float(bp.sq_norms(signal)[0]) >= 0
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(200, 1, 100)), 3, axis=1)
+    d = rng.normal(size=(200, 3, 90))
+    d[:, 2] = -d[:, 0] - d[:, 1]
+    signal = bp.Outer(*(jnp.asarray(a, jnp.float32) for a in (x, d)))
+    assert readings.gram_is_less_work(3, 100, 90)
+    grams = jnp.einsum("nsi,nti,nso,nto->n", signal.inputs, signal.inputs, *[signal.deltas] * 2)
+    assert float(jnp.min(grams)) < 0
+    assert float(jnp.min(bp.sq_norms(signal))) >= 0
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
