@@ -36,6 +36,7 @@ from sklearn.datasets import make_moons
 
 import jaxbp as bp
 from experiments import figures
+from experiments.flags import require_flags
 
 LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is a part of it
 
@@ -61,7 +62,13 @@ def main(
       steps: of gradient descent, each on all points.
       out: the directory of the figures, multilayer_regions.png and multilayer_weights.png.
     """
-    require_flags(seed, points, hidden, learning_rate, steps, out)
+    require_flags("multilayer", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
+    if points < 4:
+        raise SystemExit(
+            f"multilayer: points is {points}; it takes at least 4, one at each corner."
+        )
+    if not 1 <= hidden <= 9:
+        raise SystemExit(f"multilayer: hidden is {hidden}; it takes 1 to 9 units: each is drawn.")
     with jax.enable_x64(True):  # so that gradients can be compared to the last digits
         inputs, targets = {"moons": moons, "xor": xor}[data](seed, points)
         net = bp.chain(bp.dense(hidden), bp.sigmoid(), bp.dense(1))
@@ -77,27 +84,6 @@ def main(
         weights = draw_weights(before, after, errors)
         figures.save(regions, out / "multilayer_regions.png")
         figures.save(weights, out / "multilayer_weights.png")
-
-
-def require_flags(seed, points, hidden, learning_rate, steps, out):
-    if not 0 <= seed < 2**32:
-        raise SystemExit(f"multilayer: seed is {seed}; it takes an integer in [0, 2^32).")
-    if points < 4:
-        raise SystemExit(
-            f"multilayer: points is {points}; it takes at least 4, one at each corner."
-        )
-    if not 1 <= hidden <= 9:
-        raise SystemExit(f"multilayer: hidden is {hidden}; it takes 1 to 9 units: each is drawn.")
-    if not 0 < learning_rate <= 1000:
-        raise SystemExit(
-            f"multilayer: learning-rate is {learning_rate}; it takes a number in (0, 1000]."
-        )
-    if steps < 1:
-        raise SystemExit(f"multilayer: steps is {steps}; it takes at least 1.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise SystemExit(f"multilayer: out takes a directory: {problem}") from None
 
 
 def moons(seed, n):

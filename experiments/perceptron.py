@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 
 import jaxbp as bp
 from experiments import figures
+from experiments.flags import require_flags
 
 NET = bp.dense(1)  # gives z: the sigmoid is part of the loss, which is exact for every z
 LOSS = bp.sigmoid_cross_entropy
@@ -56,7 +57,9 @@ def main(
       steps: of gradient descent on all points.
       out: the directory of the figures, perceptron_step.png and perceptron_training.png.
     """
-    require_flags(seed, points, learning_rate, steps, out)
+    require_flags("perceptron", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
+    if points < 2:
+        raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one of each class.")
     with jax.enable_x64(True):  # so that gradients can be compared to the last digits
         inputs, targets = make_points(jax.random.key(seed), points)
         start, optimizer = poor_start(), optax.sgd(learning_rate)
@@ -74,23 +77,6 @@ def main(
 
         figures.save(step_figure, out / "perceptron_step.png")
         figures.save(training_figure, out / "perceptron_training.png")
-
-
-def require_flags(seed, points, learning_rate, steps, out):
-    if not 0 <= seed < 2**32:
-        raise SystemExit(f"perceptron: seed is {seed}; it takes an integer in [0, 2^32).")
-    if points < 2:
-        raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one of each class.")
-    if not 0 < learning_rate <= 1000:
-        raise SystemExit(
-            f"perceptron: learning-rate is {learning_rate}; it takes a number in (0, 1000]."
-        )
-    if steps < 1:
-        raise SystemExit(f"perceptron: steps is {steps}; it takes at least 1.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise SystemExit(f"perceptron: out takes a directory: {problem}") from None
 
 
 def make_points(key, n):

@@ -82,8 +82,8 @@ def fit(
     Raises:
       ValueError: an argument is wrong, or the data are: empty, of unequal lengths, not finite, or
         of shapes, dtypes or labels that the network or the loss refuses.
-      NonFiniteError: a loss or a parameter became infinite or not a number. It says where, and
-        has the last good state.
+      NonFiniteError: a loss, a parameter or the measure became infinite or not a number. It says
+        where, and has the last good state.
 
     Example:
       >>> import jax, optax, jaxbp as bp
@@ -133,6 +133,8 @@ def fit(
             place = locate(net, loss, bad)
             raise NonFiniteError(epoch, bad.step, place, bad.state, records) from None
         value, measured = measure(state.params, record)
+        if not math.isfinite(value):
+            raise NonFiniteError(epoch, None, f"the {name}", state, records)
         records.append({"epoch": epoch, **jax.tree.map(np.asarray, {**record, **measured})})
         if callback is not None:
             callback(state, records[-1])

@@ -47,8 +47,8 @@ def _softmax_cross_entropy():
         if jnp.issubdtype(targets.dtype, jnp.integer):
             _require_labels(name, targets, z.shape)
             values = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-            # p - one_hot(t), by a subtraction at the labels alone: on a CPU the pass is up to a tenth
-            # faster so, although the FLOP are the same.
+            # p - one_hot(t), by a subtraction at the labels alone: as many FLOP, but the whole pass
+            # was measured to be up to a tenth faster on a CPU.
             rows, places = p.reshape(-1, p.shape[-1]), targets.ravel()
             delta = rows.at[jnp.arange(len(rows)), places].add(-1).reshape(p.shape)
         else:

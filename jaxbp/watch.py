@@ -17,7 +17,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
       epoch: in which epoch, counted from 1.
-      step: at which step of it, counted from 1.
+      step: at which step of it, counted from 1; None if it was after the last.
       place: where the first such value stood, in words.
       state: the last good state, before that step.
       records: those of the epochs before.
@@ -25,9 +25,10 @@ class NonFiniteError(FloatingPointError):
 
     def __init__(self, epoch, step, place, state, records):
         """Takes the attributes, in their order."""
+        when = f"epoch {epoch}" if step is None else f"epoch {epoch}, step {step}"
         super().__init__(
-            f"fit: epoch {epoch}, step {step}: the first value that is not finite came from "
-            f"{place}. The last good state is in this error's `state`. A smaller learning rate?"
+            f"fit: {when}: the first value that is not finite came from {place}. "
+            "The last good state is in this error's `state`. A smaller learning rate?"
         )
         self.epoch, self.step, self.place = epoch, step, place
         self.state, self.records = state, records

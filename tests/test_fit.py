@@ -286,6 +286,19 @@ class TestNonFinite:
         assert len(error.records) == 1
 
 
+def test_a_measure_that_is_not_finite_is_no_measure(data):
+    def broken(outputs, targets):
+        del targets
+        return outputs[:, 0] / 0
+
+    with pytest.raises(
+        bp.NonFiniteError, match=r"fit: epoch 1: .* came from the broken\."
+    ) as caught:
+        fit(data, metric=broken, epochs=3)
+    assert caught.value.step is None
+    assert int(caught.value.state.step) == 2
+
+
 def nan_at_3(x):
     return x.at[3, 1].set(jnp.nan)
 

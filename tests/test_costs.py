@@ -1,0 +1,103 @@
+"""What a sweep costs by the compiler's count: FLOP and bytes, never time."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from oracles import value_and_grad_function
+
+import jaxbp as bp
+
+pytestmark = pytest.mark.usefixtures("as_shipped")
+SIZES, N = (784, 512, 512, 10), 128
+
+
+@pytest.fixture
+def as_shipped():
+    """In float32, as it is used."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def network(activation=bp.relu):
+    hidden = [part for units in SIZES[1:-1] for part in (bp.dense(units), activation())]
+    return bp.chain(*hidden, bp.dense(SIZES[-1]))
+
+
+def cost(function, net):
+    """(FLOP, temporary bytes) of the compiled function of (params, inputs, labels)."""
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), SIZES[:1])[0])
+    inputs = jax.ShapeDtypeStruct((N, SIZES[0]), jnp.float32)
+    labels = jax.ShapeDtypeStruct((N,), jnp.int32)
+    compiled = jax.jit(function).lower(params, inputs, labels).compile()
+    return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+
+def explicit(net, read=None):
+    if read is None:
+        return bp.value_and_grad(net, bp.softmax_cross_entropy)
+    return bp.backprop(net, bp.softmax_cross_entropy, read=read)
+
+
+def autodiff(net):
+    return value_and_grad_function(net, optax.softmax_cross_entropy_with_integer_labels)
+
+
+WEIGHTS = [i * o for i, o in itertools.pairwise(SIZES)]
+FORWARD = 2 * N * sum(WEIGHTS)
+DX = FORWARD - 2 * N * WEIGHTS[0]  # nobody asks for the derivative by the network's input
+DW = FORWARD
+# What is not a matrix product: activations, the loss and biases, less than a hundredth of it.
+SMALL = 0.01 * FORWARD
+
+
+def test_a_gradient_is_its_matrix_products_and_no_more():
+    flop, _ = cost(explicit(network()), network())
+    assert FORWARD + DX + DW <= flop <= FORWARD + DX + DW + SMALL
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [bp.relu, bp.sigmoid, bp.tanh, bp.leaky_relu, bp.elu, bp.softplus, bp.silu, bp.gelu,
+     lambda: bp.gelu(approximate=False)],
+)  # fmt: skip
+def test_explicit_takes_no_more_than_autodiff(activation):
+    net = network(activation)
+    flop, temporary = cost(explicit(net), net)
+    peer_flop, peer_temporary = cost(autodiff(net), net)
+    assert flop <= 1.001 * peer_flop
+    # The compiler may order dx before dW, and so hold one delta [N, O] more, 262 kB here.
+    assert temporary <= peer_temporary + 4 * N * max(SIZES[1:]) + 16_384
+
+
+def test_norms_beside_the_gradient_cost_next_to_nothing():
+    net = network()
+    plain_flop, plain_bytes = cost(explicit(net), net)
+    flop, temporary = cost(explicit(net, {"grads": bp.mean, "norms": bp.sq_norms}), net)
+    assert flop <= 1.01 * plain_flop
+    assert temporary <= 1.1 * plain_bytes
+
+
+def test_what_is_not_asked_for_is_not_computed():
+    net = network()
+    flop, _ = cost(explicit(net, bp.sq_norms), net)
+    assert FORWARD + DX <= flop <= FORWARD + DX + SMALL
+    values_alone, _ = cost(lambda *args: explicit(net, bp.mean)(*args)[0], net)
+    assert values_alone <= FORWARD + SMALL
+
+
+def test_norms_never_form_the_gradients_they_are_of():
+    net = network()
+    _, temporary = cost(explicit(net, bp.sq_norms), net)
+    gradients_of_all = 4 * N * sum(WEIGHTS)
+    assert temporary < 0.02 * gradients_of_all
+
+
+def test_inference_keeps_no_cache():
+    """The derivative that gelu keeps for its way back is not computed where nobody goes back."""
+    net = network(bp.gelu)
+    both, _ = cost(lambda params, x, _: net.forward(params, x), net)
+    outputs, _ = cost(lambda params, x, _: net.forward(params, x)[0], net)
+    assert outputs < both
