@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.train import TrainState, evaluate, init_state, make_epoch, make_step, shuffled, take
+from jaxbp.train import TrainState, evaluate, init_state, make_epoch, make_step, shuffle, take
 from jaxbp.types import Layer, LayerError, show_shape
 from jaxbp.watch import BadStepError, NonFiniteError, is_finite, locate, run_watched
 
@@ -165,11 +165,11 @@ def _epochs_on_arrays(net, loss, optimizer, train, batch_size, read):
     def run_epoch(start):
         state, record = epoch(start, *train)
         if not is_finite((record["loss"], state.params)):
-            first, order = shuffled(start, n)
+            order = shuffle(start, n)
             batches = (take(train, order[i : i + batch_size]) for i in range(0, n, batch_size))
             step = make_step(net, loss, optimizer, read=read, donate=False)
             # Compiled on its own, the step may round otherwise and just escape: so much the better.
-            state, record = run_watched(step, first, batches)
+            state, record = run_watched(step, start, batches)
         return state, record
 
     return run_epoch

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import mean
+from jaxbp.train import forward_key
 from jaxbp.types import LayerError
 
 
@@ -69,7 +70,7 @@ def run_watched(step, state, batches):
 
 def locate(net, loss, bad):
     """Where the first value of a bad step that is not finite stands, in words."""
-    key = jax.random.split(bad.state.key)[1]  # the key that the step gave to forward
+    key = forward_key(bad.state)
     params, (inputs, targets) = bad.state.params, bad.batch
     phase = "the forward pass"
     try:

@@ -27,7 +27,7 @@ IMPORTS = {
     "readings": {"types", "signals"},
     "backprop": {"readings"},
     "train": {"backprop", "readings"},
-    "watch": {"readings", "types"},
+    "watch": {"readings", "train", "types"},
     "fit": {"train", "types", "watch"},
     "check": {"readings", "types"},
 }
