@@ -2,7 +2,7 @@
 
   gradient    `bp.value_and_grad` against `jax.value_and_grad`
   training    epochs of `bp.make_epoch` against PyTorch and scikit-learn
-  norms       the gradient and every example's gradient norm in one sweep, against the gradient alone
+  norms       the gradient and the norm of each example's, in one sweep, against the gradient alone
   vmap        the same gradient and norms, against those from `jax.vmap(jax.grad(...))`
 
 The two take turns in one process, in reversed order every other round, so that whatever drifts or
@@ -11,23 +11,16 @@ with the quartiles in parentheses. Compilation is not part of any time.
 
 After a turn of the other side, threads sleep and caches are cold: the first calls of a small
 program are up to a third slower, after PyTorch as after a pause. So a sample of a program that
-takes less than `SAMPLE_SECONDS` is many calls, and one before them that is not timed.
+takes less than a hundredth of a second is many calls, and one before them that is not timed.
 
 Beside the times stand two figures of the compiler's that are the same in every run: the bytes that
 a program takes beyond its inputs and outputs, and its FLOP, in which the body of a loop counts
 once. A sweep that computed something twice would show there.
 """
 
-import copy
-import importlib.metadata
 import json as json_format
 import math
-import os
-import platform
-import time
-import warnings
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,16 +32,20 @@ import tyro
 from tqdm import tqdm
 
 import jaxbp as bp
+from experiments.files import whole
+from experiments.measuring import compile_program, describe_environment, measure
+from experiments.trainers import (
+    ACTIVATIONS,
+    LOSS,
+    Training,
+    make_net,
+    train_jaxbp,
+    train_sklearn,
+    train_torch,
+)
 
-LOSS = bp.softmax_cross_entropy
-SAMPLE_SECONDS = 0.01
+NAMES = ("gradient", "training", "norms", "vmap")
 PER_EXAMPLE_BYTES = 512 * 1024**2  # the most that the gradients of all examples may take
-VERSIONS = ("jax", "jaxlib", "optax", "torch", "scikit-learn")
-ACTIVATIONS = {"relu": (bp.relu, jax.nn.relu), "gelu": (bp.gelu, jax.nn.gelu)}
-OPTIMIZERS = {
-    "SGD": (optax.sgd(0.02, momentum=0.9), {"lr": 0.02, "momentum": 0.9}),
-    "Adam": (optax.adam(1e-3), {"lr": 1e-3}),
-}
 
 
 class Case(NamedTuple):
@@ -60,29 +57,6 @@ class Case(NamedTuple):
 
     def __str__(self):
         return f"{'-'.join(map(str, self.sizes))} {self.activation}, N = {self.n}"
-
-
-class Training(NamedTuple):
-    """Epochs of a relu network on this many examples."""
-
-    sizes: tuple[int, ...]
-    examples: int
-    batch: int
-    optimizer: str
-    epochs: int
-
-    def __str__(self):
-        sizes = "-".join(map(str, self.sizes))
-        return f"{sizes}, {self.optimizer}, {self.examples} in batches of {self.batch}"
-
-
-class Program(NamedTuple):
-    """A compiled jax program with its inputs; `run` waits until it is done."""
-
-    run: Callable
-    compile_s: float
-    temporary_bytes: int | None
-    flop: float | None
 
 
 class Row(NamedTuple):
@@ -103,26 +77,21 @@ class Row(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A table: what it is called, what its ratios are of, who makes a case's rows, and the cases.
+    """A table: its title, what its ratios are of, who makes a case's rows, the cases, and a note.
 
-    `quick` are the cases of a run with --quick.
+    A quick run has the first case alone.
     """
 
     title: str
     ratio: str
     rows: Callable
     cases: tuple
-    quick: tuple
+    note: str = ""
 
 
 def main(
     *,
-    sections: tuple[Literal["gradient", "training", "norms", "vmap"], ...] = (
-        "gradient",
-        "training",
-        "norms",
-        "vmap",
-    ),
+    sections: tuple[Literal[*NAMES], ...] = NAMES,
     repeats: int = 15,
     quick: bool = False,
     seed: int = 0,
@@ -133,7 +102,7 @@ def main(
     Args:
       sections: which to measure.
       repeats: rounds for each figure. Training, whose samples are long, has a third as many.
-      quick: only the smallest cases.
+      quick: only the smallest case of each section.
       seed: of weights and data.
       json: a file for the same figures, unrounded.
     """
@@ -148,13 +117,15 @@ def main(
     tables = {}
     for name in sections:
         section = SECTIONS[name]
-        cases = section.quick if quick else section.cases
+        cases = section.cases[:1] if quick else section.cases
         progress = tqdm(cases, desc=name, leave=False, disable=None)
         tables[name] = [row for case in progress for row in section.rows(case, repeats, seed)]
         print_table(section, tables[name])
     if json is not None:
         rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-        write_whole(json, json_format.dumps({"environment": environment, **rows}, indent=1))
+        with whole(json) as unfinished:
+            figures = {"environment": environment, **rows}
+            unfinished.write_text(json_format.dumps(figures, indent=1))
 
 
 def gradient(case, repeats, seed):
@@ -170,15 +141,10 @@ def gradient(case, repeats, seed):
     product = compile_program(jnp.matmul, square, square)
     programs = [explicit, *peers.values(), product]
     ours, *theirs, gemm = measure([program.run for program in programs], repeats)
-    best = int(np.argmin([np.median(times) for times in theirs]))
-    rate = step_products(case) / np.median(ours)
-    row = compare(ours / theirs[best], ours, theirs[best], explicit, [*peers.values()][best])
-    yield row._replace(
-        case=str(case),
-        against=f"jax.value_and_grad, {[*peers][best]}",
-        wanted="<= 1.00",
-        gemm_share=rate * float(np.median(gemm)) / (2 * side**3),
-    )
+    peer, theirs = min(zip(peers, theirs, strict=True), key=lambda pair: np.median(pair[1]))
+    rate, gemm_rate = step_products(case) / np.median(ours), 2 * side**3 / np.median(gemm)
+    row = Row(str(case), f"jax.value_and_grad, {peer}", "<= 1.00", gemm_share=rate / gemm_rate)
+    yield fill(row, ours / theirs, ours, theirs, explicit, peers[peer])
 
 
 def training(case, repeats, seed):
@@ -194,8 +160,8 @@ def training(case, repeats, seed):
         except Exception as error:  # whatever goes wrong with a peer, the others are measured
             yield Row(str(case), peer, wanted, problem=describe_problem(error))
             continue
-        row = compare(theirs / ours, ours / case.epochs, theirs / case.epochs, program)
-        yield row._replace(case=str(case), against=against, wanted=wanted, loss=losses)
+        row = Row(str(case), against, wanted, loss=losses)
+        yield fill(row, theirs / ours, ours / case.epochs, theirs / case.epochs, program)
 
 
 def norms(case, repeats, seed):
@@ -206,8 +172,8 @@ def norms(case, repeats, seed):
         compile_program(bp.value_and_grad(net, LOSS), *data),
     ]
     ours, theirs = measure([program.run for program in programs], repeats)
-    row = compare(ours / theirs, ours, theirs, *programs)
-    yield row._replace(case=str(case), against="bp.value_and_grad", wanted="<= 1.10")
+    row = Row(str(case), "bp.value_and_grad", "<= 1.10")
+    yield fill(row, ours / theirs, ours, theirs, *programs)
 
 
 def vmap(case, repeats, seed):
@@ -218,67 +184,25 @@ def vmap(case, repeats, seed):
     if size > PER_EXAMPLE_BYTES:
         yield row._replace(problem=f"not run: the gradients alone take {size / 1e9:.1f} GB")
         return
-    explicit, theirs = (
-        compile_program(function, *data)
-        for function in (gradient_and_norms(net), gradient_and_norms_by_vmap(case))
-    )
-    times = measure([explicit.run, theirs.run], repeats)
-    measured = compare(times[1] / times[0], *times, explicit, theirs)
-    yield measured._replace(case=row.case, against=row.against, wanted=row.wanted)
+    programs = [
+        compile_program(gradient_and_norms(net), *data),
+        compile_program(gradient_and_norms_by_vmap(case), *data),
+    ]
+    ours, theirs = measure([program.run for program in programs], repeats)
+    yield fill(row, theirs / ours, ours, theirs, *programs)
 
 
-def measure(runs, repeats):
-    """Seconds that a call of each run takes, [runs, repeats]; the runs take turns."""
-    calls = []
-    for run in runs:
-        run()  # what happens only once is over after this
-        start = time.perf_counter()
-        run()
-        calls.append(math.ceil(SAMPLE_SECONDS / (time.perf_counter() - start)))
-    seconds = np.empty((len(runs), repeats))
-    for r in range(repeats):
-        order = range(len(runs)) if r % 2 == 0 else reversed(range(len(runs)))
-        for i in order:
-            if calls[i] > 1:
-                runs[i]()
-            start = time.perf_counter()
-            for _ in range(calls[i]):
-                runs[i]()
-            seconds[i, r] = (time.perf_counter() - start) / calls[i]
-    return seconds
-
-
-def compare(ratios, ours, theirs, our_program, their_program=None):
-    """A row of figures, its words left empty, from the ratio and the seconds of every round."""
+def fill(row, ratios, ours, theirs, *programs):
+    """The row with its figures, from the ratio and the seconds of every round, and the programs."""
     low, middle, high = map(float, np.quantile(ratios, [0.25, 0.5, 0.75]))
-    programs = [our_program, their_program]
-    costs = {
-        name: tuple(getattr(program, name, None) for program in programs)
-        for name in ("temporary_bytes", "flop", "compile_s")
-    }
-    ms = tuple(1e3 * float(np.median(seconds)) for seconds in (ours, theirs))
-    return Row("", "", "", middle, (low, high), ms, **costs)
-
-
-def compile_program(function, *args):
-    start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
-    seconds = time.perf_counter() - start
-    memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
-    return Program(  # not every backend has both analyses
-        lambda: jax.block_until_ready(compiled(*args)),
-        seconds,
-        getattr(memory, "temp_size_in_bytes", None),
-        cost.get("flops") if cost else None,
+    return row._replace(
+        ratio=middle,
+        quartiles=(low, high),
+        ms=tuple(1e3 * float(np.median(seconds)) for seconds in (ours, theirs)),
+        temporary_bytes=tuple(program.temporary_bytes for program in programs),
+        flop=tuple(program.flop for program in programs),
+        compile_s=tuple(program.compile_s for program in programs),
     )
-
-
-def make_net(sizes, activation="relu"):
-    make, _ = ACTIVATIONS[activation]
-    layers = []
-    for units in sizes[1:-1]:
-        layers += [bp.dense(units, dtype=jnp.float32), make()]
-    return bp.chain(*layers, bp.dense(sizes[-1], dtype=jnp.float32))
 
 
 def make_case(case, seed):
@@ -351,117 +275,6 @@ def gradient_and_norms_by_vmap(case):
     return function
 
 
-def train_jaxbp(case, inputs, labels, seed):
-    """A run of all epochs from the same start, which returns the last one's loss; its program."""
-    net, (optimizer, _) = make_net(case.sizes), OPTIMIZERS[case.optimizer]
-    start = bp.init_state(net, optimizer, jax.random.key(seed), case.sizes[:1])
-    data = jnp.asarray(inputs), jnp.asarray(labels)
-    epoch = jax.jit(bp.make_epoch(net, LOSS, optimizer, batch_size=case.batch))
-    program = compile_program(epoch, start, *data)
-    compiled = epoch.lower(start, *data).compile()
-
-    def run():
-        state = start
-        for _ in range(case.epochs):
-            state, record = compiled(state, *data)
-        return float(jax.block_until_ready((state, record))[1]["loss"])
-
-    return run, program
-
-
-def train_torch(case, inputs, labels, seed):
-    """The same in PyTorch, with one thread or as many as there are cores: whichever is faster."""
-    import torch
-
-    torch.manual_seed(seed)
-    layers = []
-    for i, o in zip(case.sizes[:-2], case.sizes[1:-1], strict=True):
-        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-    start = torch.nn.Sequential(*layers, torch.nn.Linear(*case.sizes[-2:]))
-    loss_function = torch.nn.CrossEntropyLoss()
-    make_optimizer = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}[case.optimizer]
-    x, t = torch.from_numpy(inputs), torch.from_numpy(labels).long()
-
-    def run():
-        model = copy.deepcopy(start)
-        optimizer = make_optimizer(model.parameters(), **OPTIMIZERS[case.optimizer][1])
-        for _ in range(case.epochs):
-            total = torch.zeros(())
-            for indices in torch.randperm(len(x)).split(case.batch):
-                optimizer.zero_grad(set_to_none=True)
-                loss = loss_function(model(x[indices]), t[indices])
-                loss.backward()
-                optimizer.step()
-                total += loss.detach() * len(indices)
-        return float(total) / len(x)
-
-    seconds = {}
-    for threads in sorted({1, cores()}):
-        torch.set_num_threads(threads)
-        seconds[threads] = float(measure([run], 1)[0, 0])
-    best = min(seconds, key=seconds.get)
-    torch.set_num_threads(best)
-    return f"PyTorch, {best} thread{'s' * (best > 1)}", run
-
-
-def train_sklearn(case, inputs, labels, seed):
-    """The same in scikit-learn."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
-
-    classifier = MLPClassifier(
-        case.sizes[1:-1],
-        solver=case.optimizer.lower(),
-        alpha=0,
-        batch_size=case.batch,
-        learning_rate_init=OPTIMIZERS[case.optimizer][1]["lr"],
-        momentum=0.9,
-        nesterovs_momentum=False,
-        max_iter=case.epochs,
-        tol=0,
-        n_iter_no_change=case.epochs + 1,
-        random_state=seed,
-    )
-
-    def run():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is to stop when told to
-            return float(classifier.fit(inputs, labels).loss_)
-
-    return "scikit-learn", run
-
-
-def describe_environment():
-    """On what the figures were measured."""
-    device = jax.devices()[0]
-    return {
-        "machine": f"{cpu_model()}, {cores()} cores; jax on {device.platform}",
-        "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
-        "versions": ", ".join(
-            [f"python {platform.python_version()}", *(f"{v} {version(v)}" for v in VERSIONS)]
-        ),
-        "date": datetime.now(UTC).isoformat(timespec="minutes"),
-    }
-
-
-def cpu_model():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def describe_problem(error):
     if isinstance(error, ModuleNotFoundError):
         return f"{error.name} is not installed"
@@ -484,6 +297,8 @@ def print_table(section, rows):
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     print(f"\n### {section.title}\n")
+    if section.note:
+        print(f"{section.note}\n")
     for cells in [shown, ["---"] * len(shown), *zip(*shown.values(), strict=True)]:
         print("|", " | ".join(cells), "|")
 
@@ -501,18 +316,9 @@ def show_pair(pair, scale=1):
     return " / ".join(values)
 
 
-def write_whole(path, text):
-    """Writes the file as a whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(text)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def square_cases(*widths_and_ns):
-    return tuple(Case((784, width, width, 10), n) for width, n in widths_and_ns)
+def perceptrons(*widths_and_ns, activation="relu"):
+    """Cases with two hidden layers of the same width."""
+    return tuple(Case((784, w, w, 10), n, activation) for w, n in widths_and_ns)
 
 
 SECTIONS = {
@@ -521,38 +327,35 @@ SECTIONS = {
         "explicit / autodiff",
         gradient,
         (
-            *square_cases((64, 32), (128, 256), (256, 64), (512, 128), (512, 1024)),
-            Case((784, 512, 512, 10), 256, "gelu"),
-            *square_cases((1024, 32), (1024, 256), (2048, 128)),
+            *perceptrons((64, 32), (128, 256), (256, 64), (512, 128), (512, 1024)),
+            *perceptrons((512, 256), activation="gelu"),
+            *perceptrons((1024, 32), (1024, 256), (2048, 128)),
         ),
-        square_cases((64, 32)),
     ),
     "training": Section(
-        "An epoch of training",
+        "Training",
         "theirs / ours",
         training,
         (
-            Training((64, 128, 10), 1437, 32, "SGD", 10),
             Training((64, 128, 10), 1437, 64, "Adam", 10),
+            Training((64, 128, 10), 1437, 32, "SGD", 10),
             Training((784, 512, 512, 10), 10_000, 128, "SGD", 2),
             Training((784, 512, 512, 10), 10_000, 128, "Adam", 2),
         ),
-        (Training((64, 128, 10), 1437, 64, "Adam", 2),),
+        "Times are of one epoch.",
     ),
     "norms": Section(
         "Gradient and per-example norms in one sweep",
         "with norms / without",
         norms,
-        square_cases((64, 32), (128, 256), (512, 128), (512, 256), (1024, 256), (2048, 64)),
-        square_cases((64, 32)),
+        perceptrons((64, 32), (128, 256), (512, 128), (512, 256), (1024, 256), (2048, 64)),
     ),
     "vmap": Section(
-        "Gradient and per-example norms against vmap(grad); on a CPU, where batched products of "
-        "rank one are slow, the time is partly an artefact",
+        "Gradient and per-example norms against vmap(grad)",
         "theirs / ours",
         vmap,
-        square_cases((64, 32), (128, 256), (512, 128), (1024, 256)),
-        square_cases((64, 32)),
+        perceptrons((64, 32), (128, 256), (512, 128), (1024, 256)),
+        "On a CPU the time is partly an artefact: batched products of rank one are slow there.",
     ),
 }
 

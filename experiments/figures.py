@@ -3,11 +3,12 @@
 Source of the colours: "Color Universal Design", Okabe, Ito, 2008.
 """
 
-import os
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+
+from experiments.files import whole
 
 mpl.use("Agg")  # figures go to files: no screen is needed
 
@@ -32,12 +33,8 @@ def save(figure, path):
     """Saves the figure as a PNG, whole or not at all, and says where."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
+    with whole(path) as unfinished:
         figure.savefig(unfinished, format="png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     print(f"figure saved as {path}")
 
 
