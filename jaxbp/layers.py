@@ -131,7 +131,8 @@ def relu():
     """The rectifier, y = max(x, 0), elementwise. dx = dy where y > 0, else 0 (at x = 0 too)."""
 
     def forward(x):
-        y = jax.nn.relu(x)
+        # As a maximum, XLA would compute it again on the way back, and keep x for that beside y.
+        y = jnp.where(x <= 0, 0, x)
         return y, y
 
     return _elementwise("relu", forward, lambda y: (y > 0).astype(y.dtype))

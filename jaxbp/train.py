@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxbp.backprop import backprop
+from jaxbp.backprop import backprop, value_and_grad
 from jaxbp.readings import mean
 
 
@@ -83,11 +83,16 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
     _require_readings(read)
     optimizer = optax.with_extra_args_support(optimizer)
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
+    mean_sweep = value_and_grad(net, loss)
 
     def step(state, inputs, targets):
         key = forward_key(state)
-        values, answers = sweep(state.params, inputs, targets, key=key)
-        grads, value = answers.pop("grads"), jnp.mean(values)
+        if read:
+            values, answers = sweep(state.params, inputs, targets, key=key)
+            value, grads = jnp.mean(values), answers.pop("grads")
+        else:  # the mean can then be taken in delta, once for all parameters
+            value, grads = mean_sweep(state.params, inputs, targets, key=key)
+            answers = {}
 
         def value_fn(params):  # for optimizers that search along a line
             outputs, _ = net.forward(params, inputs, key=key)
@@ -205,7 +210,8 @@ def forward_key(state):
 def shuffle(state, n):
     """The examples of the next epoch in a random order, [N]."""
     stream = jax.random.fold_in(state.key, SHUFFLE_STREAM)
-    return jax.random.permutation(jax.random.fold_in(stream, state.step), n)
+    # One sort by random numbers: jax.random.permutation makes two or more, and sorts are slow.
+    return jnp.argsort(jax.random.bits(jax.random.fold_in(stream, state.step), (n,), "uint32"))
 
 
 def take(data, indices):

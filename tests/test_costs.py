@@ -68,8 +68,10 @@ def test_explicit_takes_no_more_than_autodiff(activation):
     flop, temporary = cost(explicit(net), net)
     peer_flop, peer_temporary = cost(autodiff(net), net)
     assert flop <= 1.001 * peer_flop
-    # The compiler may order dx before dW, and so hold one delta [N, O] more, 262 kB here.
-    assert temporary <= peer_temporary + 4 * N * max(SIZES[1:]) + 16_384
+    # Of exact gelu the compiler holds one [N, O] more: its erfc is a long computation, and is made
+    # in two pieces.
+    more = 4 * N * max(SIZES[1:]) if "approximate=False" in net.name else 0
+    assert temporary <= peer_temporary + more
 
 
 def test_norms_beside_the_gradient_cost_next_to_nothing():
