@@ -80,7 +80,11 @@ def test_with_a_metric_the_best_is_that_of_the_highest():
 
     def backward(params, cache, dy, *, read=bp.keep):
         del params, cache
-        return dy, read(bp.Bias(jnp.ones_like(dy)))
+        return dy, read(bp.Bias(dy))
+
+    def loss(outputs, targets):
+        del targets
+        return outputs[:, 0], jnp.ones_like(outputs)
 
     def measure(outputs, targets):
         del targets
@@ -89,7 +93,7 @@ def test_with_a_metric_the_best_is_that_of_the_highest():
     net = bp.Layer("scripted", lambda key, shape: (jnp.zeros(1), (1,)), forward, backward)
     data = jnp.zeros((4, 1)), jnp.zeros((4, 1))
     run = bp.fit(
-        net, bp.squared_error, optax.sgd(-1.0), data,
+        net, loss, optax.sgd(-1.0), data,
         key=jax.random.key(0), held_out=data, metric=measure, epochs=5, patience=3,
     )  # fmt: skip
     assert [float(record["metric"]) for record in run.records] == [0.2, 0.8, 0.8, 0.5, 0.1]
