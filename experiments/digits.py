@@ -51,15 +51,15 @@ OPTIMIZERS = {
 class Config:
     """Trains a classifier by explicit backpropagation, by default on real handwritten digits."""
 
-    hidden: tuple[int, ...] = (256, 128)
+    hidden: tuple[int, ...] = (512, 256)
     """Units of each hidden layer."""
     activation: Literal[*ACTIVATIONS] = "relu"
     """The activation of the hidden layers."""
-    dropout: float = 0.2
+    dropout: float = 0.4
     """The probability of dropping a hidden unit in a step."""
     optimizer: Literal[*OPTIMIZERS] = "adam"
     """The optax optimizer."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """The step size of the optimizer."""
     batch_size: int = 64
     """Examples per step."""
