@@ -49,8 +49,10 @@ WEIGHTS = [i * o for i, o in itertools.pairwise(SIZES)]
 FORWARD = 2 * N * sum(WEIGHTS)
 DX = FORWARD - 2 * N * WEIGHTS[0]  # nobody asks for the derivative by the network's input
 DW = FORWARD
-# What is not a matrix product: activations, the loss and biases, less than a hundredth of it.
-SMALL = 0.01 * FORWARD
+# What is not a matrix product: activations, the loss, biases and norms, about a hundredth of it.
+SMALL = 0.0125 * FORWARD
+# XLA's compiler for CPUs forms the squares of a sum of squares up to JAX 0.10.0, not in 0.10.2.
+SQUARES = 4 * N * 2 * sum(SIZES) if jax.__version_info__ < (0, 10, 2) else 0
 
 
 def test_a_gradient_is_its_matrix_products_and_no_more():
@@ -79,7 +81,7 @@ def test_norms_beside_the_gradient_cost_next_to_nothing():
     plain_flop, plain_bytes = cost(explicit(net), net)
     flop, temporary = cost(explicit(net, {"grads": bp.mean, "norms": bp.sq_norms}), net)
     assert flop <= 1.01 * plain_flop
-    assert temporary <= 1.1 * plain_bytes
+    assert temporary <= 1.1 * plain_bytes + SQUARES
 
 
 def test_what_is_not_asked_for_is_not_computed():
@@ -94,7 +96,7 @@ def test_norms_never_form_the_gradients_they_are_of():
     net = network()
     _, temporary = cost(explicit(net, bp.sq_norms), net)
     gradients_of_all = 4 * N * sum(WEIGHTS)
-    assert temporary < 0.02 * gradients_of_all
+    assert temporary < 0.02 * gradients_of_all + SQUARES
 
 
 def test_inference_keeps_no_cache():
