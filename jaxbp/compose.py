@@ -48,9 +48,8 @@ def chain(*layers):
                     f"got parameters with {got}; it takes a tuple of {len(layers)}, one for each "
                     "part. Are they those of another network?",
                 )
-        return list(
-            zip(layers, map(_place, range(1, len(layers) + 1), layers), *trees, strict=True)
-        )
+        places = [_place(i, layer) for i, layer in enumerate(layers, 1)]
+        return list(zip(layers, places, *trees, strict=True))
 
     def init(key, shape):
         params = []

@@ -180,10 +180,15 @@ def _epochs_on_batches(net, loss, optimizer, batches, require, read):
     step = make_step(net, loss, optimizer, read=read, donate=False)
 
     def checked():
+        i = 0
         for i, batch in enumerate(batches, 1):
             batch = _as_arrays(f"batch {i}", batch)
             require(f"batch {i}", batch)
             yield batch
+        if i == 0:
+            raise ValueError(
+                "fit: train has no more batches. It has to give all of them anew for each epoch."
+            )
 
     return lambda state: run_watched(step, state, checked())
 

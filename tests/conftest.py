@@ -26,3 +26,10 @@ def standard_promotion():
     """For what optax computes, which relies on it."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def as_shipped():
+    """Without the strictness: in float32, as the library is used."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield

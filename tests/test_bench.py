@@ -20,13 +20,6 @@ CASE = bench.Case((784, 512, 512, 10), 256)
 
 
 @pytest.fixture
-def as_shipped():
-    """Without the strictness of the other tests, as a user runs it."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.fixture
 def short_samples(monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
 

@@ -14,13 +14,6 @@ pytestmark = pytest.mark.usefixtures("as_shipped")
 SIZES, N = (784, 512, 512, 10), 128
 
 
-@pytest.fixture
-def as_shipped():
-    """In float32, as it is used."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def network(activation=bp.relu):
     hidden = [part for units in SIZES[1:-1] for part in (bp.dense(units), activation())]
     return bp.chain(*hidden, bp.dense(SIZES[-1]))

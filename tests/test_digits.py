@@ -14,13 +14,6 @@ pytestmark = pytest.mark.usefixtures("as_shipped")
 SMALL = {"hidden": (16,), "epochs": 6, "patience": 6, "dropout": 0.0, "learning_rate": 0.03}
 
 
-@pytest.fixture
-def as_shipped():
-    """Without the strictness of the other tests, as a user runs it."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def files_in(folder):
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 

@@ -185,6 +185,18 @@ def test_a_generator_is_good_for_one_epoch(data):
         fit(iter(Batches(data, 40)), epochs=2)
 
 
+def test_batches_that_come_only_once_are_missed_in_words(data):
+    class Once:
+        def __init__(self):
+            self.batches = iter(Batches(data, 40))
+
+        def __iter__(self):
+            yield from self.batches
+
+    with pytest.raises(ValueError, match=r"train has no more batches\. It has to give all"):
+        fit(Once(), epochs=2)
+
+
 def test_a_network_is_traced_once_however_many_epochs(data):
     def shapes_traced(epochs):
         shapes = []
