@@ -7,6 +7,9 @@
 Each call returns a pure function, to be jit-compiled with the code around it.
 """
 
+import functools
+import inspect
+
 import jax
 import jax.numpy as jnp
 
@@ -46,18 +49,22 @@ def value_and_grad(net, loss):
     return function
 
 
-def backprop(net, loss, *, read=mean):
+def backprop(net, loss, *, read=mean, error=None):
     """What one backward sweep knows: the loss of each example and a reading at each parameter.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       read: a reading (see `readings`), or a dict of readings, all answered by the same sweep.
+      error: what enters at the outputs, in place of the loss's delta: one of `errors`, of K
+        columns. A reading with an argument `columns`, such as `diagonal`, then sums over the
+        columns; any other is answered for each, with a first axis K more.
 
     Returns:
-      `function(params, inputs, targets, *, key=None) -> (values, readings)`: values is [N], and
-      readings a tree like params, with a reading in place of each parameter. If `read` is a dict,
-      readings is a dict of such trees.
+      `function(params, inputs, targets, *, key=None, error_key=None) -> (values, readings)`: values
+      is [N], and readings a tree like params, with a reading in place of each parameter. If `read`
+      is a dict, readings is a dict of such trees. `key` is for layers that draw random numbers,
+      `error_key` for an error that does.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -69,21 +76,56 @@ def backprop(net, loss, *, read=mean):
       >>> values, answers = jax.jit(sweep)(params, jnp.ones((5, 3)), jnp.zeros((5, 2)))
       >>> answers["grads"][0]["weight"].shape, bp.example_norms(answers["sq_norms"]).shape
       ((3, 4), (5,))
+      >>> exact = bp.backprop(net, bp.squared_error, read=bp.diagonal, error=bp.ggn_columns)
+      >>> values, curvature = jax.jit(exact)(params, jnp.ones((5, 3)), jnp.zeros((5, 2)))
+      >>> curvature[0]["weight"].shape
+      (3, 4)
     """
     several = isinstance(read, dict)
+    readings = read if several else {"one": read}
 
-    def read_each(signal):
-        return {name: reading(signal) for name, reading in read.items()}
-
-    def pick(name, params, readings):
-        return jax.tree.map(lambda _, answers: answers[name], params, readings)
-
-    def function(params, inputs, targets, *, key=None):
+    def function(params, inputs, targets, *, key=None, error_key=None):
         outputs, cache = net.forward(params, inputs, key=key)
         values, delta = loss(outputs, targets)
-        _, readings = net.backward(params, cache, delta, read=read_each if several else read)
-        if several:
-            return values, {name: pick(name, params, readings) for name in read}
-        return values, readings
+        if error is None:
+            answers = sweep(net, params, cache, delta, readings)
+        else:
+            columns = error(loss, outputs, targets, error_key)
+            answers = sweep_columns(net, params, cache, columns, readings)
+        return values, answers if several else answers["one"]
 
     return function
+
+
+def sweep(net, params, cache, delta, readings):
+    """One sweep: a dict with the tree of answers of each reading of a dict."""
+
+    def read(signal):
+        return {name: reading(signal) for name, reading in readings.items()}
+
+    _, answers = net.backward(params, cache, delta, read=read)
+    return {
+        name: jax.tree.map(lambda _, answer, name=name: answer[name], params, answers)
+        for name in readings
+    }
+
+
+COLUMNS = "columns"  # the name of the axis over which sweeps of several errors are vmapped
+
+
+def sweep_columns(net, params, cache, columns, readings):
+    """The sweeps of all columns [K, N, ...] side by side, over one cache: a dict as of `sweep`."""
+    sums = {name for name, reading in readings.items() if _takes_columns(reading)}
+    named = {
+        name: functools.partial(reading, columns=COLUMNS) if name in sums else reading
+        for name, reading in readings.items()
+    }
+    return jax.vmap(
+        lambda column: sweep(net, params, cache, column, named),
+        axis_name=COLUMNS,
+        out_axes={name: None if name in sums else 0 for name in readings},
+    )(columns)
+
+
+def _takes_columns(reading):
+    return "columns" in inspect.signature(reading).parameters

@@ -244,7 +244,8 @@ def weighted(loss):
         if targets is None:
             return loss.sample(key, outputs), jnp.ones(len(outputs), outputs.dtype)
         targets, weights = unpack(targets)
-        return loss.sample(key, outputs, targets), weights
+        # w delta has second moment w^2 H, where the weighted loss's Hessian is w H.
+        return loss.sample(key, outputs, targets), jnp.sqrt(weights)
 
     def hessian_factor(outputs, targets):
         targets, weights = unpack(targets)

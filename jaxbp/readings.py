@@ -34,7 +34,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.signals import Bias, Outer
+from jaxbp.signals import Bias, Outer, as_positions, as_rows, is_signal, not_a_signal
 from jaxbp.types import show_shape, widened
 
 
@@ -51,18 +51,18 @@ def total(signal, *, weights=None) -> jax.Array:
       ValueError: `weights` is not of shape [N].
     """
     del weights
-    raise _not_a_signal("total", signal)
+    raise not_a_signal("total", signal)
 
 
 @total.register
 def _(signal: Outer, *, weights=None):
     deltas = _weighted(signal.deltas, weights)
-    return _rows(signal.inputs).T @ _rows(deltas)
+    return as_rows(signal.inputs).T @ as_rows(deltas)
 
 
 @total.register
 def _(signal: Bias, *, weights=None):
-    return jnp.sum(_rows(_weighted(signal.deltas, weights)), axis=0)
+    return jnp.sum(as_rows(_weighted(signal.deltas, weights)), axis=0)
 
 
 def mean(signal, *, weights=None) -> jax.Array:
@@ -80,8 +80,8 @@ def mean(signal, *, weights=None) -> jax.Array:
       ValueError: `weights` is not of shape [N].
     """
     # A sum is linear in the deltas, and they are smaller than what they are multiplied into.
-    if not isinstance(signal, _KINDS):
-        raise _not_a_signal("mean", signal)
+    if not is_signal(signal):
+        raise not_a_signal("mean", signal)
     if weights is None:
         n = len(signal.deltas)
         return total(signal, weights=jnp.full(n, 1 / n, signal.deltas.dtype))
@@ -96,12 +96,12 @@ def per_example(signal) -> jax.Array:
     Raises:
       TypeError: `signal` is not of a kind known here.
     """
-    raise _not_a_signal("per_example", signal)
+    raise not_a_signal("per_example", signal)
 
 
 @per_example.register
 def _(signal: Outer):
-    x, d = _positions(signal.inputs), _positions(signal.deltas)
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
     if x.shape[1] == 1:
         # A product that broadcasts: a batch of matrix products of rank one is far slower on a CPU.
         return x[:, 0, :, None] * d[:, 0, None, :]
@@ -110,7 +110,7 @@ def _(signal: Outer):
 
 @per_example.register
 def _(signal: Bias):
-    return jnp.sum(_positions(signal.deltas), axis=1)
+    return jnp.sum(as_positions(signal.deltas), axis=1)
 
 
 @functools.singledispatch
@@ -124,16 +124,16 @@ def sq_norms(signal) -> jax.Array:
     Raises:
       TypeError: `signal` is not of a kind known here.
     """
-    raise _not_a_signal("sq_norms", signal)
+    raise not_a_signal("sq_norms", signal)
 
 
 @sq_norms.register
 def _(signal: Outer):
-    x, d = _positions(widened(signal.inputs)), _positions(widened(signal.deltas))
+    x, d = as_positions(widened(signal.inputs)), as_positions(widened(signal.deltas))
     (_, t, i), o = x.shape, d.shape[-1]
     if t == 1:
         return _sq_norm(x) * _sq_norm(d)
-    if gram_is_less_work(t, i, o):
+    if gram_is_less_work(i, o, pairs=t * t, rows=t, products=1):
         grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
         # A sum of squares, but not written as one: rounding could leave it below zero.
         return jnp.maximum(jnp.sum(grams, axis=(1, 2)), 0)
@@ -145,9 +145,22 @@ def _(signal: Bias):
     return _sq_norm(per_example(Bias(widened(signal.deltas))))
 
 
-def gram_is_less_work(t, i, o):
-    """Whether two Gram matrices over T positions, T^2 (I + O), cost less than a gradient, T I O."""
-    return t * (i + o) < i * o
+def gram_is_less_work(i, o, *, pairs, rows, products):
+    """Whether inner products of gradients [I, O] cost less from Gram matrices of their operands.
+
+    With positions there are two ways to an inner product of gradients sum_t x_t d_t^T:
+
+      Gram matrices   sum_st (x_s . x_t) (d_s . d_t)      pairs (I + O) multiplications
+      gradients       form them, and multiply those       (rows + products) I O
+
+    Args:
+      i: inputs.
+      o: outputs.
+      pairs: of positions that meet: T^2 for the norm of one example, N T M S for N with M others.
+      rows: positions from which gradients are formed: T for one example, N T + M S for N and M.
+      products: inner products: 1 for one example, N M for N with M others.
+    """
+    return pairs * (i + o) < (rows + products) * i * o
 
 
 def example_norms(readings):
@@ -174,14 +187,31 @@ def example_norms(readings):
     return jnp.sqrt(sum(leaves))
 
 
-def _rows(x):
-    """[N, ..., O] as [N T, O]."""
-    return x.reshape(-1, x.shape[-1])
+def layer_norms(readings):
+    """The norm of each example's gradient with respect to each layer, [N] in place of each.
 
+    A layer is an innermost collection of parameters, such as the dict of a weight and its bias.
 
-def _positions(x):
-    """[N, ..., O] as [N, T, O], with T = 1 where there are no positions."""
-    return x.reshape(len(x), -1, x.shape[-1])
+    Args:
+      readings: the tree that a sweep with `read=sq_norms` answers with.
+
+    Raises:
+      ValueError: the leaves of a layer are not all of shape [N].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bp.layer_norms(({"weight": jnp.array([9.0]), "bias": jnp.array([16.0])}, ()))
+      (Array([5.], dtype=float32), ())
+    """
+
+    def parts(node):
+        return jax.tree.leaves(node, is_leaf=lambda child: child is not node)
+
+    return jax.tree.map(
+        lambda layer: example_norms(layer) if parts(layer) else layer,
+        readings,
+        is_leaf=lambda node: jax.tree_util.all_leaves(parts(node)),
+    )
 
 
 def _sq_norm(x):
@@ -200,14 +230,3 @@ def _weighted(deltas, weights):
         )
     weights = jnp.asarray(weights, deltas.dtype)
     return deltas * weights.reshape(-1, *[1] * (deltas.ndim - 1))
-
-
-def _not_a_signal(reading, signal):
-    return TypeError(
-        f"{reading}: takes a signal ({', '.join(kind.__name__ for kind in _KINDS)}), "
-        f"one parameter's; got {type(signal).__name__}. Pass it as read={reading}, "
-        "or map it over the tree of signals?"
-    )
-
-
-_KINDS = (Outer, Bias)

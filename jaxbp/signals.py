@@ -35,6 +35,33 @@ class Bias(NamedTuple):
     deltas: jax.Array
 
 
+KINDS = (Outer, Bias)
+
+
+def is_signal(node):
+    """Whether a node of a tree is a signal: `is_leaf` for trees of them."""
+    return isinstance(node, KINDS)
+
+
 def keep(signal):
     """The reading that reads nothing: the signal itself, operands and all."""
     return signal
+
+
+def as_positions(x):
+    """[N, ..., O] as [N, T, O], with T = 1 where there are no positions."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def as_rows(x):
+    """[N, ..., O] as [N T, O]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def not_a_signal(reading, signal):
+    """The error of a reading that got something else than a signal of a kind that it knows."""
+    return TypeError(
+        f"{reading}: takes a signal ({', '.join(kind.__name__ for kind in KINDS)}), "
+        f"one parameter's; got {type(signal).__name__}. Pass it as read={reading}, "
+        "or map it over the tree of signals?"
+    )

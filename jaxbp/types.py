@@ -64,8 +64,9 @@ class Loss:
         sum of its terms, and a term's axes are the first of the outputs'. Its docstring is the
         loss's.
       sample: `sample(key, outputs, targets=None) -> targets`, drawn from the distribution
-        p(target | outputs) of which the loss is the negative logarithm, up to a constant. What
-        `targets` says beside the answer, such as weights, is kept.
+        p(target | outputs) of which the loss is the negative logarithm, up to a constant, so that
+        the mean of delta delta^T over the draws is the loss's Hessian. What `targets` says beside
+        the answer is kept in a form for which that holds: of weights, the square root.
       hessian_factor: `hessian_factor(outputs, targets) -> columns [K, ...outputs' shape]` with
         `sum_k s_k s_k^T` the Hessian of one position's loss with respect to its O outputs.
     """

@@ -158,6 +158,18 @@ READINGS = {
     "mean": bp.mean,
     "per_example": bp.per_example,
     "sq_norms": bp.sq_norms,
+    "second_moment": bp.second_moment,
+    "variance": bp.variance,
+    "diagonal": bp.diagonal,
+    "per_example_diagonal": bp.per_example_diagonal,
+    "kronecker": bp.kronecker,
+    "gram": bp.gram,
+}
+
+ERRORS = {
+    "ggn_columns": bp.ggn_columns,
+    "sampled": bp.sampled,
+    "jacobian_rows": bp.jacobian_rows,
 }
 
 # A signal of each kind, by the shape of the positions.

@@ -1,5 +1,6 @@
 """Strict by default: float64, no silent promotion of dtypes, and (in pyproject) no warnings."""
 
+import itertools
 import os
 
 # Small programs, compiled once and run once: less of LLVM's optimization makes the suite faster.
@@ -7,7 +8,9 @@ import os
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
+import numpy as np
 import pytest
+from cases import POSITIONS, SIGNALS
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +22,15 @@ def strict():
 @pytest.fixture
 def key():
     return jax.random.key(20)
+
+
+@pytest.fixture(
+    params=itertools.product(SIGNALS, POSITIONS), ids=lambda case: f"{case[0]} at {list(case[1])}"
+)
+def signal(request):
+    """A signal of each kind, at positions of each shape."""
+    kind, positions = request.param
+    return SIGNALS[kind](np.random.default_rng(3), *positions)
 
 
 @pytest.fixture

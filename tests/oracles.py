@@ -7,7 +7,10 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
+
+import jaxbp as bp
 
 # How far two ways to compute the same may be apart, relative to the largest value, by dtype.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
@@ -101,3 +104,65 @@ def layer_per_example_grads(layer, params, x, dy, key=None):
     if not jax.tree.leaves(params):
         return params  # jacrev wants at least one
     return jax.jit(jax.jacrev(values))(params)
+
+
+def signal_gradients(signal):
+    """The gradient of each example by its definition: a loop over examples and positions."""
+    deltas = np.asarray(signal.deltas)
+    rows = []
+    for n in range(len(deltas)):
+        places = [(n, *t) for t in np.ndindex(deltas.shape[1:-1])]
+        if isinstance(signal, bp.Bias):
+            rows.append(sum(deltas[p] for p in places))
+        else:
+            rows.append(sum(np.outer(np.asarray(signal.inputs)[p], deltas[p]) for p in places))
+    return jnp.asarray(np.stack(rows))
+
+
+def jacobian(net, params, x, key=None):
+    """The derivative of every output of every example by all parameters, [N, K, P]."""
+    flat, unravel = ravel_pytree(params)
+
+    def outputs(flat):
+        return net.forward(unravel(flat), x, key=key)[0].reshape(len(x), -1)
+
+    return jax.jit(jax.jacrev(outputs))(flat)
+
+
+def output_hessians(loss, outputs, targets):
+    """The Hessian of each example's loss by all of its outputs, [N, K, K]."""
+
+    def hessian(y, t):
+        def value(flat):
+            return loss(flat.reshape(y.shape)[None], jax.tree.map(lambda a: a[None], t))[0][0]
+
+        return jax.hessian(value)(y.ravel())
+
+    return jax.jit(jax.vmap(hessian))(outputs, targets)
+
+
+def gauss_newton(net, loss, params, x, targets, key=None):
+    """The Gauss-Newton matrix of each example's loss by all parameters, J^T H J, [N, P, P]."""
+    rows = jacobian(net, params, x, key)
+    outputs, _ = net.forward(params, x, key=key)
+    return jnp.einsum("nkp,nkl,nlq->npq", rows, output_hessians(loss, outputs, targets), rows)
+
+
+def hessian(net, loss, params, x, targets, key=None):
+    """The Hessian of the mean loss by all parameters, [P, P]."""
+    flat, unravel = ravel_pytree(params)
+
+    def objective(flat):
+        return jnp.mean(loss(net.forward(unravel(flat), x, key=key)[0], targets)[0])
+
+    return jax.jit(jax.hessian(objective))(flat)
+
+
+def ravel(tree):
+    """All leaves in one vector."""
+    return ravel_pytree(tree)[0]
+
+
+def ravel_examples(tree):
+    """The leaves [N, ...] as one matrix [N, P], in the order of `ravel`."""
+    return jax.vmap(ravel)(tree)

@@ -1,0 +1,152 @@
+"""Inner products of gradients, from their operands: which examples pull the same way.
+
+With g_n the gradient of example n's own loss with respect to all parameters, and none of them
+formed:
+
+  gram                      g_n . g_m    [N, M]   between examples, of one batch or of two
+  directional_derivatives   g_n . v      [N]      along a direction, a tree like the parameters
+
+Both take the tree of signals that a sweep with `read=keep` hands out, or a part of it, or one
+signal, and sum over the parameters in it.
+
+Sources:
+  "Estimating Training Data Influence by Tracing Gradient Descent", Pruthi, Liu, Kale,
+  Sundararajan, 2020: what inner products of gradients tell of data.
+  "Data Shapley in One Training Run", Wang, Mittal, Song, Jia, 2024: from operands.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.readings import gram_is_less_work, per_example
+from jaxbp.signals import Bias, Outer, as_positions, is_signal, not_a_signal
+from jaxbp.types import show_shape, widened
+
+
+def gram(signals, other=None):
+    """Inner products of the gradients of examples, g_n . g_m, [N, M], summed over parameters.
+
+    For a weight matrix it is (x_n . x_m) (d_n . d_m). With positions it is sum_st (x_ns . x_mt)
+    (d_ns . d_mt), or the product of the gradients themselves, whichever is less work
+    (`gram_is_less_work`). Numbers of 16 bits are accumulated in 32.
+
+    Args:
+      signals: a tree of signals, of N examples.
+      other: the same of M others, by the same network; without it, the N among themselves.
+
+    Raises:
+      TypeError: a leaf is not a signal.
+      ValueError: the two are of different networks, or there are no signals.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+      >>> bp.gram(signal).tolist()
+      [[45.0, 24.0], [24.0, 16.0]]
+    """
+    first = jax.tree.map(widened, signals)
+    second = first if other is None else jax.tree.map(widened, other)
+    _require_same_network(first, second)
+    return sum(map(_gram, _signals_of("gram", first), _signals_of("gram", second)))
+
+
+@functools.singledispatch
+def _gram(signal, other) -> jax.Array:
+    del other
+    raise not_a_signal("gram", signal)
+
+
+@_gram.register
+def _(signal: Outer, other):
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
+    z, e = as_positions(other.inputs), as_positions(other.deltas)
+    (n, t, i), o, (m, s) = x.shape, d.shape[-1], z.shape[:2]
+    if t == s == 1:
+        return (x[:, 0] @ z[:, 0].T) * (d[:, 0] @ e[:, 0].T)
+    rows = n * t if other is signal else n * t + m * s
+    if gram_is_less_work(i, o, pairs=n * t * m * s, rows=rows, products=n * m):
+        return jnp.sum(
+            jnp.einsum("nti,msi->nmts", x, z) * jnp.einsum("nto,mso->nmts", d, e), axis=(2, 3)
+        )
+    gradients, others = per_example(Outer(x, d)), per_example(Outer(z, e))
+    return gradients.reshape(n, -1) @ others.reshape(m, -1).T
+
+
+@_gram.register
+def _(signal: Bias, other):
+    return per_example(signal) @ per_example(other).T
+
+
+def directional_derivatives(signals, direction):
+    """The derivative of each example's loss along a direction of the parameters, g_n . v, [N].
+
+    For a weight matrix it is sum_t (V^T x_nt) . d_nt: one more product of the forward pass's size.
+    Numbers of 16 bits are accumulated in 32.
+
+    Args:
+      signals: a tree of signals, of N examples.
+      direction: v, a tree with an array of the parameter's shape for each signal.
+
+    Raises:
+      TypeError: a leaf is not a signal.
+      ValueError: the direction is not a tree like the parameters, or there are no signals.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+      >>> bp.directional_derivatives(signal, bp.mean(signal)).tolist()
+      [34.5, 20.0]
+    """
+    signals = jax.tree.map(widened, signals)
+    leaves = _signals_of("directional_derivatives", signals)
+    structure = jax.tree.structure(signals, is_leaf=is_signal)
+    shapes = [jax.eval_shape(per_example, signal).shape[1:] for signal in leaves]
+    if jax.tree.structure(direction) != structure or shapes != [
+        jnp.shape(v) for v in jax.tree.leaves(direction)
+    ]:
+        raise ValueError(
+            "directional_derivatives: the direction is not a tree like the parameters, of shapes "
+            f"{', '.join(map(show_shape, shapes))}."
+        )
+    return sum(map(_along, leaves, map(widened, jax.tree.leaves(direction))))
+
+
+@functools.singledispatch
+def _along(signal, direction) -> jax.Array:
+    del direction
+    raise not_a_signal("directional_derivatives", signal)
+
+
+@_along.register
+def _(signal: Outer, direction):
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
+    return jnp.sum((x @ direction) * d, axis=(1, 2))
+
+
+@_along.register
+def _(signal: Bias, direction):
+    return per_example(signal) @ direction
+
+
+def _signals_of(name, tree):
+    leaves = jax.tree.leaves(tree, is_leaf=is_signal)
+    if not leaves:
+        raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
+    return leaves
+
+
+def _require_same_network(signals, other):
+    """Refuses trees of signals that cannot be of the same parameters."""
+
+    def outline(tree):
+        leaves = jax.tree.leaves(tree, is_leaf=is_signal)
+        shapes = [[array.shape[-1] for array in jax.tree.leaves(leaf)] for leaf in leaves]
+        return jax.tree.structure(tree), shapes
+
+    if outline(signals) != outline(other):
+        raise ValueError(
+            "gram: the signals are not of the same network: their trees differ in structure, or "
+            f"in the sizes of their operands, {outline(signals)[1]} and {outline(other)[1]}."
+        )

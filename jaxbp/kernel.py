@@ -1,0 +1,94 @@
+"""The empirical neural tangent kernel: how a step on one example moves the outputs of another.
+
+  K[n, c, m, d] = (dy_nc / dp) . (dy'_md / dp), summed over all parameters p
+
+It is the inner product of Jacobians that are too large to be formed: from the operands of the
+sweeps of one-hot errors, a weight matrix contributes (x_n . x'_m) (d_nc . d'_md).
+
+Source:
+  "Neural Tangent Kernel: Convergence and Generalization in Neural Networks", Jacot, Gabriel,
+  Hongler, 2018.
+"""
+
+import jax
+
+from jaxbp.backprop import sweep_columns
+from jaxbp.errors import jacobian_rows
+from jaxbp.inner import gram
+from jaxbp.signals import is_signal
+
+
+def neural_tangent_kernel(net):
+    """The empirical neural tangent kernel of a network, K[n, c, m, d] = J_nc . J_md, [N, C, M, C].
+
+    C counts all outputs of an example, T C with positions.
+
+    Args:
+      net: a Layer.
+
+    Returns:
+      `function(params, inputs, other=None) -> kernel`; without other inputs, that of the inputs
+      among themselves. Layers that draw random numbers do not.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2))
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> kernel = jax.jit(bp.neural_tangent_kernel(net))
+      >>> kernel(params, jnp.ones((5, 3)), jnp.ones((6, 3))).shape
+      (5, 2, 6, 2)
+    """
+
+    def function(params, inputs, other=None):
+        rows, others, row_axes, other_axes = _two_jacobians(net, params, inputs, other)
+        against_all = jax.vmap(gram, in_axes=(None, other_axes), out_axes=-1)
+        return jax.vmap(against_all, in_axes=(row_axes, None), out_axes=1)(rows, others)
+
+    return function
+
+
+def neural_tangent_kernel_per_class(net):
+    """The kernel of each class with itself, K[n, c, m, c] = J_nc . J_mc, [N, M, C].
+
+    Its sum over the last axis is the trace form of the kernel, [N, M]. It costs C times less than
+    the whole, in time and in memory.
+
+    Args:
+      net: a Layer.
+
+    Returns:
+      `function(params, inputs, other=None) -> kernels`, as of `neural_tangent_kernel`.
+    """
+
+    def function(params, inputs, other=None):
+        rows, others, row_axes, other_axes = _two_jacobians(net, params, inputs, other)
+        return jax.vmap(gram, in_axes=(row_axes, other_axes), out_axes=-1)(rows, others)
+
+    return function
+
+
+def _two_jacobians(net, params, inputs, other):
+    """The Jacobians of both batches as signals with deltas [C, N, ...], and where C stands."""
+
+    def jacobian(inputs):
+        outputs, cache = net.forward(params, inputs)
+        rows = jacobian_rows(None, outputs, None)
+        return sweep_columns(net, params, cache, rows, {"rows": _keep_columns})["rows"]
+
+    rows = jacobian(inputs)
+    others = rows if other is None else jacobian(other)
+    return rows, others, _column_axes(rows), _column_axes(others)
+
+
+def _keep_columns(signal, *, columns):
+    """The signal with the deltas of every column, and what is not of a column but once."""
+    return signal._replace(deltas=jax.lax.all_gather(signal.deltas, columns))
+
+
+def _column_axes(signals):
+    """For `jax.vmap`: the columns are the first axis of the deltas, and of nothing else."""
+    return jax.tree.map(
+        lambda s: type(s)(*(0 if field == "deltas" else None for field in s._fields)),
+        signals,
+        is_leaf=is_signal,
+    )

@@ -1,0 +1,308 @@
+"""Errors and curvature: Gauss-Newton matrices and Jacobians against those formed whole."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import ERRORS, LOSSES, NETWORKS, READINGS, N, prepare
+from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_examples
+
+import jaxbp as bp
+
+every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
+every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+CURVATURE = {"diagonal": bp.diagonal, "per_example": bp.per_example_diagonal}
+
+
+def problem_of(loss_case, key):
+    """A network that gives the outputs of a loss's case, with inputs and targets."""
+    positions = loss_case.shape[:-1]
+    net = bp.chain(bp.dense(3), bp.tanh(), bp.dense(loss_case.shape[-1]))
+    params, _ = net.init(key, (*positions, 2))
+    x = jax.random.normal(key, (N, *positions, 2))
+    return net, params, x, loss_case.targets(np.random.default_rng(7))
+
+
+@every_loss
+def test_ggn_columns_give_the_diagonal_of_every_loss(case, key):
+    net, params, x, targets = problem_of(case, key)
+    sweep = jax.jit(bp.backprop(net, case.loss, read=CURVATURE, error=bp.ggn_columns))
+    _, got = sweep(params, x, targets)
+    want = jnp.diagonal(gauss_newton(net, case.loss, params, x, targets), axis1=1, axis2=2)
+    assert_close(ravel_examples(got["per_example"]), want)
+    assert_close(ravel(got["diagonal"]), want.sum(0))
+
+
+@every_network
+def test_ggn_columns_give_the_diagonal_of_every_network(case, key):
+    net, params, x, draw_key = prepare(case, key)
+    targets = jax.random.normal(key, net.forward(params, x)[0].shape)
+    sweep = jax.jit(bp.backprop(net, bp.huber, read=CURVATURE, error=bp.ggn_columns))
+    _, got = sweep(params, x, targets, key=draw_key)
+    matrices = gauss_newton(net, bp.huber, params, x, targets, draw_key)
+    want = jnp.diagonal(matrices, axis1=1, axis2=2)
+    assert_close(ravel_examples(got["per_example"]), want)
+    assert_close(ravel(got["diagonal"]), want.sum(0))
+
+
+@every_network
+def test_jacobian_rows_give_the_jacobian(case, key):
+    net, params, x, draw_key = prepare(case, key)
+    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    read = {"rows": bp.per_example, "sq_norms": bp.sq_norms}
+    sweep = jax.jit(bp.backprop(net, bp.squared_error, read=read, error=bp.jacobian_rows))
+    _, got = sweep(params, x, targets, key=draw_key)
+    want = jacobian(net, params, x, draw_key)
+    assert_close(jax.vmap(ravel_examples)(got["rows"]), jnp.swapaxes(want, 0, 1))
+    sq_norms = sum(jax.tree.leaves(got["sq_norms"]))
+    assert_close(sq_norms, jnp.sum(want**2, axis=-1).T)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize(
+    "name",
+    ["softmax_cross_entropy at positions", "sigmoid_cross_entropy of many labels",
+     "squared_error at positions"],
+)  # fmt: skip
+def test_sampled_comes_to_the_exact_curvature_on_average(name, weighted, key):
+    """Over 20 000 draws, whose error is about 1 % of the largest entry."""
+    case = LOSSES[name]
+    net, params, x, targets = problem_of(case, key)
+    loss = case.loss
+    if weighted:
+        loss, targets = bp.weighted(loss), (targets, jnp.array([0.0, 0.5, 4.0]))
+    many = functools.partial(bp.sampled, draws=20_000)
+    read = {"diagonal": bp.diagonal, "kronecker": bp.kronecker}
+    _, got = jax.jit(bp.backprop(net, loss, read=read, error=many))(
+        params, x, targets, error_key=key
+    )
+    _, want = jax.jit(bp.backprop(net, loss, read=read, error=bp.ggn_columns))(params, x, targets)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.05 * float(jnp.max(jnp.abs(b))))
+
+
+def test_sampled_huber_comes_to_the_fisher_information(key):
+    """Whose Hessian depends on the target: its mean is P(|r| <= h), whatever the targets are."""
+    outputs = jnp.zeros((1, 1))
+    columns = bp.sampled(bp.huber, outputs, outputs, key, draws=40_000)
+    r = np.linspace(-40, 40, 400_001)
+    density = np.exp(-np.where(np.abs(r) <= 1, r**2 / 2, np.abs(r) - 0.5))
+    near = density[np.abs(r) <= 1].sum() / density.sum()
+    np.testing.assert_allclose(jnp.sum(columns**2), near, atol=0.01)
+
+
+def test_one_draw_is_the_delta_at_the_sample(key):
+    outputs = jax.random.normal(key, (N, 4))
+    (column,) = bp.sampled(bp.softmax_cross_entropy, outputs, jnp.zeros(N, int), key)
+    one_hot = jax.nn.softmax(outputs) - column
+    assert_close(jnp.sum(one_hot, axis=-1), jnp.ones(N))
+    assert_close(jnp.max(one_hot, axis=-1), jnp.ones(N))
+
+
+def is_kronecker(node):
+    return isinstance(node, bp.Kronecker)
+
+
+class TestKroneckerIsExact:
+    """Where A x G is the Gauss-Newton block.
+
+    "Kronecker-factored Approximate Curvature (KFAC) From Scratch", Dangel et al., 2025.
+    """
+
+    def assert_exact(self, net, loss, params, x, targets, shared="expand"):
+        read = functools.partial(bp.kronecker, bias="apart", shared=shared)
+        _, factors = bp.backprop(net, loss, read=read, error=bp.ggn_columns)(params, x, targets)
+        matrix = jnp.mean(gauss_newton(net, loss, params, x, targets), axis=0)
+        at = 0
+        for factor in jax.tree.leaves(factors, is_leaf=is_kronecker):
+            block = jnp.kron(*factor)
+            assert_close(block, matrix[at : at + len(block), at : at + len(block)])
+            at += len(block)
+        assert at == len(matrix)
+
+    @pytest.mark.parametrize("shared", ["expand", "reduce"])
+    @pytest.mark.parametrize("bias", [True, False])
+    def test_for_a_deep_linear_network_with_squared_error(self, bias, shared, key):
+        net = bp.chain(*(bp.dense(units, use_bias=bias) for units in (4, 3, 2)))
+        params, _ = net.init(key, (5,))
+        x, targets = jax.random.normal(key, (N, 5)), jnp.zeros((N, 2))
+        self.assert_exact(net, bp.squared_error, params, x, targets, shared)
+
+    def test_with_positions_that_never_meet_by_expand(self, key):
+        net = bp.chain(bp.dense(4), bp.dense(2))
+        params, _ = net.init(key, (6, 5))
+        x, targets = jax.random.normal(key, (N, 6, 5)), jnp.zeros((N, 6, 2))
+        self.assert_exact(net, bp.squared_error, params, x, targets, "expand")
+
+    def test_with_positions_that_are_averaged_by_reduce(self, key):
+        net = bp.chain(bp.dense(4), mean_of_positions(6), bp.dense(2))
+        params, _ = net.init(key, (6, 5))
+        x, targets = jax.random.normal(key, (N, 6, 5)), jnp.zeros((N, 2))
+        self.assert_exact(net, bp.squared_error, params, x, targets, "reduce")
+
+    @pytest.mark.parametrize("loss", [bp.softmax_cross_entropy, bp.squared_error])
+    def test_for_one_example(self, loss, key):
+        net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(3))
+        params, _ = net.init(key, (5,))
+        targets = jnp.array([1]) if loss is bp.softmax_cross_entropy else jnp.zeros((1, 3))
+        self.assert_exact(net, loss, params, jax.random.normal(key, (1, 5)), targets)
+
+    def test_with_the_bias_folded_in_the_block_is_that_of_both(self, key):
+        net = bp.dense(3)
+        params, _ = net.init(key, (4,))
+        x, targets = jax.random.normal(key, (N, 4)), jnp.zeros((N, 3))
+        sweep = bp.backprop(net, bp.squared_error, read=bp.kronecker, error=bp.ggn_columns)
+        _, factors = sweep(params, x, targets)
+        assert factors["bias"] == ()
+        # The bias is the last row of the weight: as in a network whose inputs end in a 1.
+        folded = bp.dense(3, use_bias=False)
+        ones = jnp.concatenate([x, jnp.ones((N, 1))], axis=1)
+        rows = {"weight": jnp.concatenate([params["weight"], params["bias"][None]])}
+        matrices = gauss_newton(folded, bp.squared_error, rows, ones, targets)
+        assert_close(jnp.kron(*factors["weight"]), jnp.mean(matrices, axis=0))
+
+    def test_it_is_not_exact_everywhere(self, key):
+        net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(3))
+        params, _ = net.init(key, (5,))
+        x = jax.random.normal(key, (N, 5))
+        with pytest.raises(AssertionError, match="Not equal"):
+            self.assert_exact(net, bp.squared_error, params, x, jnp.zeros((N, 3)))
+
+
+def mean_of_positions(t):
+    def init(key, shape):
+        return (), shape[1:]
+
+    def forward(params, x, *, key=None):
+        return jnp.mean(x, axis=1), ()
+
+    def backward(params, cache, dy, *, read=bp.keep):
+        return jnp.repeat(dy[:, None], t, axis=1) / t, ()
+
+    return bp.Layer("mean_of_positions", init, forward, backward)
+
+
+class TestProducts:
+    @every_network
+    def test_hessian_and_gauss_newton_times_a_vector(self, case, key):
+        net, params, x, draw_key = prepare(case, key)
+        _, vector, _, _ = prepare(case, jax.random.fold_in(key, 1))
+        loss, targets = (
+            bp.sigmoid_cross_entropy,
+            jax.random.uniform(key, net.forward(params, x)[0].shape),
+        )
+        args = params, x, targets, vector
+        got = jax.jit(bp.hessian_vector_product(net, loss))(*args, key=draw_key)
+        want = hessian(net, loss, params, x, targets, draw_key) @ ravel(vector)
+        assert_close(ravel(got), want)
+        got = jax.jit(bp.gauss_newton_vector_product(net, loss))(*args, key=draw_key)
+        matrix = jnp.mean(gauss_newton(net, loss, params, x, targets, draw_key), axis=0)
+        assert_close(ravel(got), matrix @ ravel(vector))
+
+    @every_loss
+    def test_gauss_newton_of_every_loss(self, case, key):
+        net, params, x, targets = problem_of(case, key)
+        vector = jax.tree.map(jnp.sin, params)
+        got = bp.gauss_newton_vector_product(net, case.loss)(params, x, targets, vector)
+        matrix = jnp.mean(gauss_newton(net, case.loss, params, x, targets), axis=0)
+        assert_close(ravel(got), matrix @ ravel(vector))
+
+    def test_they_are_one_for_a_network_linear_in_its_parameters_and_not_otherwise(self, key):
+        for net, same in (
+            (bp.dense(3), True),
+            (bp.chain(bp.dense(3), bp.dense(3)), False),
+        ):
+            params, _ = net.init(key, (4,))
+            x, targets = jax.random.normal(key, (N, 4)), jnp.zeros((N, 3))
+            vector = jax.tree.map(jnp.cos, params)
+            products = [
+                ravel(product(net, bp.squared_error)(params, x, targets, vector))
+                for product in (bp.hessian_vector_product, bp.gauss_newton_vector_product)
+            ]
+            assert np.allclose(*products) == same
+
+
+class TestKernel:
+    @every_network
+    def test_the_kernel_is_the_product_of_jacobians(self, case, key):
+        net, params, x, _ = prepare(case, key)
+        _, _, others, _ = prepare(case, jax.random.fold_in(key, 1), n=4)
+        rows, other_rows = (jacobian(net, params, inputs) for inputs in (x, others))
+        want = jnp.einsum("ncp,mdp->ncmd", rows, other_rows)
+        kernel = jax.jit(bp.neural_tangent_kernel(net))
+        assert_close(kernel(params, x, others), want)
+        assert_close(kernel(params, x), jnp.einsum("ncp,mdp->ncmd", rows, rows))
+        per_class = jax.jit(bp.neural_tangent_kernel_per_class(net))
+        assert_close(per_class(params, x, others), jnp.einsum("ncmc->nmc", want))
+        assert_close(per_class(params, x), jnp.einsum("ncp,mcp->nmc", rows, rows))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_every_reading_takes_every_error(error, key):
+    """Those with an argument `columns` sum; the others answer for each column."""
+    net, params, x, _ = prepare(NETWORKS["sequence"], key)
+    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    sweep = jax.jit(bp.backprop(net, bp.squared_error, read=READINGS, error=ERRORS[error]))
+    values, answers = sweep(params, x, targets, error_key=key)
+    outputs, cache = net.forward(params, x)
+    columns = ERRORS[error](bp.squared_error, outputs, targets, key)
+    assert columns.shape[1:] == outputs.shape
+    assert_close(values, bp.squared_error(outputs, targets)[0])
+    for name, read in READINGS.items():
+        each = [net.backward(params, cache, column, read=read)[1] for column in columns]
+        stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *each)
+        if name in ("diagonal", "per_example_diagonal"):
+            stacked = jax.tree.map(lambda a: jnp.sum(a, axis=0), stacked)
+        if name == "kronecker":
+            stacked = jax.tree.map(
+                lambda f: f._replace(inputs=f.inputs[0], deltas=jnp.sum(f.deltas, axis=0)),
+                stacked,
+                is_leaf=is_kronecker,
+            )
+        assert_close(answers[name], stacked)
+
+
+def test_the_second_call_does_not_trace_again(key):
+    net, params, x, _ = prepare(NETWORKS["classifier"], key)
+    chex.clear_trace_counter()
+    sweep = bp.backprop(net, bp.softmax_cross_entropy, read=bp.kronecker, error=bp.sampled)
+    function = jax.jit(chex.assert_max_traces(sweep, n=1))
+    labels = jnp.zeros(N, int)
+    function(params, x, labels, error_key=key)
+    function(params, x + 1, labels, error_key=jax.random.key(7))
+
+
+OUTPUTS = jnp.ones((3, 4))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: bp.sampled(bp.huber, OUTPUTS, OUTPUTS, None),
+            ValueError,
+            r"sampled: draws targets and needs a random key\. Pass error_key=",
+        ),
+        (
+            lambda: bp.sampled(bp.huber, OUTPUTS, OUTPUTS, jax.random.key(0), draws=0),
+            ValueError,
+            "sampled: draws is 0; it takes a positive integer",
+        ),
+        (
+            lambda: bp.sampled(lambda y, t: (y, t), OUTPUTS, OUTPUTS, jax.random.key(0)),
+            TypeError,
+            "sampled: takes a Loss, .*; got function",
+        ),
+        (
+            lambda: bp.ggn_columns(lambda y, t: (y, t), OUTPUTS, OUTPUTS),
+            TypeError,
+            "ggn_columns: takes a Loss, .*; got function",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -1,0 +1,149 @@
+"""Second moments: for every kind of signal, each quantity against gradients formed by loops."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import SIGNALS, N
+from oracles import assert_close, signal_gradients
+
+import jaxbp as bp
+
+K = 4
+SUMMED = {
+    "diagonal": bp.diagonal,
+    "per_example_diagonal": bp.per_example_diagonal,
+    "kronecker": bp.kronecker,
+    "kronecker, reduced and apart": functools.partial(bp.kronecker, bias="apart", shared="reduce"),
+}
+
+
+def test_second_moment_is_the_mean_of_squares(signal):
+    assert_close(jax.jit(bp.second_moment)(signal), jnp.mean(signal_gradients(signal) ** 2, axis=0))
+
+
+def test_variance_is_that_over_the_examples(signal):
+    assert_close(jax.jit(bp.variance)(signal), jnp.var(signal_gradients(signal), axis=0))
+
+
+def test_diagonal_sums_the_squares(signal):
+    assert_close(jax.jit(bp.diagonal)(signal), jnp.sum(signal_gradients(signal) ** 2, axis=0))
+
+
+def test_per_example_diagonal_is_of_the_squares(signal):
+    assert_close(jax.jit(bp.per_example_diagonal)(signal), signal_gradients(signal) ** 2)
+
+
+def columns_of(signal):
+    """K columns of deltas, of which one is zero."""
+    rng = np.random.default_rng(5)
+    return jnp.asarray(rng.normal(size=(K, *signal.deltas.shape))).at[1].set(0)
+
+
+def read_columns(reading, signal, columns):
+    return jax.vmap(
+        lambda deltas: reading(signal._replace(deltas=deltas), columns="k"),
+        axis_name="k",
+        out_axes=None,
+    )(columns)
+
+
+@pytest.mark.parametrize("name", ["diagonal", "per_example_diagonal"])
+def test_columns_are_summed(name, signal):
+    columns = columns_of(signal)
+    each = [SUMMED[name](signal._replace(deltas=column)) for column in columns]
+    assert_close(read_columns(SUMMED[name], signal, columns), sum(each))
+
+
+@pytest.mark.parametrize("name", [name for name in SUMMED if "kronecker" in name])
+def test_columns_are_summed_in_the_factor_of_the_deltas_alone(name, signal):
+    columns = columns_of(signal)
+    each = [SUMMED[name](signal._replace(deltas=column)) for column in columns]
+    got = read_columns(SUMMED[name], signal, columns)
+    if each[0] == ():
+        assert got == ()
+        return
+    assert_close(got, bp.Kronecker(each[0].inputs, sum(factors.deltas for factors in each)))
+
+
+def factors_by_loops(inputs, deltas, shared):
+    """A and G by their definitions: inputs [N, T, I] and deltas [N, T, O]."""
+    n, t, _ = inputs.shape
+    if shared == "reduce":
+        inputs, deltas, t = inputs.mean(1, keepdims=True), deltas.sum(1, keepdims=True), 1
+    a = sum(np.outer(x, x) for x in inputs.reshape(n * t, -1)) / (n * t)
+    g = sum(np.outer(d, d) for d in deltas.reshape(n * t, -1)) / n
+    return bp.Kronecker(jnp.asarray(a), jnp.asarray(g))
+
+
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+@pytest.mark.parametrize("bias", ["folded", "apart"])
+def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias, shared):
+    got = jax.jit(functools.partial(bp.kronecker, bias=bias, shared=shared))(signal)
+    if isinstance(signal, bp.Bias) and bias == "folded":
+        assert got == ()
+        return
+    deltas = np.asarray(signal.deltas).reshape(N, -1, signal.deltas.shape[-1])
+    ones = np.ones((*deltas.shape[:2], 1))
+    if isinstance(signal, bp.Bias):
+        inputs = ones
+    else:
+        inputs = np.asarray(signal.inputs).reshape(N, -1, signal.inputs.shape[-1])
+        inputs = np.concatenate([inputs, ones], axis=-1) if bias == "folded" else inputs
+    assert_close(got, factors_by_loops(inputs, deltas, shared))
+
+
+def test_the_two_ways_to_share_are_not_the_same_with_positions_and_are_without():
+    rng = np.random.default_rng(3)
+    for positions, same in (((), True), ((3,), False)):
+        signal = SIGNALS["Outer"](rng, *positions)
+        expand, reduce = (bp.kronecker(signal, shared=s) for s in ("expand", "reduce"))
+        assert np.allclose(expand.deltas, reduce.deltas) == same
+
+
+def test_a_variance_of_nothing_is_not_negative():
+    """Examples that are all alike: rounding would leave some entries below zero."""
+    rng = np.random.default_rng(0)
+    x, d = (np.tile(rng.normal(size=(1, size)), (50, 1)) for size in (30, 20))
+    signal = bp.Outer(jnp.asarray(x, jnp.float32), jnp.asarray(d, jnp.float32))
+    rest = bp.second_moment(signal) - bp.mean(signal) ** 2
+    assert float(rest.min()) < 0
+    assert float(bp.variance(signal).min()) >= 0
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    "reading", [bp.second_moment, bp.variance, bp.diagonal, bp.per_example_diagonal, bp.kronecker]
+)
+def test_16_bits_are_accumulated_in_32(signal, reading, dtype):
+    short = jax.tree.map(lambda a: a.astype(dtype), signal)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), short)
+    assert_close(reading(short), reading(wide))
+    big = jax.tree.map(lambda a: jnp.full_like(a, 300), short)  # of which squares overflow float16
+    assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(reading(big)))
+
+
+OUTER = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
+
+
+def test_a_gain_has_no_kronecker_factors():
+    class Scale:
+        pass
+
+    with pytest.raises(TypeError, match=r"kronecker: a Scale has no Kronecker factors.*diagonal\?"):
+        bp.kronecker(Scale())
+
+
+@pytest.mark.parametrize("signal", [OUTER, bp.Bias(jnp.ones((3, 4)))], ids=["Outer", "Bias"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bias": "fold"}, r"kronecker: bias is 'fold'; it takes 'folded' or 'apart'"),
+        ({"shared": "sum"}, r"kronecker: shared is 'sum'; it takes 'expand' or 'reduce'"),
+    ],
+)
+def test_what_is_wrong_is_said(signal, options, message):
+    with pytest.raises(ValueError, match=message):
+        bp.kronecker(signal, **options)
