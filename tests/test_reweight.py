@@ -1,0 +1,225 @@
+"""Reweighting: clipped, normalised and private sums against gradients formed one by one."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import NETWORKS, N, prepare
+from oracles import assert_close, per_example_grads, ravel_examples, value_and_grad
+
+import jaxbp as bp
+
+every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+both_ways = pytest.mark.parametrize("sweeps", [1, 2])
+
+
+def squared(outputs, targets):
+    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
+
+
+def problem(case, key):
+    net, params, x, draw_key = prepare(case, key)
+    return net, params, x, jnp.zeros(net.forward(params, x)[0].shape), draw_key
+
+
+@every_network
+@both_ways
+def test_the_clipped_sum_is_that_of_clipped_gradients(case, sweeps, key):
+    net, params, x, targets, draw_key = problem(case, key)
+    grads = per_example_grads(net, squared, params, x, targets, draw_key)
+    norms = jnp.linalg.norm(ravel_examples(grads), axis=1)
+    threshold = float(jnp.median(norms))
+    clipped = bp.reweighted(net, bp.squared_error, bp.clip_weights(threshold), sweeps=sweeps)
+    got = jax.jit(clipped)(params, x, targets, key=draw_key)
+    weights = jnp.array([min(1.0, threshold / float(norm)) for norm in norms])
+    assert 0 < float(jnp.sum(weights < 1)) < N
+    assert_close(got.values, squared(net.forward(params, x, key=draw_key)[0], targets))
+    assert_close(got.norms, norms)
+    assert_close(got.weights, weights)
+    assert_close(got.grads, jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads))
+
+
+@every_network
+@both_ways
+def test_clipping_at_infinity_gives_the_total(case, sweeps, key):
+    net, params, x, targets, draw_key = problem(case, key)
+    clipped = bp.reweighted(net, bp.squared_error, bp.clip_weights(np.inf), sweeps=sweeps)
+    got = clipped(params, x, targets, key=draw_key).grads
+    _, mean = value_and_grad(net, squared, params, x, targets, draw_key)
+    assert_close(got, jax.tree.map(lambda g: N * g, mean))
+
+
+@pytest.mark.parametrize("name", ["classifier", "sequence"])
+def test_one_sweep_and_two_are_equal_each_by_its_own_way(name, key):
+    net, params, x, targets, _ = problem(NETWORKS[name], key)
+    one, two = (
+        jax.jit(bp.reweighted(net, bp.squared_error, bp.automatic_weights(), sweeps=sweeps))(
+            params, x, targets
+        )
+        for sweeps in (1, 2)
+    )
+    assert_close(one, two)
+    leaves = [jax.tree.leaves(way.grads) for way in (one, two)]
+    assert any(not np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
+
+
+@every_network
+def test_weights_per_layer_are_of_the_norms_of_its_own_parameters(case, key):
+    net, params, x, targets, draw_key = problem(case, key)
+    weigh = bp.clip_weights(0.5)
+    clipped = jax.jit(bp.reweighted(net, bp.squared_error, weigh, per_layer=True))
+    got = clipped(params, x, targets, key=draw_key)
+    grads = per_example_grads(net, squared, params, x, targets, draw_key)
+
+    def clip(layer):
+        norms = jnp.linalg.norm(ravel_examples(layer), axis=1)
+        return jax.tree.map(lambda g: jnp.einsum("n,n...->...", weigh(norms), g), layer)
+
+    want = jax.tree.map(clip, grads, is_leaf=lambda node: isinstance(node, dict))
+    assert_close(got.grads, want)
+    dicts = jax.tree.leaves(grads, is_leaf=lambda node: isinstance(node, dict))
+    norms = jax.tree.leaves(got.norms)
+    assert_close(norms, [jnp.linalg.norm(ravel_examples(layer), axis=1) for layer in dicts])
+
+
+def test_the_function_of_the_norms_may_be_any(key):
+    net, params, x, targets, _ = problem(NETWORKS["classifier"], key)
+    ranks = bp.reweighted(net, bp.squared_error, lambda norms: jnp.argsort(norms).astype(float))
+    got = ranks(params, x, targets)
+    assert sorted(np.asarray(got.weights).tolist()) == [0, 1, 2]
+    total = bp.backprop(net, bp.squared_error, read=bp.per_example)(params, x, targets)[1]
+    want = jax.tree.map(lambda g: jnp.einsum("n,n...->...", got.weights, g), total)
+    assert_close(got.grads, want)
+
+
+@both_ways
+def test_an_example_without_error_is_not_divided_by_its_norm(sweeps, key):
+    net, params, x, _, _ = problem(NETWORKS["classifier"], key)
+    targets = net.forward(params, x)[0].at[0].add(1)
+    for weigh in (bp.clip_weights(1e-3), bp.automatic_weights()):
+        got = bp.reweighted(net, bp.squared_error, weigh, sweeps=sweeps)(params, x, targets)
+        assert list(np.asarray(got.norms) == 0) == [False, True, True]
+        chex.assert_tree_all_finite(got)
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "weights"),
+    [(0.0, [1, 0, 0]), (2.0, [1, 1, 0.5]), (np.inf, [1, 1, 1])],
+)
+def test_clip_weights_at_the_edges(max_norm, weights):
+    got = bp.clip_weights(max_norm)(jnp.array([0.0, 2.0, 4.0]))
+    assert_close(got, jnp.array(weights, float))
+
+
+def test_a_clipped_gradient_is_never_longer_than_the_threshold(as_shipped):
+    norms = jnp.asarray(np.random.default_rng(0).lognormal(0, 5, 10_000), jnp.float32)
+    assert float(jnp.max(bp.clip_weights(1.5)(norms) * norms)) <= 1.5 * (1 + 1e-6)
+
+
+class TestPrivate:
+    def make(self, net, loss=bp.squared_error, **options):
+        defaults = {"max_norm": 0.7, "noise_multiplier": 0.0, "batch_size": 10}
+        return bp.private_gradient(net, loss, **(defaults | options))
+
+    @both_ways
+    def test_without_noise_it_is_the_clipped_sum_over_the_expected_size(self, sweeps, key):
+        net, params, x, targets, _ = problem(NETWORKS["classifier"], key)
+        got = jax.jit(self.make(net, sweeps=sweeps))(params, x, targets, key=key)
+        want = bp.reweighted(net, bp.squared_error, bp.clip_weights(0.7))(params, x, targets)
+        assert_close(got.grads, jax.tree.map(lambda g: g / 10, want.grads))
+        assert_close(got[:3], want[:3])
+
+    def test_the_noise_has_the_deviation_of_the_mechanism_in_every_parameter(self, key):
+        net = bp.chain(bp.dense(60), bp.tanh(), bp.dense(50))
+        params, _ = net.init(key, (40,))
+        x, targets = jnp.ones((2, 40)), jnp.zeros((2, 50))
+        grads = {
+            sigma: self.make(net, noise_multiplier=sigma)(params, x, targets, key=key).grads
+            for sigma in (0.0, 3.0)
+        }
+        noise = jax.tree.map(lambda a, b: a - b, grads[3.0], grads[0.0])
+        for leaf in jax.tree.leaves(noise):
+            # 3 sigma C / B; the estimate's own deviation is 1 / sqrt(2 size) of it, at most 10 %.
+            np.testing.assert_allclose(jnp.std(leaf), 3 * 0.7 / 10, rtol=0.4)
+        leaves = [np.asarray(leaf).ravel()[:50] for leaf in jax.tree.leaves(noise)]
+        for a, b in itertools.combinations(leaves, 2):
+            assert abs(np.corrcoef(a, b)[0, 1]) < 0.5  # of which the deviation is 0.14
+
+    def test_one_example_more_or_less_moves_the_sum_by_no_more_than_the_sensitivity(self, key):
+        net, params, x, targets, _ = problem(NETWORKS["classifier"], key)
+        private = self.make(net, batch_size=1)
+        x = 100 * x
+        whole, without = (private(params, x[i:], targets[i:], key=key).grads for i in (0, 1))
+        moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, whole, without))
+        np.testing.assert_allclose(moved, 0.7, rtol=1e-10)
+
+    def test_padded_examples_change_nothing(self, key):
+        net, params, x, targets, _ = problem(NETWORKS["classifier"], key)
+        private = self.make(net, bp.weighted(bp.squared_error), noise_multiplier=1.0)
+        padded = (
+            jnp.concatenate([x, jnp.ones((4, 4))]),
+            (
+                jnp.concatenate([targets, jnp.full((4, 3), 9.0)]),
+                jnp.array([1.0] * N + [0.0] * 4),
+            ),
+        )
+        got = private(params, *padded, key=key)
+        want = private(params, x, (targets, jnp.ones(N)), key=key)
+        assert_close(got.grads, want.grads)
+        assert list(np.asarray(got.norms[N:])) == [0] * 4
+
+    def test_another_key_draws_other_noise_and_the_same_key_the_same(self, key):
+        net, params, x, targets, _ = problem(NETWORKS["classifier"], key)
+        private = self.make(net, noise_multiplier=1.0)
+        first, again, other = (
+            private(params, x, targets, key=k).grads for k in (key, key, jax.random.key(3))
+        )
+        chex.assert_trees_all_equal(first, again)
+        assert not np.allclose(first[0]["weight"], other[0]["weight"])
+
+    def test_layers_that_draw_get_a_key_of_their_own(self, key):
+        net, params, x, targets, _ = problem(NETWORKS["images"], key)
+        private = self.make(net, max_norm=1e9)
+        first, other = (private(params, x, targets, key=k).grads for k in (key, jax.random.key(3)))
+        assert not np.allclose(first[1]["weight"], other[1]["weight"])
+
+
+NET = bp.chain(bp.dense(2))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bp.clip_weights(-1.0), r"clip_weights: max_norm is -1\.0; it takes a number, at"),
+        (lambda: bp.clip_weights(np.nan), "clip_weights: max_norm is nan"),
+        (lambda: bp.automatic_weights(0.0), r"automatic_weights: gamma is 0\.0; it takes a pos"),
+        (
+            lambda: bp.reweighted(NET, bp.huber, bp.clip_weights(1), sweeps=3),
+            "reweighted: sweeps is 3; it takes 1 or 2",
+        ),
+        (
+            lambda: bp.reweighted(NET, bp.huber, bp.clip_weights(1), sweeps=2, per_layer=True),
+            "with per_layer, sweeps has to be 1",
+        ),
+        (
+            lambda: bp.reweighted(NET, bp.huber, jnp.sum)(
+                NET.init(jax.random.key(0), (3,))[0], jnp.ones((5, 3)), jnp.ones((5, 2))
+            ),
+            r"weigh gave weights of shape \[\], expected \[5\]: one for each example",
+        ),
+        (
+            lambda: bp.private_gradient(
+                NET, bp.huber, max_norm=np.inf, noise_multiplier=-1, batch_size=0
+            ),
+            "max_norm is inf, expected a positive number; noise_multiplier is -1, expected a "
+            "number, at least 0; batch_size is 0, expected a positive number",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
