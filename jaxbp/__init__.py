@@ -17,6 +17,9 @@ from jaxbp.inner import directional_derivatives as directional_derivatives
 from jaxbp.inner import gram as gram
 from jaxbp.kernel import neural_tangent_kernel as neural_tangent_kernel
 from jaxbp.kernel import neural_tangent_kernel_per_class as neural_tangent_kernel_per_class
+from jaxbp.kfac import KfacState as KfacState
+from jaxbp.kfac import kfac_factors as kfac_factors
+from jaxbp.kfac import scale_by_kfac as scale_by_kfac
 from jaxbp.layers import dense as dense
 from jaxbp.layers import dropout as dropout
 from jaxbp.layers import elu as elu

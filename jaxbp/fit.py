@@ -46,6 +46,7 @@ def fit(
     epochs=100,
     batch_size=64,
     read=None,
+    extra_args=None,
     callback=None,
 ):
     """Trains until the model is good, patience is at its end, or all epochs are done.
@@ -73,6 +74,7 @@ def fit(
       epochs: how many at most.
       batch_size: examples a step, if `train` is a pair of arrays.
       read: a dict of readings, recorded as their mean over the epoch.
+      extra_args: what else the optimizer asks for, as of `make_step`.
       callback: called after each epoch as `callback(state, record)`, for progress and figures.
 
     Returns:
@@ -110,11 +112,15 @@ def fit(
         state = init_state(net, optimizer, key, first_inputs.shape[1:])
 
     require = _make_require(net, loss, state.params)
+
+    def make(maker, **how):
+        return maker(net, loss, optimizer, read=read, extra_args=extra_args, **how)
+
     if batched:
-        run_epoch = _epochs_on_batches(net, loss, optimizer, train, require, read)
+        run_epoch = _epochs_on_batches(make, train, require)
     else:
         require("train", train)
-        run_epoch = _epochs_on_arrays(net, loss, optimizer, train, batch_size, read)
+        run_epoch = _epochs_on_arrays(make, train, batch_size)
     if held_out is not None:
         held_out = _as_arrays("held_out", held_out)
         require("held_out", held_out)
@@ -157,9 +163,9 @@ def fit(
     return Fit(params, state, records, stopped_by, f"{stopped_by}: {reason}")
 
 
-def _epochs_on_arrays(net, loss, optimizer, train, batch_size, read):
+def _epochs_on_arrays(make, train, batch_size):
     """An epoch as a function of the state: one compiled scan, looked into if it goes wrong."""
-    epoch = make_epoch(net, loss, optimizer, batch_size=batch_size, read=read)
+    epoch = make(make_epoch, batch_size=batch_size)
     n = len(train[0])
 
     def run_epoch(start):
@@ -167,7 +173,7 @@ def _epochs_on_arrays(net, loss, optimizer, train, batch_size, read):
         if not is_finite((record["loss"], state.params)):
             order = shuffle(start, n)
             batches = (take(train, order[i : i + batch_size]) for i in range(0, n, batch_size))
-            step = make_step(net, loss, optimizer, read=read, donate=False)
+            step = make(make_step, donate=False)
             # Compiled on its own, the step may round otherwise and just escape: so much the better.
             state, record = run_watched(step, start, batches)
         return state, record
@@ -175,9 +181,9 @@ def _epochs_on_arrays(net, loss, optimizer, train, batch_size, read):
     return run_epoch
 
 
-def _epochs_on_batches(net, loss, optimizer, batches, require, read):
+def _epochs_on_batches(make, batches, require):
     """An epoch as a function of the state: a step for each batch as it comes."""
-    step = make_step(net, loss, optimizer, read=read, donate=False)
+    step = make(make_step, donate=False)
 
     def checked():
         i = 0

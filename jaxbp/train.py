@@ -51,7 +51,7 @@ def init_state(net, optimizer, key, shape):
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), key)
 
 
-def make_step(net, loss, optimizer, *, read=None, donate=True):
+def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
     """A training step: one sweep over one batch and one update by its mean gradient.
 
     The step is pure and jit-compiled.
@@ -61,6 +61,9 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: an optax optimizer, also one that asks for `value`, `grad` or `value_fn`.
       read: a dict of readings to record beside the loss, answered by the same sweep.
+      extra_args: what else the optimizer's update asks for, by name: a dict of
+        `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` makes. The key
+        is that of the forward pass.
       donate: whether the memory of the state that goes in is used for the one that comes out, after
         which the old one can no longer be read.
 
@@ -98,8 +101,18 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
             outputs, _ = net.forward(params, inputs, key=key)
             return jnp.mean(loss(outputs, targets)[0])
 
+        extra = {
+            name: function(state.params, inputs, targets, key=key)
+            for name, function in (extra_args or {}).items()
+        }
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, value=value, grad=grads, value_fn=value_fn
+            grads,
+            state.opt_state,
+            state.params,
+            value=value,
+            grad=grads,
+            value_fn=value_fn,
+            **extra,
         )
         params = optax.apply_updates(state.params, updates)
         return TrainState(params, opt_state, state.step + 1, state.key), {"loss": value, **answers}
@@ -107,7 +120,7 @@ def make_step(net, loss, optimizer, *, read=None, donate=True):
     return jax.jit(step, donate_argnums=0 if donate else ())
 
 
-def make_epoch(net, loss, optimizer, *, batch_size, read=None):
+def make_epoch(net, loss, optimizer, *, batch_size, read=None, extra_args=None):
     """An epoch: a step for each batch, over all examples in a random order, as one `lax.scan`.
 
     If the batch size does not divide N, the last batch is a short one. Pure and jit-compiled.
@@ -118,6 +131,7 @@ def make_epoch(net, loss, optimizer, *, batch_size, read=None):
       optimizer: an optax optimizer.
       batch_size: examples per step.
       read: a dict of readings to record beside the loss. Their shapes must not depend on N.
+      extra_args: as of `make_step`.
 
     Returns:
       `epoch(state, inputs, targets) -> (state, record)`; record is that of the steps, averaged
@@ -135,7 +149,7 @@ def make_epoch(net, loss, optimizer, *, batch_size, read=None):
       >>> int(state.step)
       3
     """
-    step = make_step(net, loss, optimizer, read=read)
+    step = make_step(net, loss, optimizer, read=read, extra_args=extra_args)
 
     def epoch(state, inputs, targets):
         order = shuffle(state, len(inputs))

@@ -1,0 +1,222 @@
+"""KFAC: a natural gradient from the Kronecker factors that the sweep reads off.
+
+Each dense layer's block of the Fisher information is approximated by A x G, with A the second
+moment of its inputs and G that of its error signals (see `kronecker`). Then F^-1 g is
+
+  A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias,
+
+and layers do not see each other. The factors are averaged over steps. Damping lambda is added to
+each as its root, shared out by pi, the ratio of their mean eigenvalues:
+
+  A + pi sqrt(lambda) I,   G + sqrt(lambda) / pi I,   pi^2 = (tr A / dim A) / (tr G / dim G)
+
+Source:
+  "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse, 2015.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxbp.backprop import backprop
+from jaxbp.errors import sampled
+from jaxbp.moments import Kronecker, kronecker
+from jaxbp.types import show_shape
+
+
+def kfac_factors(net, loss, *, error=sampled, shared="expand"):
+    """The Kronecker factors of a network's dense layers on a batch, as `scale_by_kfac` takes them.
+
+    Args:
+      net: a Layer.
+      loss: a Loss.
+      error: of which the second moment is the curvature: `sampled` for KFAC, `ggn_columns` for
+        its exact form, KFLR.
+      shared: how positions are treated, `expand` or `reduce` (see `kronecker`).
+
+    Returns:
+      `function(params, inputs, targets, *, key) -> factors`, a tree like params with a `Kronecker`
+      in place of each weight and nothing in place of each bias, which is folded in.
+    """
+    sweep = backprop(net, loss, read=functools.partial(kronecker, shared=shared), error=error)
+
+    def function(params, inputs, targets, *, key):
+        error_key = jax.random.fold_in(key, 1)
+        return sweep(params, inputs, targets, key=key, error_key=error_key)[1]
+
+    return function
+
+
+class KfacState(NamedTuple):
+    """What `scale_by_kfac` remembers.
+
+    Attributes:
+      step: how many updates there were.
+      factors: the running averages of the factors, a `Kronecker` for each layer.
+      inverses: of the damped averages, as of the last time they were inverted.
+    """
+
+    step: jax.Array
+    factors: Any
+    inverses: Any
+
+
+def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
+    """An optax transformation: gradients to natural gradients, A^-1 g G^-1 for each dense layer.
+
+    Its update takes the factors of the batch, `update(grads, state, params, factors=factors)`, as
+    `kfac_factors` computes them; `fit`, `make_epoch` and `make_step` hand them over by
+    `extra_args={"factors": bp.kfac_factors(net, loss)}`. The step size, momentum and all else are
+    optax's.
+
+    Args:
+      damping: lambda, positive.
+      decay: of the running averages, in [0, 1); the first steps are averaged evenly.
+      every: how many steps the inverses are kept for.
+
+    Raises:
+      ValueError: an argument is out of range; at `init`, parameters are not those of dense layers;
+        at `update`, there are no factors, or those of another network.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
+      >>> x = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> labels = (x[:, 0] * x[:, 1] > 0).astype(int)
+      >>> net = bp.chain(bp.dense(16), bp.tanh(), bp.dense(2))
+      >>> loss = bp.softmax_cross_entropy
+      >>> run = bp.fit(
+      ...     net, loss, optax.chain(bp.scale_by_kfac(damping=1e-2), optax.sgd(0.1, momentum=0.9)),
+      ...     (x, labels), key=jax.random.key(1), metric=bp.accuracy, target=0.95, batch_size=50,
+      ...     extra_args={"factors": bp.kfac_factors(net, loss)},
+      ... )
+      >>> run.stopped_by
+      'target'
+    """
+    wrong = []
+    if not 0 < damping < math.inf:
+        wrong.append(f"damping is {damping}, expected a positive number")
+    if not 0 <= decay < 1:
+        wrong.append(f"decay is {decay}, expected a number in [0, 1)")
+    if not isinstance(every, int) or every < 1:
+        wrong.append(f"every is {every!r}, expected a positive integer")
+    if wrong:
+        raise ValueError(f"scale_by_kfac: {'; '.join(wrong)}.")
+
+    def init(params):
+        _require_dense(params)
+        zeros = jax.tree.map(_no_factors, params, is_leaf=_is_dense)
+        return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(updates, state, params=None, *, factors=None, **extra_args):
+        del params, extra_args
+        batch = _own_factors(updates, factors, state.factors)
+        step = state.step + 1
+
+        def average(old, new):
+            kept = jnp.minimum(decay, 1 - 1 / step.astype(old.dtype))
+            return kept * old + (1 - kept) * new
+
+        averages = jax.tree.map(average, state.factors, batch)
+        inverses = jax.lax.cond(
+            state.step % every == 0,
+            lambda: jax.tree.map(
+                lambda factors: _inverted(factors, damping), averages, is_leaf=_is_factors
+            ),
+            lambda: state.inverses,
+        )
+        updates = jax.tree.map(_natural, updates, inverses, is_leaf=_is_dense)
+        return updates, KfacState(step, averages, inverses)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _inverted(factors, damping):
+    a, g = factors
+    pi = jnp.sqrt(_mean_eigenvalue(a) / _mean_eigenvalue(g))
+    # A factor of zero, as of a layer that no error reaches, leaves nothing to share out.
+    pi = jnp.where(jnp.isfinite(pi) & (pi > 0), pi, 1)
+    root = math.sqrt(damping)
+    return Kronecker(_inverse(a, pi * root), _inverse(g, root / pi))
+
+
+def _mean_eigenvalue(matrix):
+    return jnp.trace(matrix) / len(matrix)
+
+
+def _inverse(matrix, shift):
+    eye = jnp.eye(len(matrix), dtype=matrix.dtype)
+    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix + shift * eye), eye)
+
+
+def _natural(grads, inverses):
+    """A^-1 g G^-1 of one layer, the bias as the last row of g."""
+    rows = jnp.concatenate([grads["weight"], *(b[None] for b in _bias_of(grads))])
+    rows = inverses.inputs @ rows @ inverses.deltas
+    natural = {"weight": rows[: len(grads["weight"])]}
+    return natural | {"bias": rows[-1]} if "bias" in grads else natural
+
+
+def _bias_of(layer):
+    return [layer["bias"]] if "bias" in layer else []
+
+
+def _is_factors(node):
+    return isinstance(node, Kronecker)
+
+
+def _is_dense(node):
+    """Whether a node of a tree of parameters is those of a dense layer."""
+    return (
+        isinstance(node, dict)
+        and set(node) in ({"weight"}, {"weight", "bias"})
+        and jnp.ndim(node["weight"]) == 2
+    )
+
+
+def _no_factors(layer):
+    i, o = layer["weight"].shape
+    i += len(_bias_of(layer))
+    dtype = layer["weight"].dtype
+    return Kronecker(jnp.zeros((i, i), dtype), jnp.zeros((o, o), dtype))
+
+
+def _require_dense(params):
+    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=_is_dense):
+        if not _is_dense(leaf):
+            raise ValueError(
+                "scale_by_kfac: takes the parameters of dense layers, dicts of a weight [I, O] and "
+                f"a bias; got {jax.tree_util.keystr(path, simple=True, separator='.')} of shape "
+                f"{show_shape(jnp.shape(leaf))}. Give others an optimizer of their own by "
+                "optax.partition?"
+            )
+
+
+def _own_factors(params, factors, like):
+    """The factors of each layer, once they are known to be those of this network."""
+    if factors is None:
+        raise ValueError(
+            "scale_by_kfac: its update takes factors=..., as kfac_factors computes them. With fit "
+            "or make_step: extra_args={'factors': bp.kfac_factors(net, loss)}."
+        )
+
+    def own(layer, factors):
+        a, g = factors["weight"]
+        if "bias" not in layer:  # the factors of (x, 1) have those of x in them
+            a = a[:-1, :-1]
+        return Kronecker(a.astype(layer["weight"].dtype), g.astype(layer["weight"].dtype))
+
+    problem = (
+        "scale_by_kfac: the factors are not those of this network's dense layers with their biases "
+        "folded in, as kfac_factors computes them."
+    )
+    try:
+        batch = jax.tree.map(own, params, factors, is_leaf=_is_dense)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ValueError(problem) from error
+    if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, like):
+        raise ValueError(problem)
+    return batch
