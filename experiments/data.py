@@ -50,6 +50,8 @@ class Dataset(NamedTuple):
       test: to report.
       class_names: what each label stands for.
       image_shape: (height, width) if an input is a grey image, to draw it; else None.
+      train_rows: where each training example stands in the source: its row in a .csv file, as an
+        editor counts it; elsewhere its number, from 0.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Dataset(NamedTuple):
     test: Part
     class_names: tuple[str, ...]
     image_shape: tuple[int, int] | None
+    train_rows: np.ndarray
 
 
 def load(path: Path | None, *, target: str | None = None, seed: int = 0) -> Dataset:
@@ -95,15 +98,17 @@ def _load_digits(seed):
     digits = load_digits()
     inputs, labels = (digits.data / 16).astype(np.float32), digits.target.astype(np.int32)
     names = tuple(map(str, digits.target_names))
-    return Dataset("digits", *_split(inputs, labels, seed), names, (8, 8))
+    (rows, _), _, _ = _split(np.arange(len(labels)), labels, seed)
+    return Dataset("digits", *_split(inputs, labels, seed), names, (8, 8), rows)
 
 
 def _load_csv(path, target, seed):
-    inputs, cells = _read_csv(path, target)
+    inputs, cells, rows = _read_csv(path, target)
     labels, names = _classes(cells)
     _check_classes(path, labels, names)
     parts = _standardise(*_split(inputs, labels, seed))
-    return Dataset(path.stem, *parts, names, None)
+    (rows, _), _, _ = _split(rows, labels, seed)
+    return Dataset(path.stem, *parts, names, None, rows)
 
 
 def _load_idx(folder, seed):
@@ -123,18 +128,19 @@ def _load_idx(folder, seed):
     names = tuple(map(str, classes))
     _check_classes(train_labels, labels, names)
     train, validation = _hold_out(inputs, labels.astype(np.int32), HELD_OUT, seed)
+    (rows, _), _ = _hold_out(np.arange(len(labels)), labels, HELD_OUT, seed)
     test = held_inputs, np.searchsorted(classes, held_labels).astype(np.int32)
-    return Dataset(folder.resolve().name, train, validation, test, names, image_shape)
+    return Dataset(folder.resolve().name, train, validation, test, names, image_shape, rows)
 
 
 def _read_csv(path, target):
-    """The features [N, I], in float64 as they stand in the file, and the N cells of the target."""
+    """The features [N, I], in float64 as in the file, the N cells of the target, and their rows."""
     rows = _rows(path)
     line, header = next(rows, (1, None))
     if header is None:
         raise DataError(f"{path}: the file is empty.")
     column = _target_column(f"{path}: row {line}", header, target)
-    inputs, targets, faults = [], [], []
+    inputs, targets, places, faults = [], [], [], []
     for line, cells in rows:
         row = f"{path}: row {line}"
         if len(cells) != len(header):
@@ -146,10 +152,11 @@ def _read_csv(path, target):
         if not faults:
             targets.append(cells.pop(column))
             inputs.append(np.array([float(cell) for cell in cells]))
+            places.append(line)
     _raise(faults)
     if not inputs:
         raise DataError(f"{path}: a header, but no rows of data.")
-    return np.array(inputs), targets
+    return np.array(inputs), targets, np.array(places)
 
 
 def _rows(path):

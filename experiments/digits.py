@@ -249,5 +249,5 @@ def draw_confusions(figure, outputs, dataset):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except ValueError as error:
+    except (ValueError, bp.NonFiniteError) as error:
         raise SystemExit(f"digits: {error}") from None

@@ -60,16 +60,16 @@ def per_example_diagonal(signal, *, columns=None) -> jax.Array:
 def _(signal: Outer, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     if x.shape[1] == 1:
-        return per_example(Outer(jnp.square(x), jnp.sum(jnp.square(d), axis=0)))
-    return jnp.sum(jnp.square(jax.vmap(lambda d: per_example(Outer(x, d)))(d)), axis=0)
+        return per_example(Outer(jnp.square(x), _sum_squares(lambda d: d, d)))
+    return _sum_squares(lambda d: per_example(Outer(x, d)), d)
 
 
 @per_example_diagonal.register
 def _(signal: Bias, *, columns=None):
-    d = _all_columns(signal.deltas, columns)
-    return jnp.sum(jnp.square(jnp.sum(d, axis=2)), axis=0)
+    return _sum_squares(lambda d: jnp.sum(d, axis=1), _all_columns(signal.deltas, columns))
 
 
+@functools.singledispatch
 def diagonal(signal, *, columns=None) -> jax.Array:
     """The sum of squared gradients, sum_nk g_nk^2, of the parameter's shape.
 
@@ -83,13 +83,24 @@ def diagonal(signal, *, columns=None) -> jax.Array:
     Raises:
       TypeError: `signal` is not of a kind known here.
     """
-    if not is_signal(signal):
-        raise not_a_signal("diagonal", signal)
-    if isinstance(signal, Outer) and as_positions(signal.inputs).shape[1] == 1:
+    del columns
+    raise not_a_signal("diagonal", signal)
+
+
+@diagonal.register
+def _(signal: Outer, *, columns=None):
+    x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
+    if x.shape[1] == 1:
         # (x d^T)^2 = x^2 (d^2)^T, so that the sum over examples is one matrix product.
-        x, d = as_rows(widened(signal.inputs)), _all_columns(signal.deltas, columns)
-        return jnp.square(x).T @ jnp.sum(jnp.square(d), axis=(0, 2))
-    return jnp.sum(per_example_diagonal(signal, columns=columns), axis=0)
+        return jnp.square(x[:, 0]).T @ _sum_squares(lambda d: d[:, 0], d)
+    rows = jnp.broadcast_to(x, (len(d), *x.shape)).reshape(-1, *x.shape[1:])
+    return _sum_squares(lambda pair: pair[0].T @ pair[1], (rows, d.reshape(-1, *d.shape[2:])))
+
+
+@diagonal.register
+def _(signal: Bias, *, columns=None):
+    d = jnp.sum(_all_columns(signal.deltas, columns), axis=2)
+    return jnp.sum(jnp.square(as_rows(d)), axis=0)
 
 
 def second_moment(signal) -> jax.Array:
@@ -206,6 +217,20 @@ def _all_columns(deltas, columns):
     """Deltas [N, ..., O] of every column of the sweep, [K, N, T, O]; K = 1 if there is no axis."""
     deltas = as_positions(widened(deltas))
     return deltas[None] if columns is None else jax.lax.all_gather(deltas, columns)
+
+
+def _sum_squares(function, stacked):
+    """sum_k function(x_k)^2, over the first axis of a tree of arrays, term by term.
+
+    Nothing of K times the size of a term is formed; and XLA for CPUs sums over the first of three
+    axes 20 times more slowly than a loop does (JAX 0.10.2; 10 x 512 x 1024 in 84 ms and in 3).
+    """
+    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], stacked))
+
+    def add(total, x):
+        return total + jnp.square(function(x)), None
+
+    return jax.lax.scan(add, jnp.zeros(first.shape, first.dtype), stacked)[0]
 
 
 def _require_choices(bias, shared):

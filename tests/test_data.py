@@ -75,6 +75,17 @@ def test_digits_are_split_without_loss():
     )
 
 
+def test_training_examples_are_found_in_their_source(tmp_path):
+    dataset = data.load(None, seed=3)
+    np.testing.assert_array_equal(
+        dataset.train[0], (load_digits().data[dataset.train_rows] / 16).astype(np.float32)
+    )
+    lines = ["x,target", "", *(f"{i},{'ab'[i % 2]}" for i in range(40))]  # example i in row i + 3
+    dataset = data.load(write(tmp_path / "table.csv", "\n".join(lines)), seed=3)
+    x = dataset.train_rows - 3.0
+    np.testing.assert_allclose(dataset.train[0][:, 0], (x - x.mean()) / x.std(), rtol=1e-5)
+
+
 def test_the_seed_decides_the_split():
     first, again, other = data.load(None), data.load(None, seed=0), data.load(None, seed=1)
     for part, same, different in zip(*map(parts_of, (first, again, other)), strict=True):
@@ -135,7 +146,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path_factory, written, at, end
     ]
     text = "\ufeff" * bom + as_csv(rows, ending)
     path = write(tmp_path_factory.getbasetemp() / "table.csv", text)
-    inputs, cells = data._read_csv(path, "the target")
+    inputs, cells, _ = data._read_csv(path, "the target")
     np.testing.assert_array_equal(inputs, numbers, strict=True)
     assert cells == targets
 
@@ -175,7 +186,7 @@ WAYS_TO_WRITE = {
 
 @pytest.mark.parametrize("content", WAYS_TO_WRITE.values(), ids=WAYS_TO_WRITE)
 def test_ways_to_write_the_same_table(tmp_path, content):
-    inputs, cells = data._read_csv(write(tmp_path / "table.csv", content), None)
+    inputs, cells, _ = data._read_csv(write(tmp_path / "table.csv", content), None)
     np.testing.assert_array_equal(inputs, [[i, i % 3] for i in range(16)])
     assert cells == ["a", "b"] * 8
 
@@ -205,7 +216,7 @@ def test_a_target_with_a_usual_name_is_found(tmp_path, name):
 def test_a_named_target_goes_before_a_usual_name(tmp_path):
     content = "label,kind,class\n" + "".join(f"{i},{i % 2},{i}\n" for i in range(20))
     path = write(tmp_path / "table.csv", content)
-    inputs, cells = data._read_csv(path, "kind")
+    inputs, cells, _ = data._read_csv(path, "kind")
     np.testing.assert_array_equal(inputs, [[i, i] for i in range(20)])
     assert cells == ["0", "1"] * 10
 
@@ -424,6 +435,7 @@ def test_idx_files_come_back_as_they_were_written(tmp_path, zipped, mark):
         sorted_rows(np.concatenate(pixels[:2]).reshape(60, 12), np.concatenate(values[:2])),
         sorted_rows(arrays[TRAIN_IMAGES].reshape(60, 12), arrays[TRAIN_LABELS]),
     )
+    np.testing.assert_array_equal(pixels[0], arrays[TRAIN_IMAGES][dataset.train_rows])
     counts = [np.bincount(labels).tolist() for _, labels in parts_of(dataset)]
     assert counts == [[17, 17, 17], [3, 3, 3], [3, 2, 4]]
 

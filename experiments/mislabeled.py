@@ -1,0 +1,388 @@
+"""Which training labels are wrong? What the backward pass knows of each example ranks the suspects.
+
+With g_n the gradient of example n's own loss, p_n the probabilities that the network gives it and
+t_n its label, one-hot, four scores are the higher the more suspicious the label:
+
+  self-influence   sum over checkpoints of eta |g_n|^2: by how much a step on n lowers its own loss
+  held-out         sum over checkpoints of -eta g_n . g: by how much it raises that of held-out
+                   examples, whose mean gradient is g
+  grand            the mean of |g_n| over several networks, early in training
+  el2n             the mean over the same networks of |p_n - t_n|, the norm of the loss's delta
+
+The checkpoints are those of one network trained on all labels, the wrong ones included, by steps of
+size eta; the held-out labels are the validation part's, to which nothing is done.
+
+What is suggested in place of a label is the class of the highest mean probability over the early
+networks, which have learnt what most examples of a class have in common, but not yet much of
+single examples. It can be the given class: the networks then see nothing wrong. In the table of
+suspects, `index` is the row of a .csv file, as an editor counts it; elsewhere, the number of the
+example in the source, from 0.
+
+By default a few labels of the handwritten digits are flipped, to other classes at random, and the
+rankings are judged by how many of these they find. On one's own data, `--data table.csv --target
+column --flip 0` ranks the labels as they stand. Only those of the training part are ranked: with
+another seed, it is another part.
+
+Sources:
+  "Estimating Training Data Influence by Tracing Gradient Descent", Pruthi, Liu, Kale,
+  Sundararajan, 2020: the first two, there called TracIn.
+  "Deep Learning on a Data Diet: Finding Important Examples Early in Training", Paul, Ganguli,
+  Dziugaite, 2021: the other two.
+"""
+
+import csv
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
+from sklearn.metrics import average_precision_score
+from tqdm import tqdm
+
+import jaxbp as bp
+from experiments import data, digits, figures
+from experiments.files import whole
+from experiments.flags import require_flags
+
+LOSS = bp.softmax_cross_entropy
+METHODS = ("self-influence", "held-out", "grand", "el2n")
+BATCH = 1024  # examples whose gradients' operands are held at a time
+IMAGES, COLUMNS = 60, 10  # at most in the figure, and in each of its rows
+
+
+@dataclass(frozen=True)
+class Config:
+    """Ranks training examples by how suspicious their labels are, by default on flipped digits."""
+
+    flip: float = 0.05
+    """The share of the training labels to replace by other classes; 0 to rank them as they are."""
+    rank_by: Literal[*METHODS] = "el2n"
+    """The score by which suspects are written down and drawn."""
+    suspects: int = 60
+    """How many suspects to write down."""
+    hidden: tuple[int, ...] = (128,)
+    """Units of each hidden layer."""
+    activation: Literal[*digits.ACTIVATIONS] = "relu"
+    """The activation of the hidden layers."""
+    dropout: float = 0.4
+    """The probability of dropping a hidden unit in a step."""
+    learning_rate: float = 0.1
+    """The step size of stochastic gradient descent, eta."""
+    batch_size: int = 32
+    """Examples per step."""
+    epochs: int = 30
+    """For how many epochs the network of the checkpoints is trained."""
+    every: int = 3
+    """How many epochs lie between two checkpoints."""
+    networks: int = 10
+    """How many networks grand and el2n are averaged over."""
+    early: int = 10
+    """For how many epochs these are trained."""
+    seed: int = 0
+    """Of the split, the flips, the initial weights and the shuffling."""
+    data: Path | None = None
+    """A .csv file, or a folder of MNIST-style IDX files, in place of the digits."""
+    target: str | None = None
+    """The column of the .csv file that holds the class."""
+    out: Path = Path("out")
+    """The folder for the table and the figure."""
+
+
+class Ranking(NamedTuple):
+    """What is found out about N training examples.
+
+    Attributes:
+      scores: those of each method, [N], by its name.
+      given: the labels trained on, [N].
+      suggested: the classes that the early networks find most likely, [N].
+      original: the labels before any were flipped, [N]; None if none were.
+    """
+
+    scores: dict[str, np.ndarray]
+    given: np.ndarray
+    suggested: np.ndarray
+    original: np.ndarray | None
+
+
+def main(config):
+    """Ranks the training examples, and returns the `Ranking`."""
+    require_config(config)
+    dataset = data.load(config.data, target=config.target, seed=config.seed)
+    classes = len(dataset.class_names)
+    inputs, original = dataset.train
+    given = flip_labels(original, classes, config.flip, config.seed)
+    _, net = digits.make_network(config, classes)
+
+    flips = int(np.sum(given != original))
+    print(
+        f"{dataset.name}: {len(given)} training examples, {flips} of their labels flipped; "
+        f"{len(dataset.validation[1])} held out\n"
+    )
+    train, held_out = (inputs, given), dataset.validation
+    traced = trace(net, checkpoints(net, train, held_out, config), train, held_out, config)
+    *early, probabilities = look_early(net, train, config)
+    ranking = Ranking(
+        dict(zip(METHODS, (*traced, *early), strict=True)),
+        given,
+        probabilities.argmax(axis=-1),
+        original if config.flip else None,
+    )
+
+    if not np.isfinite(list(ranking.scores.values())).all():
+        raise ValueError(
+            f"learning-rate is {config.learning_rate}: the scores are no longer finite. "
+            "A smaller one?"
+        )
+
+    top = order(ranking.scores[config.rank_by])[: config.suspects]
+    report(ranking, top, config.rank_by)
+    figure = draw(ranking, top, dataset, config.rank_by)
+    path = config.out / f"mislabeled_{dataset.name}.csv"
+    write_table(path, ranking, top, config.rank_by, dataset)
+    figures.save(figure, path.with_suffix(".png"))
+    plt.close(figure)
+    return ranking
+
+
+def require_config(config):
+    if not 0 <= config.flip <= 0.5:
+        raise ValueError(f"flip is {config.flip}; it takes a share in [0, 0.5].")
+    for name in ("suspects", "epochs", "every", "networks", "early"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it takes at least 1.")
+    if config.every > config.epochs:
+        raise ValueError(
+            f"every is {config.every}: of {config.epochs} epochs none would leave a checkpoint."
+        )
+    require_flags(
+        "mislabeled",
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        steps=config.epochs,
+        out=config.out,
+    )
+
+
+def flip_labels(labels, classes, share, seed):
+    """A share of the labels replaced, each by any of the other classes with equal probability."""
+    count = round(share * len(labels))
+    if share and not count:
+        raise ValueError(f"flip is {share}: of {len(labels)} labels, that is none.")
+    rng = np.random.default_rng(seed)
+    flipped = rng.choice(len(labels), count, replace=False)
+    given = labels.copy()
+    given[flipped] = (labels[flipped] + rng.integers(1, classes, count)) % classes
+    return given
+
+
+def checkpoints(net, train, held_out, config):
+    """The parameters after every few epochs of one training, a list."""
+    kept = []
+    with tqdm(total=config.epochs, unit="epoch") as bar:
+
+        def keep(state, record):
+            bar.update()
+            bar.set_postfix(
+                loss=f"{record['loss']:.4f}", held_out_accuracy=f"{record['metric']:.2%}"
+            )
+            if record["epoch"] % config.every == 0:
+                kept.append(state.params)
+
+        bp.fit(
+            net,
+            LOSS,
+            optax.sgd(config.learning_rate),
+            train,
+            key=jax.random.key(config.seed),
+            held_out=held_out,
+            metric=bp.accuracy,
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            callback=keep,
+        )
+    return kept
+
+
+def trace(net, kept, train, held_out, config):
+    """The scores `self-influence` and `held-out`, [N] each."""
+    mean_gradient = jax.jit(bp.value_and_grad(net, LOSS))
+    sweep = bp.backprop(net, LOSS, read={"sq_norms": bp.sq_norms, "signals": bp.keep})
+
+    @jax.jit
+    def influences(params, direction, inputs, labels):
+        _, answers = sweep(params, inputs, labels)
+        own = jnp.square(bp.example_norms(answers["sq_norms"]))
+        return own, -bp.directional_derivatives(answers["signals"], direction)
+
+    def at(params):
+        _, direction = mean_gradient(params, *held_out)
+        return in_batches(functools.partial(influences, params, direction), train)
+
+    return jax.tree.map(lambda *terms: config.learning_rate * sum(terms), *map(at, kept))
+
+
+def look_early(net, train, config):
+    """The scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
+    optimizer = optax.sgd(config.learning_rate)
+    epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=config.batch_size)
+    sweep = bp.backprop(net, LOSS, read=bp.sq_norms)
+
+    @jax.jit
+    def look(params, inputs, labels):
+        outputs, _ = net.forward(params, inputs)
+        _, delta = LOSS(outputs, labels)
+        _, squares = sweep(params, inputs, labels)
+        return bp.example_norms(squares), jnp.linalg.norm(delta, axis=-1), jax.nn.softmax(outputs)
+
+    def seen_by(key):
+        state = bp.init_state(net, optimizer, key, train[0].shape[1:])
+        for _ in range(config.early):
+            state, _ = epoch(state, *train)
+        return in_batches(functools.partial(look, state.params), train)
+
+    # Other networks than that of the checkpoints, whose key is the seed's own.
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.networks)
+    seen = [seen_by(key) for key in tqdm(keys, unit="network")]
+    return jax.tree.map(lambda *terms: sum(terms) / len(terms), *seen)
+
+
+def in_batches(function, examples):
+    """`function(*batch)`, which answers with arrays [N, ...], on all examples."""
+    starts = range(0, len(examples[1]), BATCH)
+    parts = [function(*(array[i : i + BATCH] for array in examples)) for i in starts]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def order(scores):
+    """The examples from the most suspicious on."""
+    return np.argsort(-scores, kind="stable")
+
+
+def precisions(scores, flipped):
+    """The share of flipped labels among the first k, for k = 1, ..., N."""
+    return np.cumsum(flipped[order(scores)]) / np.arange(1, len(scores) + 1)
+
+
+def report(ranking, top, method):
+    """How many of the flipped labels each score finds, and what is suggested in their place."""
+    given, suggested, original = ranking.given, ranking.suggested, ranking.original
+    if original is None:
+        others = np.sum(suggested[top] != given[top])
+        print("\nNo label was flipped, so how many of the suspects are wrong is not known.")
+        print(f"For {others} of the first {len(top)} by {method}, another class is suggested.")
+        return
+    flipped = given != original
+    chance, k = np.mean(flipped), int(np.sum(flipped))
+    half = (k + 1) // 2
+    print(f"\n{'score':16}{f'precision at {half}':>18}{f'at {k}':>10}{'average precision':>20}")
+    for name, scores in ranking.scores.items():
+        precision = precisions(scores, flipped)
+        average = average_precision_score(flipped, scores)
+        print(f"{name:16}{precision[half - 1]:>18.1%}{precision[k - 1]:>10.1%}{average:>20.3f}")
+    print(f"{'chance':16}{chance:>18.1%}{chance:>10.1%}{chance:>20.3f}")
+    found = top[flipped[top]]
+    right = np.sum(suggested[found] == original[found])
+    print(
+        f"\nOf the first {len(top)} by {method}, {len(found)} are flipped; "
+        f"for {right} of these, the suggested class is the original one."
+    )
+
+
+def write_table(path, ranking, top, method, dataset):
+    """The suspects as a .csv file: which example, how suspicious, its label, what it may be."""
+    names = dataset.class_names
+    columns = {
+        "index": dataset.train_rows[top],
+        "score": [f"{score:.6g}" for score in ranking.scores[method][top]],
+        "given": [names[label] for label in ranking.given[top]],
+        "suggested": [names[label] for label in ranking.suggested[top]],
+    }
+    if ranking.original is not None:
+        columns["flipped"] = (ranking.given != ranking.original)[top].astype(int)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as unfinished, unfinished.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    print(f"table of {len(top)} suspects saved as {path}")
+
+
+def draw(ranking, top, dataset, method):
+    """The figure: the first suspects, if they are images, and how good the rankings are."""
+    if dataset.image_shape:
+        figure = plt.figure(figsize=(13.5, 6))
+        left, right = figure.subfigures(1, 2, width_ratios=(1.7, 1))
+        draw_suspects(left, ranking, top, dataset, method)
+    else:
+        right = figure = plt.figure(figsize=(6, 4.5))
+    if ranking.original is None:
+        draw_scores(right.subplots(), ranking.scores[method], len(top), method)
+    else:
+        draw_precisions(right.subplots(), ranking)
+    return figure
+
+
+def draw_suspects(figure, ranking, top, dataset, method):
+    inputs, names = dataset.train[0], dataset.class_names
+    figure.suptitle(f"The first suspects by {method}: given \N{RIGHTWARDS ARROW} suggested")
+    shown = top[:IMAGES]
+    panels = figure.subplots(math.ceil(len(shown) / COLUMNS), COLUMNS).ravel()
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    for axes, n in zip(panels, shown, strict=False):
+        given, suggested = names[ranking.given[n]], names[ranking.suggested[n]]
+        axes.set_title(f"{given} \N{RIGHTWARDS ARROW} {suggested}")
+        axes.imshow(inputs[n].reshape(dataset.image_shape), cmap="gray_r")
+        if ranking.original is not None:
+            flipped = ranking.given[n] != ranking.original[n]
+            color = figures.BLUE if flipped else figures.RED
+            axes.spines[:].set(visible=True, color=color, linewidth=3)
+    if ranking.original is not None:
+        frames = [
+            Patch(fill=False, edgecolor=figures.BLUE, linewidth=3, label="the label was flipped"),
+            Patch(fill=False, edgecolor=figures.RED, linewidth=3, label="it was not"),
+        ]
+        figure.legend(handles=frames, loc="outside lower center", ncols=2)
+
+
+def draw_precisions(axes, ranking):
+    flipped = ranking.given != ranking.original
+    k = int(np.sum(flipped))
+    for name, scores in ranking.scores.items():
+        precision = precisions(scores, flipped)[: 2 * k]
+        axes.plot(range(1, len(precision) + 1), precision, label=name)
+    axes.axhline(np.mean(flipped), color=figures.BLACK, linestyle=":", label="chance")
+    axes.axvline(k, color="gray", linewidth=0.8)
+    axes.text(k, 1.02, f" {k} are flipped", color="gray", fontsize=9)
+    axes.set(
+        title="The share of flipped labels among the first k",
+        xlabel="k, from the most suspicious",
+        ylim=(0, 1.08),
+    )
+    axes.legend()
+
+
+def draw_scores(axes, scores, count, method):
+    axes.hist(scores, bins=60, log=True)
+    axes.axvline(np.sort(scores)[-count], color=figures.RED)
+    axes.set(
+        title=f"The scores of all training examples:\nthe first {count} are right of the line",
+        xlabel=method,
+        ylabel="examples",
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (ValueError, bp.NonFiniteError) as error:
+        raise SystemExit(f"mislabeled: {error}") from None
