@@ -4,6 +4,7 @@
   training    epochs of `bp.make_epoch` against PyTorch and scikit-learn
   norms       the gradient and the norm of each example's, in one sweep, against the gradient alone
   vmap        the same gradient and norms, against those from `jax.vmap(jax.grad(...))`
+  quantities  what else a sweep reads off, and what peers do, each against its own plain gradient
 
 The two take turns in one process, in reversed order every other round, so that whatever drifts or
 goes first does so for both. A figure is the median over the rounds of the ratio within a round,
@@ -18,6 +19,8 @@ a program takes beyond its inputs and outputs, and its FLOP, in which the body o
 once. A sweep that computed something twice would show there.
 """
 
+import functools
+import itertools
 import json as json_format
 import math
 from collections.abc import Callable
@@ -34,29 +37,33 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.files import whole
 from experiments.measuring import compile_program, describe_environment, measure
+from experiments.peers import PEERS
+from experiments.quantities import QUANTITIES
 from experiments.trainers import (
-    ACTIVATIONS,
     LOSS,
     Training,
     make_net,
+    plain_mean_loss,
     train_jaxbp,
     train_sklearn,
     train_torch,
 )
 
-NAMES = ("gradient", "training", "norms", "vmap")
+NAMES = ("gradient", "training", "norms", "vmap", "quantities")
 PER_EXAMPLE_BYTES = 512 * 1024**2  # the most that the gradients of all examples may take
 
 
 class Case(NamedTuple):
-    """A multilayer perceptron of these sizes, inputs first, on a batch of N."""
+    """A multilayer perceptron of these sizes, inputs first, on a batch of N, at T positions."""
 
     sizes: tuple[int, ...]
     n: int
     activation: str = "relu"
+    t: int | None = None
 
     def __str__(self):
-        return f"{'-'.join(map(str, self.sizes))} {self.activation}, N = {self.n}"
+        at = f", T = {self.t}" if self.t else ""
+        return f"{'-'.join(map(str, self.sizes))} {self.activation}, N = {self.n}{at}"
 
 
 class Row(NamedTuple):
@@ -65,6 +72,7 @@ class Row(NamedTuple):
     case: str
     against: str
     wanted: str
+    what: str | None = None
     ratio: float | None = None
     quartiles: tuple | None = None
     ms: tuple | None = None
@@ -136,7 +144,7 @@ def gradient(case, repeats, seed):
     explicit = compile_program(bp.value_and_grad(net, LOSS), *data)
     peers = {
         "the same layers": compile_program(jax.value_and_grad(mean_loss_of(net)), *data),
-        "plain jnp": compile_program(jax.value_and_grad(plain_mean_loss(case)), *data),
+        "plain jnp": compile_program(jax.value_and_grad(plain_mean_loss(case.activation)), *data),
     }
     product = compile_program(jnp.matmul, square, square)
     programs = [explicit, *peers.values(), product]
@@ -192,6 +200,36 @@ def vmap(case, repeats, seed):
     yield fill(row, theirs / ours, ours, theirs, *programs)
 
 
+def quantities(case, repeats, seed):
+    """A row for each quantity that a sweep reads off beside the gradient, and the peers' rows."""
+    net, *data = make_case(case, seed)
+    plain = compile_program(bp.value_and_grad(net, LOSS), *data)
+    for what, (wanted, make) in QUANTITIES.items():
+        program = compile_program(make(net), *data)
+        ours, theirs = measure([program.run, plain.run], repeats)
+        wanted = f"<= {wanted:.2f}" if wanted else ""
+        row = Row(str(case), "bp.value_and_grad", wanted, what)
+        yield fill(row, ours / theirs, ours, theirs, program, plain)
+    if case.t is None:  # not every peer takes positions
+        for peer, make_runs in PEERS.items():
+            yield from peer_rows(case, peer, functools.partial(make_runs, *data), repeats)
+
+
+def peer_rows(case, peer, make_runs, repeats):
+    """What a peer's quantities cost, against the plain gradient of its own framework."""
+    row = Row(str(case), f"{peer}: its plain gradient", "")
+    size = 4 * case.n * sum(i * o for i, o in itertools.pairwise(case.sizes))
+    if peer != "BackPACK" and size > PER_EXAMPLE_BYTES:  # the others form the gradients of all
+        yield row._replace(problem=f"not run: the gradients alone take {size / 1e9:.1f} GB")
+        return
+    try:
+        for what, (run, plain) in make_runs().items():
+            ours, theirs = measure([run, plain], math.ceil(repeats / 3))
+            yield fill(row._replace(what=what), ours / theirs, ours, theirs)
+    except Exception as error:  # whatever goes wrong with a peer, the others are measured
+        yield row._replace(problem=describe_problem(error))
+
+
 def fill(row, ratios, ours, theirs, *programs):
     """The row with its figures, from the ratio and the seconds of every round, and the programs."""
     low, middle, high = map(float, np.quantile(ratios, [0.25, 0.5, 0.75]))
@@ -209,7 +247,10 @@ def make_case(case, seed):
     """The network, its parameters, and one batch."""
     net = make_net(case.sizes, case.activation)
     params, _ = net.init(jax.random.key(seed), case.sizes[:1])
-    return net, params, *map(jnp.asarray, make_data(case.sizes, case.n, seed))
+    inputs, labels = map(jnp.asarray, make_data(case.sizes, case.n * (case.t or 1), seed))
+    if case.t:
+        inputs, labels = inputs.reshape(case.n, case.t, -1), labels.reshape(case.n, case.t)
+    return net, params, inputs, labels
 
 
 def make_data(sizes, n, seed):
@@ -237,20 +278,6 @@ def mean_loss_of(net):
     return mean_loss
 
 
-def plain_mean_loss(case):
-    """The same without the library, as one would write it for autodiff."""
-    _, function = ACTIVATIONS[case.activation]
-
-    def mean_loss(params, x, labels):
-        *hidden, last = params[::2]
-        for layer in hidden:
-            x = function(x @ layer["weight"] + layer["bias"])
-        logits = x @ last["weight"] + last["bias"]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-    return mean_loss
-
-
 def gradient_and_norms(net):
     """The mean gradient and the norm of every example's, in one sweep."""
     sweep = bp.backprop(net, LOSS, read={"grads": bp.mean, "sq_norms": bp.sq_norms})
@@ -264,7 +291,7 @@ def gradient_and_norms(net):
 
 def gradient_and_norms_by_vmap(case):
     """The same from the gradients of all examples."""
-    of_one = jax.value_and_grad(plain_mean_loss(case))
+    of_one = jax.value_and_grad(plain_mean_loss(case.activation))
 
     def function(params, inputs, labels):
         batches_of_one = inputs[:, None], labels[:, None]
@@ -285,6 +312,7 @@ def print_table(section, rows):
     """The rows in GitHub's markdown; a column without a figure is left out."""
     columns = {
         "network": [row.case for row in rows],
+        "quantity": [row.what or "" for row in rows],
         "against": [row.against for row in rows],
         f"{section.ratio} (quartiles)": [show_ratio(row) for row in rows],
         "wanted": [row.wanted for row in rows],
@@ -356,6 +384,19 @@ SECTIONS = {
         vmap,
         perceptrons((64, 32), (128, 256), (512, 128), (1024, 256)),
         "On a CPU the time is partly an artefact: batched products of rank one are slow there.",
+    ),
+    "quantities": Section(
+        "What else a sweep reads off, against a plain gradient",
+        "gradient and quantity / gradient",
+        quantities,
+        (
+            *perceptrons((512, 32), (512, 128), (512, 512)),
+            *perceptrons((1024, 32), (1024, 128), (1024, 512)),
+            Case((128, 256, 256, 10), 32, t=64),
+        ),
+        "Each library against the plain gradient of its own framework. What forms the gradients of "
+        "all examples in JAX pays on a CPU for batched products of rank one, which are slow there: "
+        "of vmap(grad)'s and jax_privacy's times that part is an artefact.",
     ),
 }
 

@@ -14,7 +14,10 @@ import jax
 import numpy as np
 
 SAMPLE_SECONDS = 0.01
-VERSIONS = ("jax", "jaxlib", "optax", "torch", "scikit-learn")
+VERSIONS = (
+    "jax", "jaxlib", "optax", "torch", "scikit-learn", "backpack-for-pytorch", "opacus",
+    "jax-privacy",
+)  # fmt: skip
 
 
 class Program(NamedTuple):

@@ -45,6 +45,20 @@ def make_net(sizes, activation="relu"):
     return bp.chain(*layers, bp.dense(sizes[-1], dtype=jnp.float32))
 
 
+def plain_mean_loss(activation="relu"):
+    """The mean loss of the same network without the library, as one would write it for autodiff."""
+    _, function = ACTIVATIONS[activation]
+
+    def mean_loss(params, x, labels):
+        *hidden, last = params[::2]
+        for layer in hidden:
+            x = function(x @ layer["weight"] + layer["bias"])
+        logits = x @ last["weight"] + last["bias"]
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return mean_loss
+
+
 def train_jaxbp(case, inputs, labels, seed):
     """A run of all epochs from the same start, which returns the last one's loss; its program."""
     net, (optimizer, _) = make_net(case.sizes), OPTIMIZERS[case.optimizer]

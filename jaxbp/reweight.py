@@ -35,6 +35,7 @@ def clip_weights(max_norm):
     """Weights [N] that scale each example's gradient to a norm of at most C: min(1, C / |g_n|).
 
       |g_n| = 0        weight 1 (the gradient is zero anyway)
+      |g_n| = inf      weight 0 (but its product with such a gradient is not a number)
       C = inf          weight 1
       C = 0            weight 0 (1 where the gradient is zero)
 
@@ -185,7 +186,7 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
 
     Batches of Poisson sampling vary in size. Pad them to one size, and give what is padded weight
     0 by `weighted(loss)`: its gradient is zero, and so is what it adds. Examples are clipped after
-    their weights.
+    their weights. An example whose gradient is infinite or not a number makes the whole sum so.
 
     The normal numbers are those of `jax.random`, in the parameters' floating-point format: the
     guarantee is that of the mechanism in exact arithmetic.

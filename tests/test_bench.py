@@ -111,6 +111,67 @@ def test_training_is_compared_with_the_same_training_elsewhere(optimizer):
         assert 0.5 < ours / theirs < 2
 
 
+QUICK = bench.Case((20, 7, 7, 3), 5)
+
+
+@pytest.mark.usefixtures("short_samples")
+def test_every_quantity_is_measured_and_every_peer_named(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(bench, "PEERS", {"vmap(grad)": bench.PEERS["vmap(grad)"], "peer": broken})
+    rows = list(bench.quantities(QUICK, 1, 0))
+    ours = [row for row in rows if row.against == "bp.value_and_grad"]
+    assert [row.what for row in ours] == list(bench.QUANTITIES)
+    assert all(row.ratio > 0 and row.temporary_bytes for row in ours)
+    *theirs, last = rows[len(ours) :]
+    assert [row.what for row in theirs] == ["norms", "clipped sum", "second moment"]
+    assert all(row.against == "vmap(grad): its plain gradient" for row in theirs)
+    assert last.problem == "failed: RuntimeError: no luck"
+
+
+@pytest.mark.usefixtures("short_samples")
+def test_a_sequence_has_every_quantity_too(monkeypatch):
+    case = bench.Case((20, 7, 7, 3), 5, t=4)
+    assert str(case) == "20-7-7-3 relu, N = 5, T = 4"
+    rows = list(bench.quantities(case, 1, 0))
+    assert [row.what for row in rows] == list(bench.QUANTITIES)
+
+
+def test_peers_that_form_all_gradients_are_not_run_out_of_memory():
+    case = bench.Case((784, 1024, 1024, 10), 512)
+    (row,) = bench.peer_rows(case, "Opacus", None, 1)
+    assert row.problem == "not run: the gradients alone take 3.8 GB"
+
+
+def assert_alike(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), got, want)
+
+
+def test_each_quantity_is_the_one_it_is_called():
+    net, params, inputs, labels = bench.make_case(QUICK, 0)
+
+    def read(reading, **error):
+        return bp.backprop(net, trainers.LOSS, read=reading, **error)(params, inputs, labels)[1]
+
+    got = {name: make(net)(params, inputs, labels) for name, (_, make) in bench.QUANTITIES.items()}
+    grads = read(bp.mean)
+    beside = {"norms": bp.sq_norms, "second moment": bp.second_moment, "variance": bp.variance}
+    for name, reading in beside.items():
+        assert_alike(got[name][1], {"grads": grads, "quantity": read(reading)})
+    one, two = (got[f"clipped sum, {sweeps}"].grads for sweeps in ("one sweep", "two sweeps"))
+    assert_alike(one, two)
+    assert_alike(one, bp.reweighted(net, trainers.LOSS, bp.clip_weights(1.0))(
+        params, inputs, labels
+    ).grads)  # fmt: skip
+    for name in ("KFAC (MC 1)", "GGN diagonal (MC 1)", "GGN diagonal (exact)", "gram"):
+        assert_alike(got[name][1], grads)
+    exact = read(bp.diagonal, error=bp.ggn_columns)
+    assert_alike(got["GGN diagonal (exact)"][2], exact)
+    squares = sum(jax.tree.leaves(read(bp.sq_norms)))
+    assert_alike(np.diagonal(got["gram"][2]), squares)
+
+
 def test_a_peer_that_is_missing_or_fails_is_reported_and_the_rest_goes_on(
     monkeypatch, short_samples, capsys
 ):

@@ -108,10 +108,10 @@ def test_an_example_without_error_is_not_divided_by_its_norm(sweeps, key):
 
 @pytest.mark.parametrize(
     ("max_norm", "weights"),
-    [(0.0, [1, 0, 0]), (2.0, [1, 1, 0.5]), (np.inf, [1, 1, 1])],
+    [(0.0, [1, 0, 0, 0]), (2.0, [1, 1, 0.5, 0]), (np.inf, [1, 1, 1, 1])],
 )
 def test_clip_weights_at_the_edges(max_norm, weights):
-    got = bp.clip_weights(max_norm)(jnp.array([0.0, 2.0, 4.0]))
+    got = bp.clip_weights(max_norm)(jnp.array([0.0, 2.0, 4.0, np.inf]))
     assert_close(got, jnp.array(weights, float))
 
 

@@ -1,0 +1,213 @@
+"""What per-example and curvature quantities cost in other libraries, on top of a plain gradient.
+
+  BackPACK      norms, second moment, variance, KFAC and the diagonal of the GGN, in PyTorch
+  Opacus        the sum of clipped gradients, in PyTorch
+  jax_privacy   the same in JAX
+  vmap(grad)    the gradients of all examples, and what follows from them, in JAX
+
+Each is written as its own users write it. From the parameters of a relu network by `make_net`, the
+inputs [N, I] and the labels [N], it makes for every quantity a pair of runs: the gradient with the
+quantity, and the gradient of the mean loss as one writes it without that library. Privacy's noise
+is left out. BackPACK's quantities are of the terms of the mean loss, E_n / N, and stay so.
+
+A pair of PyTorch's has one thread or as many as there are cores, whichever is faster for the two.
+"""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.measuring import compile_program, cores, measure
+from experiments.trainers import plain_mean_loss
+
+MAX_NORM = 1.0  # to which the gradient of an example is clipped
+
+
+def backpack_runs(params, inputs, labels):
+    import torch
+    from backpack import backpack, extend, extensions
+
+    quantities = {
+        "norms": extensions.BatchL2Grad(),
+        "second moment": extensions.SumGradSquared(),
+        "variance": extensions.Variance(),
+        "KFAC (MC 1)": extensions.KFAC(mc_samples=1),
+        "GGN diagonal (MC 1)": extensions.DiagGGNMC(mc_samples=1),
+        "GGN diagonal (exact)": extensions.DiagGGNExact(),
+    }
+    x, t = make_torch_data(inputs, labels)
+
+    def make_run(extension):
+        model = extend(make_torch_model(params))
+        loss_function = extend(torch.nn.CrossEntropyLoss())
+
+        def run():
+            model.zero_grad()
+            loss = loss_function(model(x), t)
+            with backpack(extension):
+                loss.backward()
+            return [(p.grad, getattr(p, extension.savefield)) for p in model.parameters()]
+
+        return run
+
+    return pair_torch_runs({name: make_run(e) for name, e in quantities.items()}, params, x, t)
+
+
+def opacus_runs(params, inputs, labels):
+    import torch
+    from opacus import GradSampleModule
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping
+    from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+    from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+    x, t = make_torch_data(inputs, labels)
+    loss_function = torch.nn.CrossEntropyLoss()
+
+    def wrap_optimizer(make, model):
+        optimizer = torch.optim.SGD(model.parameters())
+        options = {"max_grad_norm": MAX_NORM, "expected_batch_size": len(x)}
+        return make(optimizer, noise_multiplier=0.0, **options)
+
+    def make_hooks():
+        model = GradSampleModule(make_torch_model(params))
+        optimizer = wrap_optimizer(DPOptimizer, model)
+
+        def run():
+            optimizer.zero_grad()
+            loss_function(model(x), t).backward()
+            optimizer.clip_and_accumulate()
+            return [p.summed_grad for p in model.parameters()]
+
+        return run
+
+    def make_ghost():
+        model = make_torch_model(params)
+        model = GradSampleModuleFastGradientClipping(model, max_grad_norm=MAX_NORM)
+        optimizer = wrap_optimizer(DPOptimizerFastGradientClipping, model)
+        clipped_loss = DPLossFastGradientClipping(model, optimizer, loss_function)
+
+        def run():
+            optimizer.zero_grad()
+            clipped_loss(model(x), t).backward()  # two backward passes
+            return [p.grad for p in model.parameters()]
+
+        return run
+
+    runs = {"clipped sum, hooks": make_hooks(), "clipped sum, ghost": make_ghost()}
+    return pair_torch_runs(runs, params, x, t)
+
+
+def jax_privacy_runs(params, inputs, labels):
+    import jax_privacy
+
+    mean_loss = plain_mean_loss()
+
+    def compile_clipped(**options):
+        options |= {"l2_clip_norm": MAX_NORM, "batch_argnums": (1, 2), "return_values": True}
+        return compile_program(jax_privacy.clipped_grad(mean_loss, **options), *data).run
+
+    data = params, jnp.asarray(inputs), jnp.asarray(labels)
+    plain = compile_program(jax.value_and_grad(mean_loss), *data).run
+    return {
+        "clipped sum": (compile_clipped(), plain),
+        # The batched products of rank one, which are slow on a CPU, are not there.
+        "clipped sum, one by one": (compile_clipped(microbatch_size=1), plain),
+    }
+
+
+def vmap_runs(params, inputs, labels):
+    gradient = jax.value_and_grad(plain_mean_loss())
+    data = params, jnp.asarray(inputs), jnp.asarray(labels)
+
+    def with_examples(summarize):
+        def function(params, inputs, labels):
+            ones = inputs[:, None], labels[:, None]  # batches of one
+            values, grads = jax.vmap(gradient, in_axes=(None, 0, 0))(params, *ones)
+            return jnp.mean(values), summarize(grads)
+
+        return compile_program(function, *data).run
+
+    def mean(grads):
+        return jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+
+    def norms(grads):
+        return jax.vmap(optax.tree.norm)(grads)
+
+    def clipped_sum(grads):
+        weights = jnp.minimum(1, MAX_NORM / norms(grads))
+        return jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads)
+
+    quantities = {
+        "norms": lambda grads: (mean(grads), norms(grads)),
+        "clipped sum": clipped_sum,
+        "second moment": lambda grads: (mean(grads), mean(jax.tree.map(jnp.square, grads))),
+    }
+    plain = compile_program(gradient, *data).run
+    return {name: (with_examples(summarize), plain) for name, summarize in quantities.items()}
+
+
+def make_torch_data(inputs, labels):
+    import torch
+
+    return torch.tensor(np.asarray(inputs)), torch.tensor(np.asarray(labels)).long()
+
+
+def make_torch_model(params):
+    """The network in PyTorch, whose weights are [O, I]."""
+    import torch
+
+    layers = []
+    for dense in params[::2]:
+        layer = torch.nn.Linear(*dense["weight"].shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(np.asarray(dense["weight"].T)))
+            layer.bias.copy_(torch.tensor(np.asarray(dense["bias"])))
+        layers += [layer, torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def pair_torch_runs(runs, params, x, t):
+    """Each run with that of the plain gradient."""
+    import torch
+
+    model = make_torch_model(params)
+    loss_function = torch.nn.CrossEntropyLoss()
+
+    def plain():
+        model.zero_grad()
+        loss_function(model(x), t).backward()
+        return [p.grad for p in model.parameters()]
+
+    return {name: at_their_fastest(run, plain) for name, run in runs.items()}
+
+
+def at_their_fastest(*runs):
+    """The runs with one thread or as many as there are cores, and without PyTorch's warning."""
+    import torch
+
+    def run_with(threads, run):
+        torch.set_num_threads(threads)
+        with warnings.catch_warnings():
+            # The hooks of the peers are on the first layer too, whose inputs have no gradient.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            return run()
+
+    choices = [
+        tuple(functools.partial(run_with, threads, run) for run in runs)
+        for threads in sorted({1, cores()})
+    ]
+    seconds = np.median(measure([run for choice in choices for run in choice], 3), axis=1)
+    return choices[int(np.argmin(seconds.reshape(len(choices), -1).sum(axis=1)))]
+
+
+# Who makes the runs of a peer.
+PEERS = {
+    "BackPACK": backpack_runs,
+    "Opacus": opacus_runs,
+    "jax_privacy": jax_privacy_runs,
+    "vmap(grad)": vmap_runs,
+}
