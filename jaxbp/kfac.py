@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 
 from jaxbp.backprop import backprop
 from jaxbp.errors import sampled
@@ -71,10 +72,12 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
     Its update takes the factors of the batch, `update(grads, state, params, factors=factors)`, as
     `kfac_factors` computes them; `fit`, `make_epoch` and `make_step` hand them over by
     `extra_args={"factors": bp.kfac_factors(net, loss)}`. The step size, momentum and all else are
-    optax's.
+    optax's; so is the trust region that a natural gradient needs while the factors are young:
+    `optax.clip_by_global_norm` behind this transformation.
 
     Args:
-      damping: lambda, positive.
+      damping: lambda, positive, in units of the curvature of one example's loss; a number, or
+        a schedule by `optax.inject_hyperparams(scale_by_kfac, static_args=("decay", "every"))`.
       decay: of the running averages, in [0, 1); the first steps are averaged evenly.
       every: how many steps the inverses are kept for.
 
@@ -89,7 +92,10 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
       >>> net = bp.chain(bp.dense(16), bp.tanh(), bp.dense(2))
       >>> loss = bp.softmax_cross_entropy
       >>> run = bp.fit(
-      ...     net, loss, optax.chain(bp.scale_by_kfac(damping=1e-2), optax.sgd(0.1, momentum=0.9)),
+      ...     net, loss,
+      ...     optax.chain(
+      ...         bp.scale_by_kfac(), optax.clip_by_global_norm(1.0), optax.sgd(0.3, momentum=0.9)
+      ...     ),
       ...     (x, labels), key=jax.random.key(1), metric=bp.accuracy, target=0.95, batch_size=50,
       ...     extra_args={"factors": bp.kfac_factors(net, loss)},
       ... )
@@ -97,7 +103,7 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
       'target'
     """
     wrong = []
-    if not 0 < damping < math.inf:
+    if not isinstance(damping, Tracer) and not 0 < damping < math.inf:
         wrong.append(f"damping is {damping}, expected a positive number")
     if not 0 <= decay < 1:
         wrong.append(f"decay is {decay}, expected a number in [0, 1)")
@@ -139,7 +145,7 @@ def _inverted(factors, damping):
     pi = jnp.sqrt(_mean_eigenvalue(a) / _mean_eigenvalue(g))
     # A factor of zero, as of a layer that no error reaches, leaves nothing to share out.
     pi = jnp.where(jnp.isfinite(pi) & (pi > 0), pi, 1)
-    root = math.sqrt(damping)
+    root = jnp.sqrt(jnp.asarray(damping, a.dtype))
     return Kronecker(_inverse(a, pi * root), _inverse(g, root / pi))
 
 

@@ -94,6 +94,20 @@ def test_a_layer_without_bias_has_the_factors_of_its_inputs_alone(key):
     assert_close(got[0]["weight"], jnp.asarray(natural.reshape(5, 4)))
 
 
+def test_damping_may_follow_a_schedule(batch, key):
+    params, x, labels, grads = batch
+    factors = factors_of(params, x, labels, key)
+    make = optax.inject_hyperparams(bp.scale_by_kfac, static_args=("decay", "every"))
+    scheduled = make(damping=optax.linear_schedule(0.3, 0.1, 2), every=1)
+    state = scheduled.init(params)
+    update = jax.jit(lambda state: scheduled.update(grads, state, params, factors=factors))
+    for damping in (0.3, 0.2, 0.1):
+        got, state = update(state)
+        scheduled_damping = float(state.hyperparams["damping"])  # which optax computes in float32
+        assert scheduled_damping == pytest.approx(damping)
+        assert_close(got[0], solve(grads[0], factors[0]["weight"], scheduled_damping))
+
+
 def test_factors_may_be_exact(batch, key):
     params, x, labels, _ = batch
     got = factors_of(params, x, labels, key, error=bp.ggn_columns)
