@@ -1,0 +1,320 @@
+"""How many steps does knowing the curvature save: KFAC against Adam and SGD with momentum.
+
+The task is a classic hard one, a deep auto-encoder of digits, in full-batch descent, so that the
+loss before each step is that of all the training data. KFAC multiplies the gradient by the inverse
+of each layer's Kronecker-factored curvature, A^-1 g G^-1, with factors that a second sweep of
+sampled errors reads off. All three optimizers are clipped and have momentum:
+
+  SGD     clip(g), momentum
+  Adam    clip(g), Adam, whose first moment is the momentum
+  KFAC    clip(A^-1 g G^-1), momentum
+
+Each gets a grid of equally many learning rates. The one that comes to the target in the fewest
+steps from one draw of the initial weights is then run, whole, from others. Steps are the measure of
+what a direction is worth; seconds, in which a step of KFAC is the dearest, of what it costs.
+
+Sources:
+  "Reducing the Dimensionality of Data with Neural Networks", Hinton, Salakhutdinov, 2006: the task.
+  "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse, 2015.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+import jaxbp as bp
+from experiments import data, figures
+
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Config:
+    """Counts the steps that KFAC, Adam and SGD with momentum take to a training loss."""
+
+    task: Literal["autoencoder", "classifier"] = "autoencoder"
+    """Reproduce the digits through a narrow code, or tell which they are."""
+    target: float | None = None
+    """The training loss to come to, in nats per image; by default 1.5, as a classifier 0.001."""
+    rates: int = 5
+    """How many learning rates each optimizer gets, at least 2."""
+    runs: int = 3
+    """With the best of them: draws of the initial weights."""
+    steps: int = 500
+    """Of each of these, and at most while the rate is chosen."""
+    clip: float = 1.0
+    """The norm to which gradients, or KFAC's natural gradients, are clipped."""
+    damping: float = 1e-2
+    """Of KFAC's factors."""
+    every: int = 5
+    """For how many steps KFAC keeps its inverses."""
+    seed: int = 0
+    """Of the split of the data and the initial weights."""
+    out: Path = Path("out")
+    """The folder for the figure."""
+
+
+class Problem(NamedTuple):
+    """What is to be minimised: the mean loss of a network on some data, less a constant.
+
+    Attributes:
+      net: the network.
+      loss: of the library.
+      inputs: of all training data.
+      targets: the same.
+      floor: what the loss cannot go below.
+      target: the loss above the floor that is wanted.
+      grids: the lowest and highest learning rate of each optimizer.
+    """
+
+    net: bp.Layer
+    loss: bp.Loss
+    inputs: jax.Array
+    targets: jax.Array
+    floor: float
+    target: float
+    grids: dict[str, tuple[float, float]]
+
+
+class Result(NamedTuple):
+    """Of one optimizer.
+
+    Attributes:
+      rates: those tried.
+      rate: the best.
+      losses: before each step, [runs, steps].
+      seconds: of a step, compilation aside, [runs].
+    """
+
+    rates: np.ndarray
+    rate: float
+    losses: np.ndarray
+    seconds: np.ndarray
+
+
+def main(config):
+    """Returns a `Result` for each optimizer, by its name."""
+    started = perf_counter()
+    require(config)
+    problem = make_problem(config)
+    print_problem(problem, config)
+    # The inverses are small: threads of LAPACK's wait for each other longer than they compute, on
+    # busy cores up to 50 ms in place of 0.3.
+    with threadpool_limits(1, "blas"):
+        results = measure(problem, config)
+    print_table(results, problem.target)
+    figures.save(draw(results, problem.target, config), config.out / "curvature.png")
+    print(f"done in {perf_counter() - started:.0f} s, compilation included")
+    return results
+
+
+def require(config):
+    wrong = []
+    for name, least in (("rates", 2), ("runs", 1), ("steps", 1)):
+        if getattr(config, name) < least:
+            wrong.append(f"{name} is {getattr(config, name)}; it takes at least {least}")
+    for name in ("target", "clip"):
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            wrong.append(f"{name} is {value}; it takes a positive number")
+    if not 0 <= config.seed < 2**32:
+        wrong.append(f"seed is {config.seed}; it takes an integer in [0, 2^32)")
+    taken = next(path for path in (config.out, *config.out.parents) if path.exists())
+    if not taken.is_dir():
+        wrong.append(f"out takes a directory: {taken} is a file")
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}.")
+    make_optimizer("KFAC", 1.0, config)  # which refuses what is its own
+
+
+def make_problem(config):
+    inputs, labels = map(jnp.asarray, data.load(None, seed=config.seed).train)
+    if config.task == "classifier":
+        net = make_network(64, 32, 10)
+        grids = {"SGD": (0.3, 3.0), "Adam": (1e-2, 1e-1), "KFAC": (0.3, 3.0)}
+        return Problem(
+            net, bp.softmax_cross_entropy, inputs, labels, 0.0, config.target or 1e-3, grids
+        )
+    net = make_network(128, 64, 16, 64, 128, inputs.shape[-1])
+    # Grey pixels are targets between 0 and 1: of their cross-entropy, their entropy is there to
+    # stay, and what is above it is the divergence of the reconstruction from the image.
+    entropies = jax.scipy.special.entr(inputs) + jax.scipy.special.entr(1 - inputs)
+    floor = float(jnp.mean(jnp.sum(entropies, axis=-1)))
+    grids = {"SGD": (0.05, 0.5), "Adam": (2e-3, 2e-2), "KFAC": (0.3, 3.0)}
+    return Problem(
+        net, bp.sigmoid_cross_entropy, inputs, inputs, floor, config.target or 1.5, grids
+    )
+
+
+def make_network(*units):
+    """Dense layers with tanh between them."""
+    parts = [part for u in units for part in (bp.dense(u), bp.tanh())]
+    return bp.chain(*parts[:-1])
+
+
+def make_optimizer(name, rate, config):
+    clip = optax.clip_by_global_norm(config.clip)
+    if name == "Adam":
+        return optax.chain(clip, optax.adam(rate, b1=MOMENTUM))
+    descent = optax.chain(clip, optax.sgd(rate, momentum=MOMENTUM))
+    if name == "SGD":
+        return descent
+    curvature = bp.scale_by_kfac(damping=config.damping, every=config.every)
+    return optax.chain(curvature, descent)
+
+
+def make_descent(name, problem, config):
+    """Descent on all data, compiled once for all learning rates.
+
+    Returns:
+      `descend(rate, key, target, limit) -> losses [steps]` above the floor, before each step. It
+      ends at the target, or after so many losses as the limit; what was not reached is nan.
+    """
+    net, loss, inputs, targets = problem[:4]
+    extra_args = {"factors": bp.kfac_factors(net, loss)} if name == "KFAC" else None
+
+    def descend(rate, key, target, limit):
+        optimizer = make_optimizer(name, rate, config)
+        step = bp.make_step(net, loss, optimizer, extra_args=extra_args, donate=False)
+
+        def go_on(carry):
+            state, losses = carry
+            return (state.step < limit) & ~(losses[state.step - 1] <= target)
+
+        def go(carry):
+            state, losses = carry
+            after, record = step(state, inputs, targets)
+            return after, losses.at[state.step].set(record["loss"] - problem.floor)
+
+        state = bp.init_state(net, optimizer, key, inputs.shape[1:])
+        return jax.lax.while_loop(go_on, go, (state, jnp.full(config.steps, jnp.nan)))[1]
+
+    arguments = 1.0, jax.random.key(0), 1.0, 1
+    return jax.jit(descend).lower(*arguments).compile()
+
+
+def measure(problem, config):
+    """A `Result` for each optimizer: chooses the learning rates, then measures with them."""
+    first, *keys = jax.random.split(jax.random.key(config.seed), 1 + config.runs)
+    results = {}
+    with tqdm(total=len(problem.grids) * (config.rates + config.runs), unit="run") as bar:
+        descents = {name: make_descent(name, problem, config) for name in problem.grids}
+        for name, descend in descents.items():
+            bar.set_description(f"tuning {name}")
+            rates = np.geomspace(*problem.grids[name], config.rates)
+            rate = choose(descend, rates, first, problem.target, config.steps, bar)
+            empty = np.empty((config.runs, config.steps)), np.empty(config.runs)
+            results[name] = Result(rates, rate, *empty)
+        bar.set_description("measuring")
+        for n, key in enumerate(keys):  # in turns, so that a busy machine is so for all
+            for name, descend in descents.items():
+                started = perf_counter()
+                results[name].losses[n] = descend(results[name].rate, key, -math.inf, config.steps)
+                results[name].seconds[n] = (perf_counter() - started) / config.steps
+                bar.update()
+    return results
+
+
+def choose(descend, rates, key, target, limit, bar):
+    """The rate of the fewest steps to the target; if none gets there, of the lowest last loss.
+
+    What takes more steps than the best before it is not run to its end.
+    """
+    best, chosen = (math.inf, math.inf), rates[0]
+    for rate in map(float, rates):
+        losses = np.asarray(descend(rate, key, target, limit))
+        reached = steps_to(losses, target)
+        limit = int(min(limit, reached))
+        rank = reached, float(np.nan_to_num(losses[-1], nan=math.inf))
+        if rank < best:
+            best, chosen = rank, rate
+        bar.update()
+    return float(chosen)
+
+
+def steps_to(losses, target):
+    """How many steps were made when the loss first was as low as the target; inf if it never was.
+
+    Along the last axis.
+    """
+    below = losses <= target
+    return np.where(below.any(axis=-1), below.argmax(axis=-1), math.inf)
+
+
+def print_problem(problem, config):
+    sizes = [problem.inputs.shape[-1]]
+    for layer in problem.net.init(jax.random.key(0), (sizes[0],))[0]:
+        sizes += [len(layer["bias"])] if layer else []
+    print(
+        f"{config.task} {'-'.join(map(str, sizes))} with tanh, on all {len(problem.inputs)} digits "
+        f"of the training data at a time\n"
+        f"loss: nats per image above {problem.floor:.3g}, the least that there can be; "
+        f"target {problem.target:g}\n"
+        f"tuned: the learning rate, over {config.rates} values, by the steps to the target from "
+        f"one draw of the initial weights\n"
+        f"fixed: momentum {MOMENTUM}, clipping at norm {config.clip:g}; KFAC's damping "
+        f"{config.damping:g}, inverses kept for {config.every} steps\n"
+        f"below: medians of {config.runs} other draws, lowest and highest in parentheses\n"
+    )
+
+
+def print_table(results, target):
+    print(
+        f"\n{'':6}{'best rate':>10}{'of':>16}{'steps to target':>20}{'ms a step':>11}"
+        f"{'s to target':>13}{'final loss':>12}"
+    )
+    for name, result in results.items():
+        steps, second = steps_to(result.losses, target), np.median(result.seconds)
+        low, median, high = (shown(f(steps), ".0f") for f in (np.min, np.median, np.max))
+        of = f"{result.rates[0]:.2g} ... {result.rates[-1]:.2g}"
+        print(
+            f"{name:6}{result.rate:>10.2g}{of:>16}{f'{median} ({low}-{high})':>20}"
+            f"{1e3 * second:>11.1f}{shown(np.median(steps) * second, '.2f'):>13}"
+            f"{np.median(result.losses[:, -1]):>12.3g}"
+        )
+    for name, result in results.items():
+        if result.rate in result.rates[[0, -1]]:
+            print(f"{name}'s best rate is at the end of its grid: a better one may lie beyond.")
+    print()
+
+
+def shown(number, form, unit=""):
+    return f"{number:{form}}{unit}" if math.isfinite(number) else "never"
+
+
+def draw(results, target, config):
+    """The loss of every run against steps and against seconds, and their medians."""
+    figure = Figure(figsize=(10, 4.4))
+    panels = by_step, by_second = figure.subplots(1, 2, sharey=True)
+    steps = np.arange(config.steps)
+    for color, (name, result) in zip(figures.CYCLE, results.items(), strict=False):
+        reached, second = np.median(steps_to(result.losses, target)), np.median(result.seconds)
+        labels = shown(reached, ".0f", " steps"), shown(reached * second, ".2f", " s")
+        for axes, scale, label in zip(panels, (1, second), labels, strict=True):
+            x, median = scale * steps, np.median(result.losses, axis=0)
+            axes.semilogy(x, result.losses.T, color=color, linewidth=0.6, alpha=0.5)
+            axes.semilogy(x, median, color=color, linewidth=1.8, label=f"{name}: {label}")
+    for axes in panels:
+        axes.axhline(target, color=figures.BLACK, linestyle="--", linewidth=1)
+        axes.legend(title=f"to the target, {target:g}")
+    by_step.set(title="Steps", xlabel="steps", ylabel="training loss above the floor")
+    by_second.set(title="Seconds", xlabel="seconds, compilation aside")
+    return figure
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except ValueError as error:
+        raise SystemExit(f"curvature: {error}") from None
