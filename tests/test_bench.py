@@ -134,8 +134,11 @@ def test_every_quantity_is_measured_and_every_peer_named(monkeypatch):
 def test_a_sequence_has_every_quantity_too(monkeypatch):
     case = bench.Case((20, 7, 7, 3), 5, t=4)
     assert str(case) == "20-7-7-3 relu, N = 5, T = 4"
-    rows = list(bench.quantities(case, 1, 0))
-    assert [row.what for row in rows] == list(bench.QUANTITIES)
+    rows = {row.what: row for row in bench.quantities(case, 1, 0)}
+    assert list(rows) == list(bench.QUANTITIES)
+    exact = rows.pop("GGN diagonal (exact)")
+    assert exact.problem == "not run: it takes 12 columns, T for each class"
+    assert all(row.ratio > 0 for row in rows.values())
 
 
 def test_peers_that_form_all_gradients_are_not_run_out_of_memory():

@@ -92,6 +92,99 @@ def test_norms_never_form_the_gradients_they_are_of():
     assert temporary < 0.02 * gradients_of_all + SQUARES
 
 
+def beside(read, error=None):
+    """The gradient, and a reading of another error's sweep over the same forward pass."""
+
+    def make(net):
+        gradient = explicit(net)
+        other = bp.backprop(net, bp.softmax_cross_entropy, read=read, error=error)
+
+        def function(params, inputs, labels):
+            _, answer = other(params, inputs, labels, error_key=jax.random.key(0))
+            return gradient(params, inputs, labels), answer
+
+        return function
+
+    return make
+
+
+def gram_and_gradient(net):
+    sweep = explicit(net, {"grads": bp.mean, "signals": bp.keep})
+
+    def function(params, inputs, labels):
+        values, answers = sweep(params, inputs, labels)
+        return values, answers["grads"], bp.gram(answers["signals"])
+
+    return function
+
+
+def noise_and_gradient(net):
+    sweep = explicit(net, {"grads": bp.mean, "signals": bp.keep})
+
+    def function(params, inputs, labels):
+        values, answers = sweep(params, inputs, labels)
+        return values, answers["grads"], bp.gradient_noise(answers["signals"], answers["grads"])
+
+    return function
+
+
+def clip(net, sweeps):
+    return bp.reweighted(net, bp.softmax_cross_entropy, bp.clip_weights(1.0), sweeps=sweeps)
+
+
+CLASSES = SIZES[-1]
+INPUT_FACTORS = 2 * N * sum((i + 1) ** 2 for i in SIZES[:-1])
+DELTA_FACTORS = 2 * N * sum(o * o for o in SIZES[1:])
+GRAMS = 2 * N * N * sum(i + o for i, o in itertools.pairwise(SIZES))  # the biases share theirs
+
+
+@pytest.mark.parametrize(
+    ("make", "more"),
+    [
+        (lambda net: explicit(net, {"grads": bp.mean, "q": bp.second_moment}), DW),
+        (lambda net: explicit(net, {"grads": bp.mean, "q": bp.variance}), DW),
+        (beside(bp.diagonal, bp.sampled), DX + DW),
+        (beside(bp.diagonal, bp.ggn_columns), CLASSES * DX + DW),
+        (beside(bp.kronecker, bp.sampled), DX + INPUT_FACTORS + DELTA_FACTORS),
+        (beside(bp.kronecker, bp.ggn_columns), CLASSES * (DX + DELTA_FACTORS) + INPUT_FACTORS),
+        (gram_and_gradient, GRAMS),
+        (noise_and_gradient, FORWARD),
+        (lambda net: clip(net, 1), 0),
+        (lambda net: clip(net, 2), DX),
+    ],
+    ids=["second moment", "variance", "GGN diagonal, MC", "GGN diagonal, exact", "KFAC", "KFLR",
+         "gram", "noise", "clipped in one sweep", "clipped in two"],
+)  # fmt: skip
+def test_a_quantity_beside_the_gradient_is_its_matrix_products_and_no_more(make, more):
+    net = network()
+    flop, _ = cost(make(net), net)
+    products = FORWARD + DX + DW + more
+    assert products <= flop <= 1.04 * products
+
+
+def test_two_sweeps_take_no_more_memory_than_the_gradient_and_one_keeps_the_deltas():
+    net = network()
+    _, plain = cost(explicit(net), net)
+    _, one = cost(clip(net, 1), net)
+    _, two = cost(clip(net, 2), net)
+    deltas = 4 * N * sum(SIZES[1:])
+    assert two <= 1.05 * plain + SQUARES
+    assert one <= plain + deltas + SQUARES
+
+
+def test_the_kernel_forms_no_jacobian():
+    net = network()
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), SIZES[:1])[0])
+    inputs = jax.ShapeDtypeStruct((N, SIZES[0]), jnp.float32)
+    for make, entries in (
+        (bp.neural_tangent_kernel, (N * CLASSES) ** 2),
+        (bp.neural_tangent_kernel_per_class, N * N * CLASSES),
+    ):
+        memory = jax.jit(make(net)).lower(params, inputs).compile().memory_analysis()
+        jacobian = 4 * N * CLASSES * sum(WEIGHTS)
+        assert memory.temp_size_in_bytes < 12 * 4 * entries + 0.01 * jacobian
+
+
 def test_inference_keeps_no_cache():
     """The derivative that gelu keeps for its way back is not computed where nobody goes back."""
     net = network(bp.gelu)

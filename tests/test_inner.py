@@ -51,7 +51,7 @@ def test_gram_and_gradient_give_the_same_products_each_by_its_own_way(t, s, monk
 
 
 @pytest.mark.parametrize("n", [2, 16])
-@pytest.mark.parametrize("t", [2, 4, 16, 64])
+@pytest.mark.parametrize("t", [2, 4, 24, 64])
 def test_the_cheaper_way_has_fewer_flop(n, t, monkeypatch):
     i, o = 64, 32
 
