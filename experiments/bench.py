@@ -37,7 +37,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.files import whole
 from experiments.measuring import compile_program, describe_environment, measure
-from experiments.peers import PEERS
+from experiments.peers import FORM_ALL_GRADIENTS, PEERS
 from experiments.quantities import QUANTITIES
 from experiments.trainers import (
     LOSS,
@@ -190,7 +190,7 @@ def vmap(case, repeats, seed):
     row = Row(str(case), "jax.vmap(jax.grad)", "> 1")
     size = 4 * case.n * sum(p.size for p in jax.tree.leaves(data[0]))
     if size > PER_EXAMPLE_BYTES:
-        yield row._replace(problem=f"not run: the gradients alone take {size / 1e9:.1f} GB")
+        yield row._replace(problem=too_large(size))
         return
     programs = [
         compile_program(gradient_and_norms(net), *data),
@@ -224,15 +224,20 @@ def peer_rows(case, peer, make_runs, repeats):
     """What a peer's quantities cost, against the plain gradient of its own framework."""
     row = Row(str(case), f"{peer}: its plain gradient", "")
     size = 4 * case.n * sum(i * o for i, o in itertools.pairwise(case.sizes))
-    if peer != "BackPACK" and size > PER_EXAMPLE_BYTES:  # the others form the gradients of all
-        yield row._replace(problem=f"not run: the gradients alone take {size / 1e9:.1f} GB")
-        return
     try:
-        for what, (run, plain) in make_runs().items():
-            ours, theirs = measure([run, plain], math.ceil(repeats / 3))
-            yield fill(row._replace(what=what), ours / theirs, ours, theirs)
+        for what, make_pair in make_runs().items():
+            row = row._replace(what=what)
+            if (peer, what) in FORM_ALL_GRADIENTS and size > PER_EXAMPLE_BYTES:
+                yield row._replace(problem=too_large(size))
+                continue
+            ours, theirs = measure(make_pair(), math.ceil(repeats / 3))
+            yield fill(row, ours / theirs, ours, theirs)
     except Exception as error:  # whatever goes wrong with a peer, the others are measured
         yield row._replace(problem=describe_problem(error))
+
+
+def too_large(size):
+    return f"not run: the gradients alone take {size / 1e9:.1f} GB"
 
 
 def fill(row, ratios, ours, theirs, *programs):

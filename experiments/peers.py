@@ -6,9 +6,10 @@
   vmap(grad)    the gradients of all examples, and what follows from them, in JAX
 
 Each is written as its own users write it. From the parameters of a relu network by `make_net`, the
-inputs [N, I] and the labels [N], it makes for every quantity a pair of runs: the gradient with the
-quantity, and the gradient of the mean loss as one writes it without that library. Privacy's noise
-is left out. BackPACK's quantities are of the terms of the mean loss, E_n / N, and stay so.
+inputs [N, I] and the labels [N], it has for every quantity a maker of a pair of runs: the gradient
+with the quantity, and the gradient of the mean loss as one writes it without that library.
+Privacy's noise is left out. BackPACK's quantities are of the terms of the mean loss, E_n / N, and
+stay so.
 
 A pair of PyTorch's has one thread or as many as there are cores, whichever is faster for the two.
 """
@@ -54,7 +55,8 @@ def backpack_runs(params, inputs, labels):
 
         return run
 
-    return pair_torch_runs({name: make_run(e) for name, e in quantities.items()}, params, x, t)
+    makers = {name: functools.partial(make_run, e) for name, e in quantities.items()}
+    return pair_torch_runs(makers, params, x, t)
 
 
 def opacus_runs(params, inputs, labels):
@@ -97,8 +99,8 @@ def opacus_runs(params, inputs, labels):
 
         return run
 
-    runs = {"clipped sum, hooks": make_hooks(), "clipped sum, ghost": make_ghost()}
-    return pair_torch_runs(runs, params, x, t)
+    makers = {"clipped sum, hooks": make_hooks, "clipped sum, ghost": make_ghost}
+    return pair_torch_runs(makers, params, x, t)
 
 
 def jax_privacy_runs(params, inputs, labels):
@@ -106,16 +108,16 @@ def jax_privacy_runs(params, inputs, labels):
 
     mean_loss = plain_mean_loss()
 
-    def compile_clipped(**options):
+    def make_pair(**options):
         options |= {"l2_clip_norm": MAX_NORM, "batch_argnums": (1, 2), "return_values": True}
-        return compile_program(jax_privacy.clipped_grad(mean_loss, **options), *data).run
+        clipped = jax_privacy.clipped_grad(mean_loss, **options)
+        return compile_program(clipped, *data).run, compile_program(plain, *data).run
 
-    data = params, jnp.asarray(inputs), jnp.asarray(labels)
-    plain = compile_program(jax.value_and_grad(mean_loss), *data).run
+    data, plain = (params, jnp.asarray(inputs), jnp.asarray(labels)), jax.value_and_grad(mean_loss)
     return {
-        "clipped sum": (compile_clipped(), plain),
+        "clipped sum": make_pair,
         # The batched products of rank one, which are slow on a CPU, are not there.
-        "clipped sum, one by one": (compile_clipped(microbatch_size=1), plain),
+        "clipped sum, one by one": functools.partial(make_pair, microbatch_size=1),
     }
 
 
@@ -123,13 +125,13 @@ def vmap_runs(params, inputs, labels):
     gradient = jax.value_and_grad(plain_mean_loss())
     data = params, jnp.asarray(inputs), jnp.asarray(labels)
 
-    def with_examples(summarize):
+    def make_pair(summarize):
         def function(params, inputs, labels):
             ones = inputs[:, None], labels[:, None]  # batches of one
             values, grads = jax.vmap(gradient, in_axes=(None, 0, 0))(params, *ones)
             return jnp.mean(values), summarize(grads)
 
-        return compile_program(function, *data).run
+        return compile_program(function, *data).run, compile_program(gradient, *data).run
 
     def mean(grads):
         return jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
@@ -146,8 +148,7 @@ def vmap_runs(params, inputs, labels):
         "clipped sum": clipped_sum,
         "second moment": lambda grads: (mean(grads), mean(jax.tree.map(jnp.square, grads))),
     }
-    plain = compile_program(gradient, *data).run
-    return {name: (with_examples(summarize), plain) for name, summarize in quantities.items()}
+    return {name: functools.partial(make_pair, how) for name, how in quantities.items()}
 
 
 def make_torch_data(inputs, labels):
@@ -170,8 +171,8 @@ def make_torch_model(params):
     return torch.nn.Sequential(*layers[:-1])
 
 
-def pair_torch_runs(runs, params, x, t):
-    """Each run with that of the plain gradient."""
+def pair_torch_runs(makers, params, x, t):
+    """Makers of pairs: of each run with that of the plain gradient."""
     import torch
 
     model = make_torch_model(params)
@@ -182,7 +183,9 @@ def pair_torch_runs(runs, params, x, t):
         loss_function(model(x), t).backward()
         return [p.grad for p in model.parameters()]
 
-    return {name: at_their_fastest(run, plain) for name, run in runs.items()}
+    return {
+        name: lambda make=make: at_their_fastest(make(), plain) for name, make in makers.items()
+    }
 
 
 def at_their_fastest(*runs):
@@ -210,4 +213,12 @@ PEERS = {
     "Opacus": opacus_runs,
     "jax_privacy": jax_privacy_runs,
     "vmap(grad)": vmap_runs,
+}
+# Which of them hold the gradients of all examples at a time.
+FORM_ALL_GRADIENTS = {
+    ("Opacus", "clipped sum, hooks"),
+    ("jax_privacy", "clipped sum"),
+    ("vmap(grad)", "norms"),
+    ("vmap(grad)", "clipped sum"),
+    ("vmap(grad)", "second moment"),
 }

@@ -3,7 +3,8 @@
 The products of a gradient with itself measure two things, depending on the error that was sent
 back. With the loss's own delta they tell how gradients scatter over the examples. With the columns
 s_k of a square root of the loss's Hessian, sum_k s_k s_k^T (see `errors`), they are curvature: the
-generalised Gauss-Newton matrix of one example is sum_k g_nk g_nk^T, with g_nk = J_n^T s_nk.
+generalised Gauss-Newton matrix of one example is sum_k g_nk g_nk^T, with g_nk = J_n^T s_nk. In the
+place of those columns the loss's own delta gives what is called the empirical Fisher information.
 
   diagonal               sum_nk g_nk^2           [shape of the parameter]
   per_example_diagonal   sum_k g_nk^2            [N, shape of the parameter]

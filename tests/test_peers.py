@@ -96,6 +96,7 @@ def assert_close_for_draws(got, want):
 
 def test_every_peer_is_here():
     assert list(QUANTITIES) == list(peers.PEERS)
+    assert set(RUNS) >= peers.FORM_ALL_GRADIENTS
 
 
 @pytest.mark.parametrize("peer", QUANTITIES)
@@ -105,14 +106,14 @@ def test_a_peer_has_its_quantities(peer, make_pairs):
 
 @pytest.mark.parametrize(("peer", "name"), RUNS)
 def test_the_plain_gradient_is_of_the_mean_loss(peer, name, case, make_pairs):
-    _, plain = make_pairs(peer)[name]
+    _, plain = make_pairs(peer)[name]()
     got = as_list(plain()[1]) if peer in IN_JAX else as_arrays(plain())
     assert_close(got, [jnp.mean(g, axis=0) for g in example_grads(case)])
 
 
 @pytest.mark.parametrize("name", QUANTITIES["BackPACK"])
 def test_backpack_has_the_gradient_too(name, case, make_pairs):
-    run, _ = make_pairs("BackPACK")[name]
+    run, _ = make_pairs("BackPACK")[name]()
     want = [jnp.mean(g, axis=0) for g in example_grads(case)]
     assert_close(as_arrays(grad for grad, _ in run()), want)
 
@@ -126,18 +127,18 @@ def test_backpack_has_the_gradient_too(name, case, make_pairs):
     ],
 )
 def test_backpack_has_quantities_of_the_terms_of_the_mean_loss(name, want, case, make_pairs):
-    run, _ = make_pairs("BackPACK")[name]
+    run, _ = make_pairs("BackPACK")[name]()
     got = as_arrays(quantity for _, quantity in run())
     assert_close(got, [want(g / CASE.n) for g in example_grads(case)])
 
 
 def test_backpack_has_the_diagonal_of_the_ggn(case, make_pairs):
-    run, _ = make_pairs("BackPACK")["GGN diagonal (exact)"]
+    run, _ = make_pairs("BackPACK")["GGN diagonal (exact)"]()
     assert_close(as_arrays(quantity for _, quantity in run()), exact_ggn_diagonal(case))
 
 
 def test_backpack_draws_the_diagonal_of_the_ggn(case, make_pairs):
-    run, _ = make_pairs("BackPACK")["GGN diagonal (MC 1)"]
+    run, _ = make_pairs("BackPACK")["GGN diagonal (MC 1)"]()
     draws = [as_arrays(quantity for _, quantity in run()) for _ in range(DRAWS)]
     mean = jax.tree.map(lambda *arrays: np.mean(arrays, axis=0), *draws)
     assert_close_for_draws(mean, exact_ggn_diagonal(case))
@@ -145,7 +146,7 @@ def test_backpack_draws_the_diagonal_of_the_ggn(case, make_pairs):
 
 def test_backpack_draws_the_factors_of_kfac(case, make_pairs):
     """The first is of the deltas, so its mean has the diagonal of the bias's GGN."""
-    run, _ = make_pairs("BackPACK")["KFAC (MC 1)"]
+    run, _ = make_pairs("BackPACK")["KFAC (MC 1)"]()
     draws = [[as_arrays(quantity) for _, quantity in run()] for _ in range(DRAWS)]
     (_, of_inputs), *_ = draws[0]
     inputs = case[2]
@@ -161,7 +162,7 @@ def test_clipped_gradients_are_summed(peer, name, case, make_pairs):
     norms = jnp.sqrt(sum(jnp.sum(g * g, axis=range(1, g.ndim)) for g in grads))
     assert jnp.min(norms) < MAX_NORM < jnp.max(norms)
     scales = jnp.minimum(1, MAX_NORM / norms)
-    run, _ = make_pairs(peer)[name]
+    run, _ = make_pairs(peer)[name]()
     answer = run()
     if peer in IN_JAX:
         got = as_list(answer[0 if peer == "jax_privacy" else 1])
@@ -174,10 +175,10 @@ def test_vmap_has_the_gradient_with_norms_and_second_moment(case, make_pairs):
     grads = example_grads(case)
     mean = [jnp.mean(g, axis=0) for g in grads]
     pairs = make_pairs("vmap(grad)")
-    _, (got, norms) = pairs["norms"][0]()
+    _, (got, norms) = pairs["norms"]()[0]()
     assert_close(as_list(got), mean)
     assert_close(norms, jnp.sqrt(sum(jnp.sum(g * g, axis=range(1, g.ndim)) for g in grads)))
-    _, (got, moments) = pairs["second moment"][0]()
+    _, (got, moments) = pairs["second moment"]()[0]()
     assert_close(as_list(got), mean)
     assert_close(as_list(moments), [jnp.mean(g * g, axis=0) for g in grads])
 
