@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import SIGNALS, N
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracles import assert_close, signal_gradients
 
 import jaxbp as bp
@@ -147,3 +149,30 @@ def test_a_gain_has_no_kronecker_factors():
 def test_what_is_wrong_is_said(signal, options, message):
     with pytest.raises(ValueError, match=message):
         bp.kronecker(signal, **options)
+
+
+size = st.integers(1, 4)
+
+
+@given(n=size, t=st.one_of(st.none(), size), i=size, o=size, k=size, data=st.integers(0, 9))
+@settings(max_examples=8, deadline=None)
+def test_sizes_of_one_are_no_exception(n, t, i, o, k, data):
+    """Where an axis could be dropped, taken for another, or broadcast in silence."""
+    rng = np.random.default_rng(data)
+    lead = (n,) if t is None else (n, t)
+    columns = jnp.asarray(rng.normal(size=(k, *lead, o)))
+    for signal in (
+        bp.Outer(jnp.asarray(rng.normal(size=(*lead, i))), columns[0]),
+        bp.Bias(columns[0]),
+    ):
+        g = jnp.stack([signal_gradients(signal._replace(deltas=column)) for column in columns])
+        assert_close(bp.diagonal(signal), jnp.sum(g[0] ** 2, axis=0))
+        assert_close(bp.variance(signal), jnp.var(g[0], axis=0))
+        assert_close(read_columns(bp.diagonal, signal, columns), jnp.sum(g**2, axis=(0, 1)))
+        got = read_columns(bp.per_example_diagonal, signal, columns)
+        assert_close(got, jnp.sum(g**2, axis=0))
+        rows = g[0].reshape(n, -1)
+        assert_close(bp.gram(signal), rows @ rows.T)
+        direction = jnp.asarray(rng.normal(size=g.shape[2:]))
+        got = bp.directional_derivatives(signal, direction)
+        assert_close(got, rows @ direction.ravel())
