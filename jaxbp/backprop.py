@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import mean, total
+from jaxbp.types import show_shape
 
 
 def value_and_grad(net, loss):
@@ -66,6 +67,9 @@ def backprop(net, loss, *, read=mean, error=None):
       is a dict, readings is a dict of such trees. `key` is for layers that draw random numbers,
       `error_key` for an error that does.
 
+    Raises:
+      ValueError: what `error` gives is not K arrays of the outputs' shape.
+
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
       >>> net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2))
@@ -91,6 +95,11 @@ def backprop(net, loss, *, read=mean, error=None):
             answers = sweep(net, params, cache, delta, readings)
         else:
             columns = error(loss, outputs, targets, error_key)
+            if jnp.shape(columns)[1:] != outputs.shape:
+                raise ValueError(
+                    f"backprop: the error has shape {show_shape(jnp.shape(columns))}, expected "
+                    f"columns of the outputs' shape, {show_shape(('K', *outputs.shape))}."
+                )
             answers = sweep_columns(net, params, cache, columns, readings)
         return values, answers if several else answers["one"]
 

@@ -40,9 +40,9 @@ def neural_tangent_kernel(net):
     """
 
     def function(params, inputs, other=None):
-        rows, others, row_axes, other_axes = _two_jacobians(net, params, inputs, other)
-        against_all = jax.vmap(gram, in_axes=(None, other_axes), out_axes=-1)
-        return jax.vmap(against_all, in_axes=(row_axes, None), out_axes=1)(rows, others)
+        rows, others, axes = _two_jacobians(net, params, inputs, other)
+        against_all = jax.vmap(gram, in_axes=(None, axes), out_axes=-1)
+        return jax.vmap(against_all, in_axes=(axes, None), out_axes=1)(rows, others)
 
     return function
 
@@ -61,8 +61,8 @@ def neural_tangent_kernel_per_class(net):
     """
 
     def function(params, inputs, other=None):
-        rows, others, row_axes, other_axes = _two_jacobians(net, params, inputs, other)
-        return jax.vmap(gram, in_axes=(row_axes, other_axes), out_axes=-1)(rows, others)
+        rows, others, axes = _two_jacobians(net, params, inputs, other)
+        return jax.vmap(gram, in_axes=(axes, axes), out_axes=-1)(rows, others)
 
     return function
 
@@ -77,7 +77,7 @@ def _two_jacobians(net, params, inputs, other):
 
     rows = jacobian(inputs)
     others = rows if other is None else jacobian(other)
-    return rows, others, _column_axes(rows), _column_axes(others)
+    return rows, others, _column_axes(rows)
 
 
 def _keep_columns(signal, *, columns):

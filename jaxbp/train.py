@@ -72,7 +72,7 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
       `loss`, and of a tree for each reading.
 
     Raises:
-      ValueError: `read` is no dict, or a name in it is taken.
+      ValueError: `read` or `extra_args` is no dict, or a name in it is taken.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -83,7 +83,8 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
       >>> int(state.step), sorted(record)
       (1, ['loss'])
     """
-    _require_readings(read)
+    _require_names("read", "readings", read, RESERVED)
+    _require_names("extra_args", "arguments", extra_args, {"value", "grad", "value_fn"})
     optimizer = optax.with_extra_args_support(optimizer)
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
     mean_sweep = value_and_grad(net, loss)
@@ -202,13 +203,17 @@ def evaluate(net, loss, *, metric=None, batch_size=1024):
 RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
 
 
-def _require_readings(read):
-    if read is None:
+def _require_names(argument, what, functions, reserved):
+    if functions is None:
         return
-    if not isinstance(read, dict):
-        raise ValueError(f"read is {type(read).__name__}, expected a dict of readings by name.")
-    if taken := RESERVED & set(read):
-        raise ValueError(f"read has readings called {', '.join(sorted(taken))}: names are taken.")
+    if not isinstance(functions, dict):
+        raise ValueError(
+            f"{argument} is {type(functions).__name__}, expected a dict of {what} by name."
+        )
+    if taken := reserved & set(functions):
+        raise ValueError(
+            f"{argument} has {what} called {', '.join(sorted(taken))}: names are taken."
+        )
 
 
 # Keys are folded from a key that stays: where a network draws nothing, nothing is computed for it,

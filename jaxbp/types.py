@@ -7,6 +7,7 @@ on the way up, and in its derivative, delta, on the way down.
 Letters, for shapes in brackets and for indices in formulas:
 
   N   examples, always the first axis of data     n   one example
+  M   other examples, to compare N with           m   one of them
   T   positions that share a weight (a sequence,  t   one position
       the pixels of an image): there may be none,
       or several axes of them

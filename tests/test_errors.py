@@ -301,6 +301,13 @@ OUTPUTS = jnp.ones((3, 4))
             TypeError,
             "ggn_columns: takes a Loss, .*; got function",
         ),
+        (
+            lambda: bp.backprop(bp.relu(), bp.huber, error=lambda loss, y, t, key: y)(
+                (), OUTPUTS, OUTPUTS
+            ),
+            ValueError,
+            r"the error has shape \[3, 4\], expected columns of the outputs' shape, \[K, 3, 4\]",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(call, error, message):

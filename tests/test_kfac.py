@@ -158,6 +158,18 @@ def test_extra_arguments_reach_the_optimizer_by_name(key):
     assert_close(after.params, want)
 
 
+@pytest.mark.parametrize(
+    ("extra_args", "message"),
+    [
+        (bp.kfac_factors(NET, LOSS), "extra_args is function, expected a dict of arguments by na"),
+        ({"value": jnp.mean}, "extra_args has arguments called value: names are taken"),
+    ],
+)
+def test_wrong_extra_arguments_are_refused(extra_args, message):
+    with pytest.raises(ValueError, match=message):
+        bp.make_step(NET, LOSS, bp.scale_by_kfac(), extra_args=extra_args)
+
+
 def test_the_second_update_does_not_trace_again(batch, key):
     params, x, labels, grads = batch
     kfac = bp.scale_by_kfac()

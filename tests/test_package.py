@@ -29,7 +29,7 @@ IMPORTS = {
     "inner": {"types", "signals", "readings"},
     "errors": {"types"},
     "noise": {"signals", "readings", "inner"},
-    "backprop": {"readings"},
+    "backprop": {"types", "readings"},
     "reweight": {"types", "signals", "readings"},
     "curvature": {"readings", "backprop"},
     "kernel": {"signals", "inner", "errors", "backprop"},
