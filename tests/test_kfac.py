@@ -118,6 +118,16 @@ def test_factors_may_be_exact(batch, key):
     )
 
 
+def test_the_key_decides_what_is_drawn(batch):
+    params, x, labels, _ = batch
+    first, again, other = (
+        factors_of(params, x, labels, jax.random.key(seed))[0]["weight"] for seed in (1, 1, 2)
+    )
+    assert_close(first, again)
+    assert_close(first.inputs, other.inputs)
+    assert not np.allclose(first.deltas, other.deltas)
+
+
 def test_a_layer_that_no_error_reaches_gets_a_finite_update(batch, key):
     params, x, labels, grads = batch
     factors = jax.tree.map(jnp.zeros_like, factors_of(params, x, labels, key))
