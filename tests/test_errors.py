@@ -243,7 +243,9 @@ class TestKernel:
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_reading_takes_every_error(error, key):
     """Those with an argument `columns` sum; the others answer for each column."""
-    net, params, x, _ = prepare(NETWORKS["sequence"], key)
+    net = bp.chain(bp.dense(3), bp.tanh(), bp.dense(2))
+    params, _ = net.init(key, (2, 4))
+    x = jax.random.normal(key, (N, 2, 4))
     targets = jnp.zeros(net.forward(params, x)[0].shape)
     sweep = jax.jit(bp.backprop(net, bp.squared_error, read=READINGS, error=ERRORS[error]))
     values, answers = sweep(params, x, targets, error_key=key)
