@@ -28,6 +28,9 @@ from jaxbp.errors import sampled
 from jaxbp.moments import Kronecker, kronecker
 from jaxbp.types import show_shape
 
+# Layers split their keys off the forward pass's, and fold_in(key, 1) is one of those.
+ERROR_STREAM = 2**31
+
 
 def kfac_factors(net, loss, *, error=sampled, shared="expand"):
     """The Kronecker factors of a network's dense layers on a batch, as `scale_by_kfac` takes them.
@@ -46,7 +49,7 @@ def kfac_factors(net, loss, *, error=sampled, shared="expand"):
     sweep = backprop(net, loss, read=functools.partial(kronecker, shared=shared), error=error)
 
     def function(params, inputs, targets, *, key):
-        error_key = jax.random.fold_in(key, 1)
+        error_key = jax.random.fold_in(key, ERROR_STREAM)
         return sweep(params, inputs, targets, key=key, error_key=error_key)[1]
 
     return function

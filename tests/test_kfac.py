@@ -128,6 +128,21 @@ def test_the_key_decides_what_is_drawn(batch):
     assert not np.allclose(first.deltas, other.deltas)
 
 
+def test_targets_are_drawn_by_a_key_that_no_layer_has(batch):
+    params, x, labels, _ = batch
+    seen = []
+
+    def spy(loss, outputs, targets, key):
+        seen.append(np.asarray(jax.random.key_data(key)).tolist())
+        return bp.ggn_columns(loss, outputs, targets)
+
+    key = jax.random.key(5)
+    factors_of(params, x, labels, key, error=spy)
+    of_layers = np.asarray(jax.random.key_data(jax.random.split(key, 100))).tolist()
+    assert seen[0] not in of_layers
+    assert jax.random.key_data(jax.random.fold_in(key, 1)).tolist() in of_layers
+
+
 def test_a_layer_that_no_error_reaches_gets_a_finite_update(batch, key):
     params, x, labels, grads = batch
     factors = jax.tree.map(jnp.zeros_like, factors_of(params, x, labels, key))
