@@ -38,7 +38,7 @@ import jaxbp as bp
 from experiments.files import whole
 from experiments.measuring import compile_program, describe_environment, measure
 from experiments.peers import FORM_ALL_GRADIENTS, PEERS
-from experiments.quantities import QUANTITIES
+from experiments.quantities import QUANTITIES, gradient_and_norms
 from experiments.trainers import (
     LOSS,
     Training,
@@ -225,15 +225,23 @@ def peer_rows(case, peer, make_runs, repeats):
     row = Row(str(case), f"{peer}: its plain gradient", "")
     size = 4 * case.n * sum(i * o for i, o in itertools.pairwise(case.sizes))
     try:
-        for what, make_pair in make_runs().items():
-            row = row._replace(what=what)
-            if (peer, what) in FORM_ALL_GRADIENTS and size > PER_EXAMPLE_BYTES:
-                yield row._replace(problem=too_large(size))
-                continue
-            ours, theirs = measure(make_pair(), math.ceil(repeats / 3))
-            yield fill(row, ours / theirs, ours, theirs)
+        runs = make_runs()
     except Exception as error:  # whatever goes wrong with a peer, the others are measured
         yield row._replace(problem=describe_problem(error))
+        return
+    for what, make_pair in runs.items():
+        row = row._replace(what=what)
+        forms_all = (peer, what) in FORM_ALL_GRADIENTS
+        if forms_all and size > PER_EXAMPLE_BYTES:
+            yield row._replace(problem=too_large(size))
+            continue
+        try:
+            # What forms all gradients takes up to seconds.
+            ours, theirs = measure(make_pair(), math.ceil(repeats / 3) if forms_all else repeats)
+        except Exception as error:
+            yield row._replace(problem=describe_problem(error))
+        else:
+            yield fill(row, ours / theirs, ours, theirs)
 
 
 def too_large(size):
@@ -286,17 +294,6 @@ def mean_loss_of(net):
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     return mean_loss
-
-
-def gradient_and_norms(net):
-    """The mean gradient and the norm of every example's, in one sweep."""
-    sweep = bp.backprop(net, LOSS, read={"grads": bp.mean, "sq_norms": bp.sq_norms})
-
-    def function(params, inputs, labels):
-        values, answers = sweep(params, inputs, labels)
-        return jnp.mean(values), answers["grads"], bp.example_norms(answers["sq_norms"])
-
-    return function
 
 
 def gradient_and_norms_by_vmap(case):

@@ -265,7 +265,8 @@ def print_problem(problem, config):
         f"one draw of the initial weights\n"
         f"fixed: momentum {MOMENTUM}, clipping at norm {config.clip:g}; KFAC's damping "
         f"{config.damping:g}, inverses kept for {config.every} steps\n"
-        f"below: medians of {config.runs} other draws, lowest and highest in parentheses\n"
+        f"below: of {config.runs} other draw{'s' * (config.runs > 1)}, the median, with the lowest "
+        "and the highest in parentheses\n"
     )
 
 
@@ -277,9 +278,10 @@ def print_table(results, target):
     for name, result in results.items():
         steps, second = steps_to(result.losses, target), np.median(result.seconds)
         low, median, high = (shown(f(steps), ".0f") for f in (np.min, np.median, np.max))
+        reached = median if low == "never" else f"{median} ({low}-{high})"
         of = f"{result.rates[0]:.2g} ... {result.rates[-1]:.2g}"
         print(
-            f"{name:6}{result.rate:>10.2g}{of:>16}{f'{median} ({low}-{high})':>20}"
+            f"{name:6}{result.rate:>10.2g}{of:>16}{reached:>20}"
             f"{1e3 * second:>11.1f}{shown(np.median(steps) * second, '.2f'):>13}"
             f"{np.median(result.losses[:, -1]):>12.3g}"
         )
@@ -316,5 +318,5 @@ def draw(results, target, config):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"curvature: {error}") from None

@@ -155,9 +155,10 @@ def main(config):
 def require_config(config):
     if not 0 <= config.flip <= 0.5:
         raise ValueError(f"flip is {config.flip}; it takes a share in [0, 0.5].")
-    for name in ("suspects", "epochs", "every", "networks", "early"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}; it takes at least 1.")
+    for name in ("suspects", "batch_size", "epochs", "every", "networks", "early"):
+        value = getattr(config, name)
+        if value < 1:
+            raise ValueError(f"{name.replace('_', '-')} is {value}; it takes at least 1.")
     if config.every > config.epochs:
         raise ValueError(
             f"every is {config.every}: of {config.epochs} epochs none would leave a checkpoint."
@@ -384,5 +385,5 @@ def draw_scores(axes, scores, count, method):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except (ValueError, bp.NonFiniteError) as error:
+    except (ValueError, OSError, bp.NonFiniteError) as error:
         raise SystemExit(f"mislabeled: {error}") from None

@@ -379,5 +379,5 @@ def draw_norms(axes, norms, max_norm):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"private: {error}") from None

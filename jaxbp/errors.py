@@ -23,7 +23,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Loss
+from jaxbp.types import Loss, widened
 
 
 def ggn_columns(loss, outputs, targets, key=None):
@@ -94,8 +94,10 @@ def sampled(loss, outputs, targets, key, *, draws=1):
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"sampled: draws is {draws!r}; it takes a positive integer.")
 
+    wide = widened(outputs)  # in 16 bits the draws would round, and be biased
+
     def draw(key):
-        return loss(outputs, loss.sample(key, outputs, targets))[1]
+        return loss(wide, loss.sample(key, wide, targets))[1].astype(outputs.dtype)
 
     return jax.vmap(draw)(jax.random.split(key, draws)) / math.sqrt(draws)
 

@@ -46,10 +46,10 @@ def gram(signals, other=None):
       >>> bp.gram(signal).tolist()
       [[45.0, 24.0], [24.0, 16.0]]
     """
-    first = jax.tree.map(widened, signals)
-    second = first if other is None else jax.tree.map(widened, other)
-    _require_same_network(first, second)
-    return sum(map(_gram, _signals_of("gram", first), _signals_of("gram", second)))
+    first = _signals_of("gram", signals)
+    second = first if other is None else _signals_of("gram", other)
+    _require_same_network(signals, signals if other is None else other)
+    return sum(map(_gram, first, second))
 
 
 @functools.singledispatch
@@ -99,7 +99,6 @@ def directional_derivatives(signals, direction):
       >>> bp.directional_derivatives(signal, bp.mean(signal)).tolist()
       [34.5, 20.0]
     """
-    signals = jax.tree.map(widened, signals)
     leaves = _signals_of("directional_derivatives", signals)
     structure = jax.tree.structure(signals, is_leaf=is_signal)
     shapes = [jax.eval_shape(per_example, signal).shape[1:] for signal in leaves]
@@ -131,10 +130,14 @@ def _(signal: Bias, direction):
 
 
 def _signals_of(name, tree):
+    """The signals of a tree, in at least 32 bits."""
     leaves = jax.tree.leaves(tree, is_leaf=is_signal)
     if not leaves:
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
-    return leaves
+    for leaf in leaves:
+        if not is_signal(leaf):
+            raise not_a_signal(name, leaf)
+    return [jax.tree.map(widened, leaf) for leaf in leaves]
 
 
 def _require_same_network(signals, other):

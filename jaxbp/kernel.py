@@ -50,8 +50,8 @@ def neural_tangent_kernel(net):
 def neural_tangent_kernel_per_class(net):
     """The kernel of each class with itself, K[n, c, m, c] = J_nc . J_mc, [N, M, C].
 
-    Its sum over the last axis is the trace form of the kernel, [N, M]. It costs C times less than
-    the whole, in time and in memory.
+    Its sum over the last axis is the trace form of the kernel, [N, M]. Of the products between
+    examples it takes C times fewer than the whole, and as many sweeps.
 
     Args:
       net: a Layer.

@@ -26,7 +26,7 @@ from jax.core import Tracer
 from jaxbp.backprop import backprop
 from jaxbp.errors import sampled
 from jaxbp.moments import Kronecker, kronecker
-from jaxbp.types import show_shape
+from jaxbp.types import show_shape, widened
 
 # Layers split their keys off the forward pass's, and fold_in(key, 1) is one of those.
 ERROR_STREAM = 2**31
@@ -163,14 +163,10 @@ def _inverse(matrix, shift):
 
 def _natural(grads, inverses):
     """A^-1 g G^-1 of one layer, the bias as the last row of g."""
-    rows = jnp.concatenate([grads["weight"], *(b[None] for b in _bias_of(grads))])
+    rows = widened(jnp.vstack([grads[name] for name in ("weight", "bias") if name in grads]))
     rows = inverses.inputs @ rows @ inverses.deltas
-    natural = {"weight": rows[: len(grads["weight"])]}
-    return natural | {"bias": rows[-1]} if "bias" in grads else natural
-
-
-def _bias_of(layer):
-    return [layer["bias"]] if "bias" in layer else []
+    natural = {"weight": rows[: len(grads["weight"])], "bias": rows[-1]}
+    return {name: natural[name].astype(g.dtype) for name, g in grads.items()}
 
 
 def _is_factors(node):
@@ -188,8 +184,8 @@ def _is_dense(node):
 
 def _no_factors(layer):
     i, o = layer["weight"].shape
-    i += len(_bias_of(layer))
-    dtype = layer["weight"].dtype
+    i += "bias" in layer
+    dtype = widened(layer["weight"]).dtype
     return Kronecker(jnp.zeros((i, i), dtype), jnp.zeros((o, o), dtype))
 
 
@@ -213,17 +209,23 @@ def _own_factors(params, factors, like):
         )
 
     def own(layer, factors):
+        if not _is_dense(layer):  # it is another optimizer's, by optax.partition
+            return layer
         a, g = factors["weight"]
+        dtype = widened(layer["weight"]).dtype
         if "bias" not in layer:  # the factors of (x, 1) have those of x in them
             a = a[:-1, :-1]
-        return Kronecker(a.astype(layer["weight"].dtype), g.astype(layer["weight"].dtype))
+        return Kronecker(a.astype(dtype), g.astype(dtype))
+
+    def is_own(node):
+        return _is_dense(node) or isinstance(node, optax.MaskedNode)
 
     problem = (
         "scale_by_kfac: the factors are not those of this network's dense layers with their biases "
         "folded in, as kfac_factors computes them."
     )
     try:
-        batch = jax.tree.map(own, params, factors, is_leaf=_is_dense)
+        batch = jax.tree.map(own, params, factors, is_leaf=is_own)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(problem) from error
     if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, like):

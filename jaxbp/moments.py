@@ -94,8 +94,9 @@ def _(signal: Outer, *, columns=None):
     if x.shape[1] == 1:
         # (x d^T)^2 = x^2 (d^2)^T, so that the sum over examples is one matrix product.
         return jnp.square(x[:, 0]).T @ _sum_squares(lambda d: d[:, 0], d)
-    rows = jnp.broadcast_to(x, (len(d), *x.shape)).reshape(-1, *x.shape[1:])
-    return _sum_squares(lambda pair: pair[0].T @ pair[1], (rows, d.reshape(-1, *d.shape[2:])))
+    example = jnp.tile(jnp.arange(len(x)), len(d))  # by its number, so that x is held but once
+    pairs = example, d.reshape(-1, *d.shape[2:])
+    return _sum_squares(lambda pair: x[pair[0]].T @ pair[1], pairs)
 
 
 @diagonal.register
@@ -159,6 +160,9 @@ def kronecker(signal, *, bias="folded", shared="expand", columns=None) -> Kronec
       bias       the weight's factors       the bias's
       folded     of a = (x, 1)              (), nothing: it is the last row of the weight
       apart      of a = x                   of a = 1, so that A = [[1]]
+
+    A weight cannot tell whether it has a bias: folded, A is [I + 1, I + 1] in any case, and
+    A[:-1, :-1] is that of x alone.
 
     Args:
       signal: the operands of one parameter.

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxbp.inner import directional_derivatives
 from jaxbp.readings import example_norms, sq_norms
 from jaxbp.signals import is_signal
+from jaxbp.types import widened
 
 
 class GradientNoise(NamedTuple):
@@ -29,7 +30,8 @@ class GradientNoise(NamedTuple):
       scale: the simple noise scale tr S / |G|^2, the batch size, in examples, at which signal and
         noise are equal. A single batch tells little of it: average `trace` and `sq_norm` over
         steps, and divide the averages.
-      signal_to_noise: |m| / sqrt(tr S), of one example.
+      signal_to_noise: |m| / sqrt(tr S), of one example; inf where all gradients are alike, and not
+        a number where all are zero.
       cosine: the mean over examples of the cosine between g_n and m; 0 for a gradient of zero.
     """
 
@@ -73,8 +75,8 @@ def gradient_noise(signals, grads):
         raise ValueError("gradient_noise: takes two examples or more, of which to see the scatter.")
     products = directional_derivatives(signals, grads)
     # g_n . m averages to |m|^2, but this is a sum of squares, which rounding leaves positive.
-    sq_mean = sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads))
-    trace = (jnp.mean(jnp.square(norms)) - sq_mean) * n / (n - 1)
+    sq_mean = sum(jnp.sum(jnp.square(widened(g))) for g in jax.tree.leaves(grads))
+    trace = jnp.maximum(jnp.mean(jnp.square(norms)) - sq_mean, 0) * n / (n - 1)
     sq_norm = sq_mean - trace / n
     lengths = norms * jnp.sqrt(sq_mean)
     cosines = jnp.where(lengths == 0, 0, products / jnp.where(lengths == 0, 1, lengths))

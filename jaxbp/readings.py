@@ -135,8 +135,11 @@ def _(signal: Outer):
         return _sq_norm(x) * _sq_norm(d)
     if gram_is_less_work(i, o, pairs=t * t, rows=t, products=1):
         grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
-        # A sum of squares, but not written as one: rounding could leave it below zero.
-        return jnp.maximum(jnp.sum(grams, axis=(1, 2)), 0)
+        # What cancels leaves rounding, below zero or far below the norm. Never less than its size,
+        # or an example could pass for shorter than it is, and a clipped sum exceed its threshold.
+        lengths = jnp.linalg.norm(x, axis=2) * jnp.linalg.norm(d, axis=2)
+        rounding = jnp.finfo(x.dtype).eps * jnp.square(jnp.sum(lengths, axis=1))
+        return jnp.maximum(jnp.sum(grams, axis=(1, 2)), rounding)
     return _sq_norm(per_example(Outer(x, d)))
 
 

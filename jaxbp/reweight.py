@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxbp.readings import example_norms, layer_norms, sq_norms, total
 from jaxbp.signals import is_signal
-from jaxbp.types import show_shape
+from jaxbp.types import show_shape, widened
 
 
 def clip_weights(max_norm):
@@ -53,8 +54,12 @@ def clip_weights(max_norm):
       >>> bp.clip_weights(2.0)(jnp.array([0.0, 1.0, 8.0])).tolist()
       [1.0, 1.0, 0.25]
     """
-    if not max_norm >= 0:
-        raise ValueError(f"clip_weights: max_norm is {max_norm}; it takes a number, at least 0.")
+    if not isinstance(max_norm, Tracer):
+        if not max_norm >= 0:
+            raise ValueError(
+                f"clip_weights: max_norm is {max_norm}; it takes a number, at least 0."
+            )
+        max_norm = float(max_norm)
 
     def weigh(norms):
         within = norms <= max_norm
@@ -188,8 +193,8 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
     0 by `weighted(loss)`: its gradient is zero, and so is what it adds. Examples are clipped after
     their weights. An example whose gradient is infinite or not a number makes the whole sum so.
 
-    The normal numbers are those of `jax.random`, in the parameters' floating-point format: the
-    guarantee is that of the mechanism in exact arithmetic.
+    The normal numbers are those of `jax.random`, in 32 bits or more, and norms are rounded: the
+    guarantee is that of the mechanism in exact arithmetic. Sums of 16 bits exceed C by rounding.
 
     Args:
       net: a Layer, in which no example sees another.
@@ -231,16 +236,20 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
     if wrong:
         raise ValueError(f"private_gradient: {'; '.join(wrong)}.")
     clipped = reweighted(net, loss, clip_weights(max_norm), sweeps=sweeps)
+    deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)
 
     def function(params, inputs, targets, *, key):
         forward_key, noise_key = jax.random.split(key)
         answer = clipped(params, inputs, targets, key=forward_key)
         sums, structure = jax.tree.flatten(answer.grads)
         keys = jax.random.split(noise_key, len(sums))
-        grads = [
-            (s + noise_multiplier * max_norm * jax.random.normal(k, s.shape, s.dtype)) / batch_size
-            for s, k in zip(sums, keys, strict=True)
-        ]
+
+        def add_noise(key, total):
+            wide = widened(total)  # in 16 bits normal numbers are coarse, and bounded
+            noise = deviation * jax.random.normal(key, wide.shape, wide.dtype)
+            return ((wide + noise) / batch_size).astype(total.dtype)
+
+        grads = map(add_noise, keys, sums)
         return answer._replace(grads=structure.unflatten(grads))
 
     return function

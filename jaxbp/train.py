@@ -84,7 +84,7 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
       (1, ['loss'])
     """
     _require_names("read", "readings", read, RESERVED)
-    _require_names("extra_args", "arguments", extra_args, {"value", "grad", "value_fn"})
+    _require_names("extra_args", "arguments", extra_args, PASSED)
     optimizer = optax.with_extra_args_support(optimizer)
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
     mean_sweep = value_and_grad(net, loss)
@@ -201,6 +201,10 @@ def evaluate(net, loss, *, metric=None, batch_size=1024):
 
 # What records hold beside the readings, and the reading that is the optimizer's.
 RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
+
+
+# What the update of an optimizer is given in any case.
+PASSED = {"updates", "state", "params", "value", "grad", "value_fn"}
 
 
 def _require_names(argument, what, functions, reserved):

@@ -131,6 +131,18 @@ def test_every_quantity_is_measured_and_every_peer_named(monkeypatch):
 
 
 @pytest.mark.usefixtures("short_samples")
+def test_where_one_quantity_of_a_peer_fails_the_others_are_measured():
+    def broken():
+        raise RuntimeError("no luck")
+
+    runs = {"a": lambda: [int, int], "b": broken, "c": lambda: [int, int]}
+    a, b, c = bench.peer_rows(QUICK, "peer", lambda: runs, 1)
+    assert (a.what, b.what, c.what) == ("a", "b", "c")
+    assert b.problem == "failed: RuntimeError: no luck"
+    assert a.ratio > 0
+    assert c.ratio > 0
+
+
 def test_a_sequence_has_every_quantity_too(monkeypatch):
     case = bench.Case((20, 7, 7, 3), 5, t=4)
     assert str(case) == "20-7-7-3 relu, N = 5, T = 4"
@@ -164,7 +176,8 @@ def test_each_quantity_is_the_one_it_is_called():
 
     got = {name: make(net)(params, inputs, labels) for name, (_, make) in bench.QUANTITIES.items()}
     grads = read(bp.mean)
-    beside = {"norms": bp.sq_norms, "second moment": bp.second_moment, "variance": bp.variance}
+    assert_alike(got["norms"][1:], (grads, bp.example_norms(read(bp.sq_norms))))
+    beside = {"second moment": bp.second_moment, "variance": bp.variance}
     for name, reading in beside.items():
         assert_alike(got[name][1], {"grads": grads, "quantity": read(reading)})
     one, two = (got[f"clipped sum, {sweeps}"].grads for sweeps in ("one sweep", "two sweeps"))
