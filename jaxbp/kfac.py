@@ -178,7 +178,7 @@ def _is_dense(node):
     return (
         isinstance(node, dict)
         and set(node) in ({"weight"}, {"weight", "bias"})
-        and jnp.ndim(node["weight"]) == 2
+        and getattr(node["weight"], "ndim", None) == 2
     )
 
 

@@ -172,6 +172,21 @@ def test_two_sweeps_take_no_more_memory_than_the_gradient_and_one_keeps_the_delt
     assert one <= plain + deltas + SQUARES
 
 
+def test_columns_at_positions_hold_the_inputs_once():
+    n, t, i, o, k = 8, 32, 256, 16, 10
+    signal = bp.Outer(jnp.zeros((n, t, i)), jnp.zeros((n, t, o)))
+
+    def diagonal(inputs, columns):
+        return jax.vmap(
+            lambda deltas: bp.diagonal(bp.Outer(inputs, deltas), columns="k"),
+            axis_name="k",
+            out_axes=None,
+        )(columns)
+
+    compiled = jax.jit(diagonal).lower(signal.inputs, jnp.zeros((k, n, t, o))).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < signal.inputs.nbytes
+
+
 def test_the_kernel_forms_no_jacobian():
     net = network()
     params = jax.eval_shape(lambda: net.init(jax.random.key(0), SIZES[:1])[0])

@@ -94,6 +94,14 @@ def test_sampled_huber_comes_to_the_fisher_information(key):
     np.testing.assert_allclose(jnp.sum(columns**2), near, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_draws_of_16_bits_are_not_biased_by_rounding(dtype, key):
+    far = jnp.full((20_000, 1), 3000, dtype)
+    columns = bp.sampled(bp.squared_error, far, jnp.zeros_like(far), key)
+    assert columns.dtype == dtype
+    np.testing.assert_allclose(jnp.mean(columns.astype(float) ** 2), 1, atol=0.05)
+
+
 def test_one_draw_is_the_delta_at_the_sample(key):
     outputs = jax.random.normal(key, (N, 4))
     (column,) = bp.sampled(bp.softmax_cross_entropy, outputs, jnp.zeros(N, int), key)

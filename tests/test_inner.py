@@ -50,6 +50,20 @@ def test_gram_and_gradient_give_the_same_products_each_by_its_own_way(t, s, monk
     assert not np.array_equal(answers[True], answers[False])
 
 
+def test_the_choice_is_asked_for_the_sizes_that_are_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(inner, "gram_is_less_work", lambda *a, **k: asked.append((a, k)) or True)
+    rng = np.random.default_rng(3)
+    first, second = SIGNALS["Outer"](rng, 2), SIGNALS["Outer"](rng, 7)
+    second = jax.tree.map(lambda a: jnp.concatenate([a, a]), second)
+    bp.gram(first, second)
+    bp.gram(first)
+    assert asked == [
+        ((5, 4), {"pairs": 3 * 2 * 6 * 7, "rows": 3 * 2 + 6 * 7, "products": 3 * 6}),
+        ((5, 4), {"pairs": (3 * 2) ** 2, "rows": 3 * 2, "products": 3 * 3}),
+    ]
+
+
 @pytest.mark.parametrize("n", [2, 16])
 @pytest.mark.parametrize("t", [2, 4, 24, 64])
 def test_the_cheaper_way_has_fewer_flop(n, t, monkeypatch):
@@ -123,6 +137,7 @@ OUTER, BIAS = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4))), bp.Bias(jnp.ones((3,
         ),
         (lambda: bp.gram(()), ValueError, "gram: there are no signals in the tree"),
         (lambda: bp.gram({"weight": jnp.ones(3)}), TypeError, "gram: takes a signal .* got Array"),
+        (lambda: bp.gram(jnp.arange(3)), TypeError, "gram: takes a signal .* got Array"),
         (
             lambda: bp.directional_derivatives((OUTER, BIAS), (jnp.ones((2, 4)),)),
             ValueError,

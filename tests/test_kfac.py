@@ -108,6 +108,42 @@ def test_damping_may_follow_a_schedule(batch, key):
         assert_close(got[0], solve(grads[0], factors[0]["weight"], scheduled_damping))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_16_bits_are_inverted_in_32_and_kept(batch, key, dtype):
+    params, x, labels, grads = batch
+    short = jax.tree.map(lambda a: a.astype(dtype), (params, x, grads))
+    factors = factors_of(*short[:2], labels, key)
+    kfac = bp.scale_by_kfac(damping=0.1)
+    got, state = kfac.update(short[2], kfac.init(short[0]), short[0], factors=factors)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.factors)} == {jnp.dtype("float32")}
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (short[2][0], factors[0]["weight"]))
+    want = solve(*wide, 0.1)
+    np.testing.assert_allclose(np.asarray(got[0]["weight"], float), want["weight"], atol=0.02)
+
+
+def test_other_layers_may_have_an_optimizer_of_their_own(batch, key):
+    params, x, labels, grads = batch
+    labels_of = ({"weight": "kfac", "bias": "kfac"}, (), {"weight": "sgd", "bias": "sgd"})
+    both = optax.partition({"kfac": bp.scale_by_kfac(), "sgd": optax.sgd(0.5)}, labels_of)
+    factors = factors_of(params, x, labels, key)
+    got, _ = both.update(grads, both.init(params), params, factors=factors)
+    kfac = bp.scale_by_kfac()
+    want, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+    assert_close(got[0], want[0])
+    assert_close(got[2], jax.tree.map(lambda g: -0.5 * g, grads[2]))
+
+
+def test_factors_are_of_the_forward_pass_that_draws(key):
+    net = bp.chain(bp.dense(4), bp.dropout(0.5), bp.dense(3))
+    params, _ = net.init(key, (5,))
+    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    got = bp.kfac_factors(net, LOSS, error=bp.ggn_columns)(params, x, labels, key=key)
+    sweep = bp.backprop(net, LOSS, read=bp.kronecker, error=bp.ggn_columns)
+    assert_close(got, sweep(params, x, labels, key=key)[1])
+    assert not np.allclose(got[2]["weight"].inputs, sweep(params, x, labels)[1][2]["weight"].inputs)
+
+
 def test_factors_may_be_exact(batch, key):
     params, x, labels, _ = batch
     got = factors_of(params, x, labels, key, error=bp.ggn_columns)
@@ -175,12 +211,25 @@ def test_extra_arguments_reach_the_optimizer_by_name(key):
     optimizer = optax.GradientTransformationExtraArgs(lambda params: (), scale)
     state = bp.init_state(NET, optimizer, key, (5,))
     x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
-    extra = {"size": lambda params, inputs, targets, *, key: jnp.mean(inputs)}
-    step = bp.make_step(NET, LOSS, optimizer, extra_args=extra, donate=False)
+    keys = []
+
+    def mean_input(params, inputs, targets, *, key):
+        keys.append(key)
+        return jnp.mean(inputs)
+
+    def see_key(params, x, *, key=None):
+        keys.append(key)
+        return NET.forward(params, x, key=key)
+
+    extra = {"size": mean_input}
+    spied = NET._replace(forward=see_key)
+    step = bp.make_step(spied, LOSS, optimizer, extra_args=extra, donate=False)
     after, _ = step(state, x, labels)
     _, grads = bp.value_and_grad(NET, LOSS)(state.params, x, labels)
     want = jax.tree.map(lambda p, g: p + jnp.mean(x) * g, state.params, grads)
     assert_close(after.params, want)
+    of_forward, of_argument = keys
+    assert of_forward is of_argument
 
 
 @pytest.mark.parametrize(

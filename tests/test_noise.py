@@ -56,6 +56,26 @@ def test_an_example_without_error_has_cosine_zero(key):
     np.testing.assert_allclose(noise.cosine, 0.5)  # of 1 and 0
 
 
+def test_16_bits_are_accumulated_in_32(key):
+    net = bp.dense(40)
+    params, _ = net.init(key, (30,))
+    x, targets = jax.random.uniform(key, (9, 30)), jnp.full((9, 40), 10.0)
+    short = jax.tree.map(lambda a: a.astype(jnp.float16), (params, x, targets))
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), short)
+    got, want = (read_noise(net, *arguments) for arguments in (short, wide))
+    np.testing.assert_allclose(got, want, rtol=0.05)
+
+
+def test_examples_that_are_all_alike_have_no_variance(as_shipped):
+    net = bp.dense(4)
+    for seed in range(6):
+        params, _ = net.init(jax.random.key(seed), (7,))
+        x = jnp.tile(jax.random.normal(jax.random.key(seed), (1, 7)), (9, 1))
+        noise = read_noise(net, params, x, jnp.ones((9, 4)))
+        assert float(noise.trace) >= 0
+        assert float(noise.signal_to_noise) > 100
+
+
 def test_one_example_has_no_scatter(key):
     net = bp.dense(2)
     params, _ = net.init(key, (3,))

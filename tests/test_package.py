@@ -28,7 +28,7 @@ IMPORTS = {
     "moments": {"types", "signals", "readings"},
     "inner": {"types", "signals", "readings"},
     "errors": {"types"},
-    "noise": {"signals", "readings", "inner"},
+    "noise": {"types", "signals", "readings", "inner"},
     "backprop": {"types", "readings"},
     "reweight": {"types", "signals", "readings"},
     "curvature": {"readings", "backprop"},
