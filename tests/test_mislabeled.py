@@ -224,7 +224,7 @@ def test_wrong_labels_in_a_table_of_ones_own_come_first(tmp_path, capsys):
         ({"early": 0}, "early is 0; it takes at least 1"),
         ({"seed": -1}, "seed is -1; it takes an integer"),
         ({"learning_rate": 0}, "learning-rate is 0; it takes a number"),
-        ({"batch_size": 0}, "batch_size is 0, expected a positive integer"),
+        ({"batch_size": 0}, "batch-size is 0; it takes at least 1"),
         ({"hidden": (0,)}, "dense: features is 0"),
         ({"dropout": 1.5}, "dropout: drop_prob is 1.5"),
         ({"target": "species"}, "only a .csv file has columns"),
