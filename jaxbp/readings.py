@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.signals import Bias, Outer, as_positions, as_rows, is_signal, not_a_signal
-from jaxbp.types import show_shape, widened
+from jaxbp.types import show_shape, weighed, widened
 
 
 @functools.singledispatch
@@ -56,13 +56,13 @@ def total(signal, *, weights=None) -> jax.Array:
 
 @total.register
 def _(signal: Outer, *, weights=None):
-    deltas = _weighted(signal.deltas, weights)
+    deltas = weighed(signal.deltas, weights)
     return as_rows(signal.inputs).T @ as_rows(deltas)
 
 
 @total.register
 def _(signal: Bias, *, weights=None):
-    return jnp.sum(as_rows(_weighted(signal.deltas, weights)), axis=0)
+    return jnp.sum(as_rows(weighed(signal.deltas, weights)), axis=0)
 
 
 def mean(signal, *, weights=None) -> jax.Array:
@@ -223,16 +223,3 @@ def layer_norms(readings):
 def _sq_norm(x):
     """The squared norm of each row, [N, ...] to [N]."""
     return jnp.sum(x * x, axis=range(1, x.ndim))
-
-
-def _weighted(deltas, weights):
-    """Each example's deltas times its weight."""
-    if weights is None:
-        return deltas
-    if jnp.shape(weights) != deltas.shape[:1]:
-        raise ValueError(
-            f"weights has shape {show_shape(jnp.shape(weights))}, expected [{len(deltas)}]: "
-            "one for each example."
-        )
-    weights = jnp.asarray(weights, deltas.dtype)
-    return deltas * weights.reshape(-1, *[1] * (deltas.ndim - 1))

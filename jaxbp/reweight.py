@@ -29,7 +29,7 @@ from jax.core import Tracer
 
 from jaxbp.readings import example_norms, layer_norms, sq_norms, total
 from jaxbp.signals import is_signal
-from jaxbp.types import show_shape, widened
+from jaxbp.types import show_shape, weighed, widened
 
 
 def clip_weights(max_norm):
@@ -162,8 +162,7 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False):
             _, squares = net.backward(params, cache, delta, read=sq_norms)
             norms = example_norms(squares)
             weights = weights_of(norms)
-            scale = weights.astype(delta.dtype).reshape(-1, *[1] * (delta.ndim - 1))
-            _, grads = net.backward(params, cache, scale * delta, read=total)
+            _, grads = net.backward(params, cache, weighed(delta, weights), read=total)
             return Reweighted(values, norms, weights, grads)
 
         _, signals = net.backward(params, cache, delta)

@@ -123,3 +123,16 @@ def show_shape(shape):
 def widened(x):
     """Numbers of 16 bits as 32, others as they are: for sums that would round or overflow."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def weighed(deltas, weights):
+    """Each example's deltas [N, ..., O] times its weight, [N]; as they are if there are none."""
+    if weights is None:
+        return deltas
+    if jnp.shape(weights) != deltas.shape[:1]:
+        raise ValueError(
+            f"weights has shape {show_shape(jnp.shape(weights))}, expected [{len(deltas)}]: "
+            "one for each example."
+        )
+    weights = jnp.asarray(weights, deltas.dtype)
+    return deltas * weights.reshape(-1, *[1] * (deltas.ndim - 1))
