@@ -68,6 +68,11 @@ def loss_hessian(loss, outputs, targets):
     return jax.hessian(lambda y: jnp.sum(loss(y[None], targets)[0]))(outputs)
 
 
+def squared(outputs, targets):
+    """The squared error of each example, not by the library's loss."""
+    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
+
+
 def value_and_grad(net, values_of, params, x, targets, key=None):
     """The mean of `values_of(outputs, targets)` [N] and its gradient."""
 

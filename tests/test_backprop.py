@@ -6,16 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import NETWORKS, READINGS, N, prepare
-from oracles import assert_close, per_example_grads, value_and_grad
+from oracles import assert_close, per_example_grads, squared, value_and_grad
 
 import jaxbp as bp
 
 every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
-
-
-def squared(outputs, targets):
-    """The oracle's own squared error."""
-    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
 
 
 def problem(case, key):

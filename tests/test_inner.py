@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import NETWORKS, POSITIONS, SIGNALS, prepare
-from oracles import assert_close, per_example_grads, ravel, ravel_examples, signal_gradients
+from oracles import (
+    assert_close,
+    per_example_grads,
+    ravel,
+    ravel_examples,
+    signal_gradients,
+    squared,
+)
 
 import jaxbp as bp
 from jaxbp import inner, readings
@@ -104,10 +111,6 @@ def signals_and_grads(net, params, x):
     _, signals = bp.backprop(net, bp.squared_error, read=bp.keep)(params, x, targets)
     grads = per_example_grads(net, squared, params, x, targets)
     return signals, ravel_examples(grads)
-
-
-def squared(outputs, targets):
-    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -5,13 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import NETWORKS, N, prepare
-from oracles import assert_close, per_example_grads, ravel_examples
+from oracles import assert_close, per_example_grads, ravel_examples, squared
 
 import jaxbp as bp
-
-
-def squared(outputs, targets):
-    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
 
 
 def read_noise(net, params, x, targets):

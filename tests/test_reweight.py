@@ -9,16 +9,12 @@ import numpy as np
 import optax
 import pytest
 from cases import NETWORKS, N, prepare
-from oracles import assert_close, per_example_grads, ravel, ravel_examples, value_and_grad
+from oracles import assert_close, per_example_grads, ravel, ravel_examples, squared, value_and_grad
 
 import jaxbp as bp
 
 every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
 both_ways = pytest.mark.parametrize("sweeps", [1, 2])
-
-
-def squared(outputs, targets):
-    return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
 
 
 def problem(case, key):
