@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import data, figures
+from experiments.flags import wrong_flags
 
 MOMENTUM = 0.9
 
@@ -128,11 +129,7 @@ def require(config):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             wrong.append(f"{name} is {value}; it takes a positive number")
-    if not 0 <= config.seed < 2**32:
-        wrong.append(f"seed is {config.seed}; it takes an integer in [0, 2^32)")
-    taken = next(path for path in (config.out, *config.out.parents) if path.exists())
-    if not taken.is_dir():
-        wrong.append(f"out takes a directory: {taken} is a file")
+    wrong += wrong_flags(seed=config.seed, out=config.out)
     if wrong:
         raise ValueError(f"{'; '.join(wrong)}.")
     make_optimizer("KFAC", 1.0, config)  # which refuses what is its own

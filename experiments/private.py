@@ -124,7 +124,6 @@ def main(config):
         "private",
         seed=config.seed,
         learning_rate=config.learning_rate,
-        steps=config.epochs,
         out=config.out,
     )
     dataset = data.load(config.data, target=config.target, seed=config.seed)
