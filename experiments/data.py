@@ -98,17 +98,17 @@ def _load_digits(seed):
     digits = load_digits()
     inputs, labels = (digits.data / 16).astype(np.float32), digits.target.astype(np.int32)
     names = tuple(map(str, digits.target_names))
-    (rows, _), _, _ = _split(np.arange(len(labels)), labels, seed)
-    return Dataset("digits", *_split(inputs, labels, seed), names, (8, 8), rows)
+    parts = _split(np.arange(len(labels)), labels, seed)
+    return Dataset("digits", *_examples(inputs, parts), names, (8, 8), parts[0][0])
 
 
 def _load_csv(path, target, seed):
     inputs, cells, rows = _read_csv(path, target)
     labels, names = _classes(cells)
     _check_classes(path, labels, names)
-    parts = _standardise(*_split(inputs, labels, seed))
-    (rows, _), _, _ = _split(rows, labels, seed)
-    return Dataset(path.stem, *parts, names, None, rows)
+    parts = _split(np.arange(len(labels)), labels, seed)
+    examples = _standardise(*_examples(inputs, parts))
+    return Dataset(path.stem, *examples, names, None, rows[parts[0][0]])
 
 
 def _load_idx(folder, seed):
@@ -127,10 +127,10 @@ def _load_idx(folder, seed):
         raise DataError(f"{test_labels}: labels that never occur in {train_labels}: {unknown}.")
     names = tuple(map(str, classes))
     _check_classes(train_labels, labels, names)
-    train, validation = _hold_out(inputs, labels.astype(np.int32), HELD_OUT, seed)
-    (rows, _), _ = _hold_out(np.arange(len(labels)), labels, HELD_OUT, seed)
+    parts = _hold_out(np.arange(len(labels)), labels.astype(np.int32), HELD_OUT, seed)
+    train, validation = _examples(inputs, parts)
     test = held_inputs, np.searchsorted(classes, held_labels).astype(np.int32)
-    return Dataset(folder.resolve().name, train, validation, test, names, image_shape, rows)
+    return Dataset(folder.resolve().name, train, validation, test, names, image_shape, parts[0][0])
 
 
 def _read_csv(path, target):
@@ -291,6 +291,11 @@ def _split(inputs, labels, seed):
     rest, test = _hold_out(inputs, labels, HELD_OUT, seed)
     train, validation = _hold_out(*rest, len(test[1]), seed)
     return train, validation, test
+
+
+def _examples(inputs, parts):
+    """Parts of places, with the inputs that stand there instead."""
+    return [(inputs[places], labels) for places, labels in parts]
 
 
 def _hold_out(inputs, labels, size, seed):

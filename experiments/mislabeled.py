@@ -167,7 +167,6 @@ def require_config(config):
         "mislabeled",
         seed=config.seed,
         learning_rate=config.learning_rate,
-        steps=config.epochs,
         out=config.out,
     )
 
@@ -234,13 +233,12 @@ def look_early(net, train, config):
     """The scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
     optimizer = optax.sgd(config.learning_rate)
     epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=config.batch_size)
-    sweep = bp.backprop(net, LOSS, read=bp.sq_norms)
 
     @jax.jit
     def look(params, inputs, labels):
-        outputs, _ = net.forward(params, inputs)
+        outputs, cache = net.forward(params, inputs)
         _, delta = LOSS(outputs, labels)
-        _, squares = sweep(params, inputs, labels)
+        _, squares = net.backward(params, cache, delta, read=bp.sq_norms)
         return bp.example_norms(squares), jnp.linalg.norm(delta, axis=-1), jax.nn.softmax(outputs)
 
     def seen_by(key):
