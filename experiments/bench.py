@@ -37,7 +37,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.files import whole
 from experiments.measuring import compile_program, describe_environment, measure
-from experiments.peers import FORM_ALL_GRADIENTS, PEERS
+from experiments.peers import FORM_ALL_GRADIENTS, PEERS, from_all_gradients, mean_and_norms
 from experiments.quantities import QUANTITIES, gradient_and_norms
 from experiments.trainers import (
     LOSS,
@@ -188,7 +188,7 @@ def vmap(case, repeats, seed):
     """A row for the gradient of every example, formed and then summed and measured."""
     net, *data = make_case(case, seed)
     row = Row(str(case), "jax.vmap(jax.grad)", "> 1")
-    size = 4 * case.n * sum(p.size for p in jax.tree.leaves(data[0]))
+    size = gradients_bytes(case)
     if size > PER_EXAMPLE_BYTES:
         yield row._replace(problem=too_large(size))
         return
@@ -223,7 +223,7 @@ def quantities(case, repeats, seed):
 def peer_rows(case, peer, make_runs, repeats):
     """What a peer's quantities cost, against the plain gradient of its own framework."""
     row = Row(str(case), f"{peer}: its plain gradient", "")
-    size = 4 * case.n * sum(i * o for i, o in itertools.pairwise(case.sizes))
+    size = gradients_bytes(case)
     try:
         runs = make_runs()
     except Exception as error:  # whatever goes wrong with a peer, the others are measured
@@ -242,6 +242,11 @@ def peer_rows(case, peer, make_runs, repeats):
             yield row._replace(problem=describe_problem(error))
         else:
             yield fill(row, ours / theirs, ours, theirs)
+
+
+def gradients_bytes(case):
+    """What the gradients of all examples take in float32."""
+    return 4 * case.n * sum((i + 1) * o for i, o in itertools.pairwise(case.sizes))
 
 
 def too_large(size):
@@ -298,15 +303,7 @@ def mean_loss_of(net):
 
 def gradient_and_norms_by_vmap(case):
     """The same from the gradients of all examples."""
-    of_one = jax.value_and_grad(plain_mean_loss(case.activation))
-
-    def function(params, inputs, labels):
-        batches_of_one = inputs[:, None], labels[:, None]
-        values, grads = jax.vmap(of_one, in_axes=(None, 0, 0))(params, *batches_of_one)
-        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        return jnp.mean(values), mean, jax.vmap(optax.tree.norm)(grads)
-
-    return function
+    return from_all_gradients(mean_and_norms, case.activation)
 
 
 def describe_problem(error):

@@ -122,33 +122,47 @@ def jax_privacy_runs(params, inputs, labels):
 
 
 def vmap_runs(params, inputs, labels):
-    gradient = jax.value_and_grad(plain_mean_loss())
     data = params, jnp.asarray(inputs), jnp.asarray(labels)
+    plain = jax.value_and_grad(plain_mean_loss())
 
     def make_pair(summarize):
-        def function(params, inputs, labels):
-            ones = inputs[:, None], labels[:, None]  # batches of one
-            values, grads = jax.vmap(gradient, in_axes=(None, 0, 0))(params, *ones)
-            return jnp.mean(values), summarize(grads)
-
-        return compile_program(function, *data).run, compile_program(gradient, *data).run
-
-    def mean(grads):
-        return jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-
-    def norms(grads):
-        return jax.vmap(optax.tree.norm)(grads)
+        function = from_all_gradients(summarize)
+        return compile_program(function, *data).run, compile_program(plain, *data).run
 
     def clipped_sum(grads):
-        weights = jnp.minimum(1, MAX_NORM / norms(grads))
-        return jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads)
+        weights = jnp.minimum(1, MAX_NORM / example_norms(grads))
+        return (jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads),)
 
     quantities = {
-        "norms": lambda grads: (mean(grads), norms(grads)),
+        "norms": mean_and_norms,
         "clipped sum": clipped_sum,
         "second moment": lambda grads: (mean(grads), mean(jax.tree.map(jnp.square, grads))),
     }
     return {name: functools.partial(make_pair, how) for name, how in quantities.items()}
+
+
+def from_all_gradients(summarize, activation="relu"):
+    """The mean loss, and what a function makes of the gradients of all examples, [N, ...]."""
+    gradient = jax.value_and_grad(plain_mean_loss(activation))
+
+    def function(params, inputs, labels):
+        ones = inputs[:, None], labels[:, None]  # batches of one
+        values, grads = jax.vmap(gradient, in_axes=(None, 0, 0))(params, *ones)
+        return jnp.mean(values), *summarize(grads)
+
+    return function
+
+
+def mean_and_norms(grads):
+    return mean(grads), example_norms(grads)
+
+
+def mean(grads):
+    return jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+
+
+def example_norms(grads):
+    return jax.vmap(optax.tree.norm)(grads)
 
 
 def make_torch_data(inputs, labels):

@@ -175,10 +175,10 @@ def test_vmap_has_the_gradient_with_norms_and_second_moment(case, make_pairs):
     grads = example_grads(case)
     mean = [jnp.mean(g, axis=0) for g in grads]
     pairs = make_pairs("vmap(grad)")
-    _, (got, norms) = pairs["norms"]()[0]()
+    _, got, norms = pairs["norms"]()[0]()
     assert_close(as_list(got), mean)
     assert_close(norms, jnp.sqrt(sum(jnp.sum(g * g, axis=range(1, g.ndim)) for g in grads)))
-    _, (got, moments) = pairs["second moment"]()[0]()
+    _, got, moments = pairs["second moment"]()[0]()
     assert_close(as_list(got), mean)
     assert_close(as_list(moments), [jnp.mean(g * g, axis=0) for g in grads])
 
