@@ -1,16 +1,27 @@
 """jaxbp: backpropagation with the backward pass kept open."""
 
+from jaxbp.alignment import Alignment as Alignment
+from jaxbp.alignment import alignment as alignment
 from jaxbp.backprop import backprop as backprop
 from jaxbp.backprop import value_and_grad as value_and_grad
 from jaxbp.check import Finding as Finding
 from jaxbp.check import Report as Report
 from jaxbp.check import check as check
+from jaxbp.compose import Direct as Direct
 from jaxbp.compose import chain as chain
 from jaxbp.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from jaxbp.curvature import hessian_vector_product as hessian_vector_product
+from jaxbp.direct import DirectState as DirectState
+from jaxbp.direct import direct_feedback as direct_feedback
 from jaxbp.errors import ggn_columns as ggn_columns
 from jaxbp.errors import jacobian_rows as jacobian_rows
 from jaxbp.errors import sampled as sampled
+from jaxbp.feedback import MirrorState as MirrorState
+from jaxbp.feedback import exact as exact
+from jaxbp.feedback import kolen_pollack as kolen_pollack
+from jaxbp.feedback import random_feedback as random_feedback
+from jaxbp.feedback import sign_symmetric as sign_symmetric
+from jaxbp.feedback import weight_mirror as weight_mirror
 from jaxbp.fit import Fit as Fit
 from jaxbp.fit import fit as fit
 from jaxbp.inner import directional_derivatives as directional_derivatives
@@ -68,4 +79,5 @@ from jaxbp.train import make_step as make_step
 from jaxbp.types import Layer as Layer
 from jaxbp.types import LayerError as LayerError
 from jaxbp.types import Loss as Loss
+from jaxbp.types import Rule as Rule
 from jaxbp.watch import NonFiniteError as NonFiniteError

@@ -2,9 +2,11 @@
 
   y, cache = net.forward(params, x)               feedforward
   value, delta = loss(y, targets)                 compare with the targets
-  _, readings = net.backward(params, cache, delta)    spread the error backwards
+  tree = rule.choose(rule_state, params)          the weights that carry the error: exactly, params
+  _, readings = net.backward(tree, cache, delta)  spread the error backwards
 
-Each call returns a pure function, to be jit-compiled with the code around it.
+Each call returns a pure function, to be jit-compiled with the code around it. With a rule, it is
+given the rule's state by name.
 """
 
 import functools
@@ -13,11 +15,12 @@ import inspect
 import jax
 import jax.numpy as jnp
 
+from jaxbp.feedback import exact
 from jaxbp.readings import mean, total
 from jaxbp.types import show_shape
 
 
-def value_and_grad(net, loss):
+def value_and_grad(net, loss, *, rule=exact()):
     """The mean loss and its gradient: in the place of `jax.value_and_grad`, by explicit chain rule.
 
       value = sum_n E_n / N,   grads = sum_n g_n / N
@@ -25,10 +28,12 @@ def value_and_grad(net, loss):
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
+      rule: which weights carry the error back (see `feedback`).
 
     Returns:
-      `function(params, inputs, targets, *, key=None) -> (value, grads)`; grads is a tree like
-      params. `key` is for layers that draw random numbers.
+      `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> (value,
+      grads)`; grads is a tree like params. `key` is for layers that draw random numbers, and
+      `rule_key` for a rule that does.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -40,17 +45,18 @@ def value_and_grad(net, loss):
       (3, 4)
     """
 
-    def function(params, inputs, targets, *, key=None):
+    def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
         outputs, cache = net.forward(params, inputs, key=key)
         values, delta = loss(outputs, targets)
+        tree = rule.choose(rule_state, params, key=rule_key)
         # The sweep is linear in delta: divided here by N, it gives the mean as a total.
-        _, grads = net.backward(params, cache, delta / len(delta), read=total)
+        _, grads = net.backward(tree, cache, delta / len(delta), read=total)
         return jnp.mean(values), grads
 
     return function
 
 
-def backprop(net, loss, *, read=mean, error=None):
+def backprop(net, loss, *, read=mean, error=None, rule=exact()):
     """What one backward sweep knows: the loss of each example and a reading at each parameter.
 
     Args:
@@ -60,12 +66,13 @@ def backprop(net, loss, *, read=mean, error=None):
       error: what enters at the outputs, in place of the loss's delta: one of `errors`, of K
         columns. A reading with an argument `columns`, such as `diagonal`, then sums over the
         columns; any other is answered for each, with a first axis K more.
+      rule: which weights carry the error back (see `feedback`).
 
     Returns:
-      `function(params, inputs, targets, *, key=None, error_key=None) -> (values, readings)`: values
-      is [N], and readings a tree like params, with a reading in place of each parameter. If `read`
-      is a dict, readings is a dict of such trees. `key` is for layers that draw random numbers,
-      `error_key` for an error that does.
+      `function(params, inputs, targets, *, key=None, error_key=None, rule_state=(), rule_key=None)
+      -> (values, readings)`: values is [N], and readings a tree like params, with a reading in
+      place of each parameter. If `read` is a dict, readings is a dict of such trees. `key` is for
+      layers that draw random numbers, `error_key` for an error that does, `rule_key` for a rule.
 
     Raises:
       ValueError: what `error` gives is not K arrays of the outputs' shape.
@@ -88,11 +95,14 @@ def backprop(net, loss, *, read=mean, error=None):
     several = isinstance(read, dict)
     readings = read if several else {"one": read}
 
-    def function(params, inputs, targets, *, key=None, error_key=None):
+    def function(
+        params, inputs, targets, *, key=None, error_key=None, rule_state=(), rule_key=None
+    ):
         outputs, cache = net.forward(params, inputs, key=key)
         values, delta = loss(outputs, targets)
+        tree = rule.choose(rule_state, params, key=rule_key)
         if error is None:
-            answers = sweep(net, params, cache, delta, readings)
+            answers = sweep(net, params, tree, cache, delta, readings)
         else:
             columns = error(loss, outputs, targets, error_key)
             if jnp.shape(columns)[1:] != outputs.shape:
@@ -100,19 +110,19 @@ def backprop(net, loss, *, read=mean, error=None):
                     f"backprop: the error has shape {show_shape(jnp.shape(columns))}, expected "
                     f"columns of the outputs' shape, {show_shape(('K', *outputs.shape))}."
                 )
-            answers = sweep_columns(net, params, cache, columns, readings)
+            answers = sweep_columns(net, params, tree, cache, columns, readings)
         return values, answers if several else answers["one"]
 
     return function
 
 
-def sweep(net, params, cache, delta, readings):
-    """One sweep: a dict with the tree of answers of each reading of a dict."""
+def sweep(net, params, tree, cache, delta, readings):
+    """One sweep: a dict with the tree, like params, of answers of each reading of a dict."""
 
     def read(signal):
         return {name: reading(signal) for name, reading in readings.items()}
 
-    _, answers = net.backward(params, cache, delta, read=read)
+    _, answers = net.backward(tree, cache, delta, read=read)
     return {
         name: jax.tree.map(lambda _, answer, name=name: answer[name], params, answers)
         for name in readings
@@ -122,7 +132,7 @@ def sweep(net, params, cache, delta, readings):
 COLUMNS = "columns"  # the name of the axis over which sweeps of several errors are vmapped
 
 
-def sweep_columns(net, params, cache, columns, readings):
+def sweep_columns(net, params, tree, cache, columns, readings):
     """The sweeps of all columns [K, N, ...] side by side, over one cache: a dict as of `sweep`."""
     sums = {name for name, reading in readings.items() if _takes_columns(reading)}
     named = {
@@ -130,7 +140,7 @@ def sweep_columns(net, params, cache, columns, readings):
         for name, reading in readings.items()
     }
     return jax.vmap(
-        lambda column: sweep(net, params, cache, column, named),
+        lambda column: sweep(net, params, tree, cache, column, named),
         axis_name=COLUMNS,
         out_axes={name: None if name in sums else 0 for name in readings},
     )(columns)

@@ -5,17 +5,34 @@ part is the dy of the part before it. Nothing else passes between layers.
 """
 
 import contextlib
+import math
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxbp.signals import keep
-from jaxbp.types import Layer, LayerError
+from jaxbp.types import Layer, LayerError, show_shape
+
+
+class Direct(NamedTuple):
+    """A tree for backward that brings the error at a chain's outputs straight to each of its parts.
+
+    Attributes:
+      parts: what carries the error inside each part, as the chain's parameters.
+      matrices: B of each part but the last, which gets the error as it is. [C, O] if its outputs
+        have the positions of the chain's; else for both as flat vectors, [T C, ...].
+    """
+
+    parts: tuple[Any, ...]
+    matrices: tuple[jax.Array, ...]
 
 
 def chain(*layers):
     """The layers one after another, y = f_n(... f_2(f_1(x))). dx = J_1^T J_2^T ... J_n^T dy.
 
-    Parameters, caches and readings are tuples with an entry for each part.
+    Parameters, caches and readings are tuples with an entry for each part. If the tree for backward
+    is a `Direct`, part i gets dy B_i in place of the dx of the part after it, and no part waits for
+    another; dx is then that of the first part, for the error that it got.
 
     Args:
       *layers: in the order in which the forward pass meets them.
@@ -70,14 +87,34 @@ def chain(*layers):
         return x, tuple(caches)
 
     def backward(params, caches, dy, *, read=keep):
-        readings = []
-        for layer, place, part_params, cache in reversed(parts(params, caches)):
+        if isinstance(params, Direct):
+            trees, matrices = params.parts, (*params.matrices, None)
+        else:
+            trees, matrices = params, (None,) * len(layers)
+        error, dx, readings = dy, dy, []
+        for layer, place, tree, cache, matrix in reversed(parts(trees, caches, matrices)):
             with place:
-                dy, reading = layer.backward(part_params, cache, dy, read=read)
+                dy = dx if matrix is None else _sent(layer, error, matrix, dx.shape)
+                dx, reading = layer.backward(tree, cache, dy, read=read)
             readings.append(reading)
-        return dy, tuple(reversed(readings))
+        return dx, tuple(reversed(readings))
 
     return Layer(name, init, forward, backward)
+
+
+def _sent(layer, error, matrix, shape):
+    """The error [N, ..., C] at the outputs of a chain, by its own matrix to those of one part."""
+    if error.shape[:-1] == shape[:-1] and matrix.shape == (error.shape[-1], shape[-1]):
+        return error @ matrix
+    sizes = math.prod(error.shape[1:]), math.prod(shape[1:])
+    if matrix.shape != sizes:
+        raise LayerError(
+            layer.name,
+            f"got a direct matrix of shape {show_shape(matrix.shape)}; to its outputs, "
+            f"{show_shape(shape)}, from an error {show_shape(error.shape)}, it takes "
+            f"{show_shape(sizes)}.",
+        )
+    return (error.reshape(len(error), -1) @ matrix).reshape(shape)
 
 
 @contextlib.contextmanager

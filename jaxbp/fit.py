@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.feedback import exact
 from jaxbp.train import TrainState, evaluate, init_state, make_epoch, make_step, shuffle, take
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, Rule, show_shape
 from jaxbp.watch import BadStepError, NonFiniteError, is_finite, locate, run_watched
 
 
@@ -45,7 +46,9 @@ def fit(
     patience=None,
     epochs=100,
     batch_size=64,
+    rule=exact(),
     read=None,
+    measures=None,
     extra_args=None,
     callback=None,
 ):
@@ -73,13 +76,15 @@ def fit(
       patience: how many epochs to wait for something better.
       epochs: how many at most.
       batch_size: examples a step, if `train` is a pair of arrays.
+      rule: which weights carry the error back (see `feedback`).
       read: a dict of readings, recorded as their mean over the epoch.
+      measures: a dict of what else to record, as of `make_step`, also as its mean.
       extra_args: what else the optimizer asks for, as of `make_step`.
       callback: called after each epoch as `callback(state, record)`, for progress and figures.
 
     Returns:
       A `Fit`. Its records have `epoch`; `loss`, the mean over the epoch while training;
-      `held_out_loss` and `metric` where there are such; and the readings by their names.
+      `held_out_loss` and `metric` where there are such; and readings and measures by their names.
 
     Raises:
       ValueError: an argument is wrong, or the data are: empty, of unequal lengths, not finite, or
@@ -99,7 +104,9 @@ def fit(
       >>> run.stopped_by
       'target'
     """
-    _require_arguments(net, optimizer, key, state, held_out, patience, epochs, batch_size, target)
+    _require_arguments(
+        net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
+    )
     batched = not _is_pair_of_arrays(train)
     if batched:
         if metric is not None and held_out is None:
@@ -109,12 +116,13 @@ def fit(
         train = _as_arrays("train", train)
         first_inputs = train[0]
     if state is None:
-        state = init_state(net, optimizer, key, first_inputs.shape[1:])
+        state = init_state(net, optimizer, key, first_inputs.shape[1:], rule=rule)
 
     require = _make_require(net, loss, state.params)
 
     def make(maker, **how):
-        return maker(net, loss, optimizer, read=read, extra_args=extra_args, **how)
+        what = {"read": read, "measures": measures, "extra_args": extra_args}
+        return maker(net, loss, optimizer, rule=rule, **what, **how)
 
     if batched:
         run_epoch = _epochs_on_batches(make, train, require)
@@ -136,7 +144,7 @@ def fit(
         try:
             state, record = run_epoch(state)
         except BadStepError as bad:
-            place = locate(net, loss, bad)
+            place = locate(net, loss, rule, bad)
             raise NonFiniteError(epoch, bad.step, place, bad.state, records) from None
         value, measured = measure(state.params, record)
         if not math.isfinite(value):
@@ -284,13 +292,17 @@ def _make_require(net, loss, params):
     return require
 
 
-def _require_arguments(net, optimizer, key, state, held_out, patience, epochs, batch_size, target):
+def _require_arguments(
+    net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
+):
     """Refuses wrong arguments, all of them in one message."""
     wrong = []
     if not isinstance(net, Layer):
         wrong.append(f"net is {type(net).__name__}, expected a Layer")
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         wrong.append(f"optimizer is {type(optimizer).__name__}, expected one of optax")
+    if not isinstance(rule, Rule):
+        wrong.append(f"rule is {type(rule).__name__}, expected a Rule, such as exact()")
     if (key is None) == (state is None):
         wrong.append("expected a key for a new state, or a state to go on from, and not both")
     counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}

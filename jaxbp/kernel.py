@@ -73,7 +73,7 @@ def _two_jacobians(net, params, inputs, other):
     def jacobian(inputs):
         outputs, cache = net.forward(params, inputs)
         rows = jacobian_rows(None, outputs, None)
-        return sweep_columns(net, params, cache, rows, {"rows": _keep_columns})["rows"]
+        return sweep_columns(net, params, params, cache, rows, {"rows": _keep_columns})["rows"]
 
     rows = jacobian(inputs)
     others = rows if other is None else jacobian(other)

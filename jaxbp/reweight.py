@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxbp.feedback import exact
 from jaxbp.readings import example_norms, layer_norms, sq_norms, total
 from jaxbp.signals import is_signal
 from jaxbp.types import show_shape, weighed, widened
@@ -110,7 +111,7 @@ class Reweighted(NamedTuple):
     grads: Any
 
 
-def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False):
+def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
     """The sum of every example's gradient times its weight, sum_n w_n g_n with w = weigh(norms).
 
     Args:
@@ -121,9 +122,10 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False):
         nothing, at the price of a second sweep. The answer is the same.
       per_layer: whether each layer has norms and weights of its own, in place of the whole
         gradient's. A layer is an innermost collection of parameters, such as a weight and its bias.
+      rule: which weights carry the error back (see `feedback`), and so what a gradient is.
 
     Returns:
-      `function(params, inputs, targets, *, key=None) -> Reweighted`.
+      `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> Reweighted`.
 
     Raises:
       ValueError: `sweeps` is neither 1 nor 2, or is 2 with weights per layer, which no single error
@@ -155,17 +157,18 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False):
             )
         return weights
 
-    def function(params, inputs, targets, *, key=None):
+    def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
         outputs, cache = net.forward(params, inputs, key=key)
         values, delta = loss(outputs, targets)
+        tree = rule.choose(rule_state, params, key=rule_key)
         if sweeps == 2:
-            _, squares = net.backward(params, cache, delta, read=sq_norms)
+            _, squares = net.backward(tree, cache, delta, read=sq_norms)
             norms = example_norms(squares)
             weights = weights_of(norms)
-            _, grads = net.backward(params, cache, weighed(delta, weights), read=total)
+            _, grads = net.backward(tree, cache, weighed(delta, weights), read=total)
             return Reweighted(values, norms, weights, grads)
 
-        _, signals = net.backward(params, cache, delta)
+        _, signals = net.backward(tree, cache, delta)
         squares = jax.tree.map(sq_norms, signals, is_leaf=is_signal)
         norms = layer_norms(squares) if per_layer else example_norms(squares)
         weights = jax.tree.map(weights_of, norms)
@@ -178,7 +181,7 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False):
     return function
 
 
-def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweeps=1):
+def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweeps=1, rule=exact()):
     """A differentially private mean gradient: clipped, summed, and drowned in noise.
 
       (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B,   xi ~ Normal(0, 1) for every entry
@@ -202,9 +205,12 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
       noise_multiplier: sigma, at least 0; with 0 there is no noise, and no privacy.
       batch_size: B, the expected number of examples of a batch.
       sweeps: as of `reweighted`.
+      rule: as of `reweighted`.
 
     Returns:
-      `function(params, inputs, targets, *, key) -> Reweighted`. Its `grads` are private. Its
+      `function(params, inputs, targets, *, key, rule_state=(), rule_key=None) -> Reweighted`. Its
+      `grads` are private, whatever the rule, as long as its state has nothing of the data that is
+      not private: a fixed state, or one that private updates have made. Its
       values, norms and weights are not, and are for experiments on public data.
 
     Raises:
@@ -234,12 +240,14 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
         wrong.append(f"batch_size is {batch_size}, expected a positive number")
     if wrong:
         raise ValueError(f"private_gradient: {'; '.join(wrong)}.")
-    clipped = reweighted(net, loss, clip_weights(max_norm), sweeps=sweeps)
+    clipped = reweighted(net, loss, clip_weights(max_norm), sweeps=sweeps, rule=rule)
     deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)
 
-    def function(params, inputs, targets, *, key):
+    def function(params, inputs, targets, *, key, rule_state=(), rule_key=None):
         forward_key, noise_key = jax.random.split(key)
-        answer = clipped(params, inputs, targets, key=forward_key)
+        answer = clipped(
+            params, inputs, targets, key=forward_key, rule_state=rule_state, rule_key=rule_key
+        )
         sums, structure = jax.tree.flatten(answer.grads)
         keys = jax.random.split(noise_key, len(sums))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbp.backprop import backprop, value_and_grad
+from jaxbp.feedback import exact
 from jaxbp.readings import mean
 
 
@@ -27,15 +28,17 @@ class TrainState(NamedTuple):
       opt_state: the state of the optimizer.
       step: how many steps have been made.
       key: from which, together with `step`, every random number is drawn. It stays as it is.
+      rule_state: the state of the rule by which the error is carried back.
     """
 
     params: Any
     opt_state: Any
     step: jax.Array
     key: jax.Array
+    rule_state: Any = ()
 
 
-def init_state(net, optimizer, key, shape):
+def init_state(net, optimizer, key, shape, *, rule=exact()):
     """The state before the first step, with parameters drawn by the network's initialisers.
 
     Args:
@@ -43,15 +46,28 @@ def init_state(net, optimizer, key, shape):
       optimizer: an optax optimizer.
       key: a random key.
       shape: that of one example, without N.
+      rule: which weights carry the error back. The parameters do not depend on it.
     """
     init_key, key = jax.random.split(key)
     params, _ = net.init(init_key, shape)
+    # Not by the same key: a rule that draws what the network draws would draw the parameters.
+    rule_state = rule.make(jax.random.fold_in(init_key, RULE_STREAM), net, shape)
     # Some optimizers hold an array twice, or the parameters: what is donated must be held once.
     opt_state = jax.tree.map(jnp.copy, optimizer.init(params))
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), key)
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), key, rule_state)
 
 
-def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
+def make_step(
+    net,
+    loss,
+    optimizer,
+    *,
+    rule=exact(),
+    read=None,
+    measures=None,
+    extra_args=None,
+    donate=True,
+):
     """A training step: one sweep over one batch and one update by its mean gradient.
 
     The step is pure and jit-compiled.
@@ -60,7 +76,11 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: an optax optimizer, also one that asks for `value`, `grad` or `value_fn`.
+      rule: which weights carry the error back (see `feedback`); its state is made by `init_state`.
       read: a dict of readings to record beside the loss, answered by the same sweep.
+      measures: a dict of what else to record, each a `function(params, inputs, targets, *, key,
+        rule_state, rule_key) -> value`, such as `alignment` makes, at the parameters before the
+        step. What it has in common with the step, such as the forward pass, is computed once.
       extra_args: what else the optimizer's update asks for, by name: a dict of
         `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` makes. The key
         is that of the forward pass.
@@ -69,10 +89,10 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
 
     Returns:
       `step(state, inputs, targets) -> (state, record)`; record is a dict of the mean loss,
-      `loss`, and of a tree for each reading.
+      `loss`, of a tree for each reading, and of each measure.
 
     Raises:
-      ValueError: `read` or `extra_args` is no dict, or a name in it is taken.
+      ValueError: `read`, `measures` or `extra_args` is no dict, or a name in it is taken.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -84,19 +104,23 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
       (1, ['loss'])
     """
     _require_names("read", "readings", read, RESERVED)
+    _require_names("measures", "measures", measures, RESERVED | set(read or {}))
     _require_names("extra_args", "arguments", extra_args, PASSED)
     optimizer = optax.with_extra_args_support(optimizer)
-    sweep = backprop(net, loss, read={"grads": mean, **(read or {})})
-    mean_sweep = value_and_grad(net, loss)
+    sweep = backprop(net, loss, read={"grads": mean, **(read or {})}, rule=rule)
+    mean_sweep = value_and_grad(net, loss, rule=rule)
 
     def step(state, inputs, targets):
-        key = forward_key(state)
+        key, (choose_key, update_key) = forward_key(state), rule_keys(state)
+        how = {"key": key, "rule_state": state.rule_state, "rule_key": choose_key}
         if read:
-            values, answers = sweep(state.params, inputs, targets, key=key)
-            value, grads = jnp.mean(values), answers.pop("grads")
+            values, record = sweep(state.params, inputs, targets, **how)
+            value, grads = jnp.mean(values), record.pop("grads")
         else:  # the mean can then be taken in delta, once for all parameters
-            value, grads = mean_sweep(state.params, inputs, targets, key=key)
-            answers = {}
+            value, grads = mean_sweep(state.params, inputs, targets, **how)
+            record = {}
+        for name, measure in (measures or {}).items():
+            record[name] = measure(state.params, inputs, targets, **how)
 
         def value_fn(params):  # for optimizers that search along a line
             outputs, _ = net.forward(params, inputs, key=key)
@@ -106,22 +130,26 @@ def make_step(net, loss, optimizer, *, read=None, extra_args=None, donate=True):
             name: function(state.params, inputs, targets, key=key)
             for name, function in (extra_args or {}).items()
         }
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            value=value,
-            grad=grads,
-            value_fn=value_fn,
-            **extra,
+
+        def move(tree):
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, tree, value=value, grad=grads, value_fn=value_fn, **extra
+            )
+            return optax.apply_updates(tree, updates), opt_state
+
+        params, opt_state = move(state.params)
+        rule_state = rule.update(
+            state.rule_state, params, move=lambda tree: move(tree)[0], key=update_key
         )
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(params, opt_state, state.step + 1, state.key), {"loss": value, **answers}
+        after = TrainState(params, opt_state, state.step + 1, state.key, rule_state)
+        return after, {"loss": value, **record}
 
     return jax.jit(step, donate_argnums=0 if donate else ())
 
 
-def make_epoch(net, loss, optimizer, *, batch_size, read=None, extra_args=None):
+def make_epoch(
+    net, loss, optimizer, *, batch_size, rule=exact(), read=None, measures=None, extra_args=None
+):
     """An epoch: a step for each batch, over all examples in a random order, as one `lax.scan`.
 
     If the batch size does not divide N, the last batch is a short one. Pure and jit-compiled.
@@ -131,7 +159,9 @@ def make_epoch(net, loss, optimizer, *, batch_size, read=None, extra_args=None):
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: an optax optimizer.
       batch_size: examples per step.
+      rule: as of `make_step`.
       read: a dict of readings to record beside the loss. Their shapes must not depend on N.
+      measures: as of `make_step`. Their shapes must not depend on N.
       extra_args: as of `make_step`.
 
     Returns:
@@ -150,7 +180,9 @@ def make_epoch(net, loss, optimizer, *, batch_size, read=None, extra_args=None):
       >>> int(state.step)
       3
     """
-    step = make_step(net, loss, optimizer, read=read, extra_args=extra_args)
+    step = make_step(
+        net, loss, optimizer, rule=rule, read=read, measures=measures, extra_args=extra_args
+    )
 
     def epoch(state, inputs, targets):
         order = shuffle(state, len(inputs))
@@ -222,12 +254,18 @@ def _require_names(argument, what, functions, reserved):
 
 # Keys are folded from a key that stays: where a network draws nothing, nothing is computed for it,
 # while a key split at every step took a tenth of the time of a small network's epoch.
-SHUFFLE_STREAM = 2**31  # which no step reaches
+SHUFFLE_STREAM, RULE_STREAM = 2**31, 2**31 + 1  # which no step reaches
 
 
 def forward_key(state):
     """The key for the layers that draw in the next step."""
     return jax.random.fold_in(state.key, state.step)
+
+
+def rule_keys(state):
+    """The keys with which the rule chooses and updates in the next step."""
+    stream = jax.random.fold_in(state.key, RULE_STREAM)
+    return jax.random.split(jax.random.fold_in(stream, state.step))
 
 
 def shuffle(state, n):

@@ -2,7 +2,8 @@
 
 A network is a `Layer`, and so is each of its parts: a few pure functions that fit together. What
 it is asked to do better is a `Loss`. Neither knows of the other: they meet in an array of outputs
-on the way up, and in its derivative, delta, on the way down.
+on the way up, and in its derivative, delta, on the way down. Which weights carry that down is for
+a `Rule` to say.
 
 Letters, for shapes in brackets and for indices in formulas:
 
@@ -20,6 +21,7 @@ Letters, for shapes in brackets and for indices in formulas:
   x, y   what goes into a layer's forward, and what comes out of it
   dy, dx   dE/dy, which goes into its backward, and dE/dx, which comes out of it
   delta  the derivative of the loss with respect to some layer's output
+  W, B   the weights that lead forward, and those that lead the error back in their place
 """
 
 import dataclasses
@@ -85,6 +87,27 @@ class Loss:
         """The value of each example, [N], and its derivative with respect to the outputs."""
         terms, delta = self.terms(outputs, targets)
         return jnp.sum(terms, axis=range(1, terms.ndim)), delta
+
+
+class Rule(NamedTuple):
+    """Which weights carry the error back: a rule makes, chooses and updates the tree for backward.
+
+    Attributes:
+      name: what messages and tables call it.
+      make: `make(key, net, shape) -> state`, before training. `shape` is that of one example. The
+        state is a pytree of arrays, `()` for a rule that remembers nothing.
+      choose: `choose(state, params, *, key=None) -> tree`, the first argument of `net.backward`.
+        `key` is for rules that draw anew for each batch.
+      update: `update(state, params, *, move, key=None) -> state`, after each step of the optimizer.
+        `params` are the new parameters, and `move(tree)` moves another tree like them as the
+        optimizer has just moved them: by the same gradients and its state before the step, and by
+        the tree's own weight decay.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    choose: Callable[..., Any]
+    update: Callable[..., Any]
 
 
 class LayerError(ValueError):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import mean
-from jaxbp.train import forward_key
+from jaxbp.train import forward_key, rule_keys
 from jaxbp.types import LayerError
 
 
@@ -68,7 +68,7 @@ def run_watched(step, state, batches):
     return state, jax.tree.map(lambda s: s / n, sums)
 
 
-def locate(net, loss, bad):
+def locate(net, loss, rule, bad):
     """Where the first value of a bad step that is not finite stands, in words."""
     key = forward_key(bad.state)
     params, (inputs, targets) = bad.state.params, bad.batch
@@ -79,7 +79,9 @@ def locate(net, loss, bad):
             phase = "the loss"
             _, delta = loss(outputs, targets)
             phase = "the backward pass"
-            net.backward(params, cache, delta, read=mean)
+            choose_key, _ = rule_keys(bad.state)
+            tree = rule.choose(bad.state.rule_state, params, key=choose_key)
+            net.backward(tree, cache, delta, read=mean)
     except LayerError as error:
         return f"{phase}, {error.where}"
     except FloatingPointError:
