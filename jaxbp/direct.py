@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxbp.compose import Direct
-from jaxbp.feedback import FEEDBACK_STREAM, exact
+from jaxbp.feedback import FEEDBACK_STREAM, exact, wrong_state
 from jaxbp.types import Rule
 
 
@@ -90,11 +90,10 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
 
     def of_blocks(state, params, key):
         """For each block its rule, its state, its parameters and a key."""
+        if not isinstance(state, DirectState):
+            raise wrong_state(name, f"it is {type(state).__name__}, not DirectState")
         if not isinstance(params, tuple) or len(params) != len(blocks):
-            raise ValueError(
-                f"{name}: got parameters of another network; it takes those of a chain of its "
-                f"{len(blocks)} blocks."
-            )
+            raise wrong_state(name, f"they are not those of a chain of its {len(blocks)} blocks")
         keys = [None] * len(blocks) if key is None else jax.random.split(key, len(blocks))
         return zip(rules, state.blocks, params, keys, strict=True)
 

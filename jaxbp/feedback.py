@@ -265,6 +265,8 @@ def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
 
     def choose(state, params, *, key=None):
         del key
+        if not isinstance(state, MirrorState):
+            raise wrong_state("weight_mirror", f"it is {type(state).__name__}, not MirrorState")
         return choose_feedback(state.feedback, params)
 
     def mirror(w, b, key):
@@ -332,10 +334,15 @@ def _each(name, function, params, state, *trees):
     try:
         return jax.tree_util.tree_map_with_path(place, params, state, *trees)
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{name}: its state is not of these parameters: {error}. Make it for this network, by "
-            "init_state(..., rule=rule) or by rule.make(key, net, shape), and pass it on?"
-        ) from error
+        raise wrong_state(name, error) from error
+
+
+def wrong_state(name, problem):
+    """The error of a rule that got a state which is not its own, or of another network."""
+    return ValueError(
+        f"{name}: its state is not of these parameters: {problem}. Make it for this network, by "
+        "init_state(..., rule=rule) or by rule.make(key, net, shape), and pass it on?"
+    )
 
 
 def _show(path):

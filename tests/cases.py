@@ -1,6 +1,6 @@
 """The registry: what is listed here is put to every property that there is for its kind.
 
-A new public layer, loss or reading joins by a line; `test_package` fails until it has.
+A new public layer, loss, reading or rule joins by a line; `test_package` fails until it has.
 """
 
 from collections.abc import Callable
@@ -149,6 +149,59 @@ LOSSES = {
     ),
     "huber, weighted": LossCase(
         bp.weighted(bp.huber), (4,), lambda rng: (3 * normals(rng, 4), weights(rng))
+    ),
+}
+
+
+class Blocks(NamedTuple):
+    """The layers of each block of a chain, and the shape of one example."""
+
+    layers: tuple[tuple[bp.Layer, ...], ...]
+    shape: tuple[int, ...]
+
+    @property
+    def parts(self):
+        return [bp.chain(*layers) for layers in self.layers]
+
+
+BLOCKS = {
+    "vectors": Blocks(
+        ((bp.dense(6), bp.tanh()), (bp.dense(5), bp.relu()), (bp.dense(3),)),
+        (4,),
+    ),
+    "networks for blocks": Blocks(
+        ((bp.dense(4), bp.silu(), bp.dense(5), bp.elu()), (bp.dense(2), bp.tanh(), bp.dense(3))),
+        (3,),
+    ),
+    "positions": Blocks(
+        ((bp.dense(5), bp.gelu()), (bp.dense(4, use_bias=False), bp.sigmoid()), (bp.dense(2),)),
+        (3, 4),
+    ),
+    "positions that end": Blocks(
+        ((bp.dense(3), bp.tanh()), (bp.flatten(), bp.dense(5), bp.softplus()), (bp.dense(2),)),
+        (2, 3),
+    ),
+}
+
+# Each takes the blocks of the network.
+RULES = {
+    "exact": lambda *blocks: bp.exact(),
+    "random_feedback": lambda *blocks: bp.random_feedback(),
+    "random_feedback for some": lambda *blocks: bp.random_feedback(
+        scale=2.0, where=lambda path, leaf: path.startswith("1.") and leaf.ndim == 2
+    ),
+    "sign_symmetric, uniform": lambda *blocks: bp.sign_symmetric(),
+    "sign_symmetric, fixed": lambda *blocks: bp.sign_symmetric("fixed"),
+    "sign_symmetric, batchwise": lambda *blocks: bp.sign_symmetric("batchwise"),
+    "kolen_pollack": lambda *blocks: bp.kolen_pollack(),
+    "weight_mirror": lambda *blocks: bp.weight_mirror(0.2, every=2),
+    "direct_feedback": lambda *blocks: bp.direct_feedback(*blocks),
+    "direct_feedback of random_feedback": lambda *blocks: bp.direct_feedback(
+        *blocks, rules=[bp.random_feedback() for _ in blocks]
+    ),
+    "direct_feedback of what learns and draws": lambda *blocks: bp.direct_feedback(
+        *blocks,
+        rules=[bp.kolen_pollack(), *[bp.sign_symmetric("batchwise") for _ in blocks[1:]]],
     ),
 }
 

@@ -124,6 +124,81 @@ def signal_gradients(signal):
     return jnp.asarray(np.stack(rows))
 
 
+@jax.custom_vjp
+def _carried(x, weight, feedback):
+    """x W, whose derivative goes back by B."""
+    del feedback
+    return x @ weight
+
+
+def _carried_forward(x, weight, feedback):
+    return x @ weight, (x, feedback)
+
+
+def _carried_backward(kept, dy):
+    x, feedback = kept
+    return dy @ feedback.T, jnp.einsum("...i,...o->io", x, dy), jnp.zeros_like(feedback)
+
+
+_carried.defvjp(_carried_forward, _carried_backward)
+
+
+@jax.custom_vjp
+def _leap(y, tap, matrix):
+    """Both as they are; the derivative of y is that of the tap by B, and y's own is dropped."""
+    del matrix
+    return y, tap
+
+
+def _leap_forward(y, tap, matrix):
+    return (y, tap), (y, matrix)
+
+
+def _leap_backward(kept, derivatives):
+    y, matrix = kept
+    _, error = derivatives
+    if y.shape[:-1] == error.shape[:-1]:
+        return jnp.einsum("...c,co->...o", error, matrix), error, jnp.zeros_like(matrix)
+    dy = error.reshape(len(error), -1) @ matrix
+    return dy.reshape(y.shape), error, jnp.zeros_like(matrix)
+
+
+_leap.defvjp(_leap_forward, _leap_backward)
+
+
+def forward_by_rule(blocks, params, tree, x):
+    """The outputs of a chain of blocks, in which autodiff carries the error by another tree."""
+    direct = isinstance(tree, bp.Direct)
+    trees = tree.parts if direct else tree
+    # Zeros that are added to the outputs, and so have the error at the outputs for a derivative.
+    tap = jnp.zeros(jax.eval_shape(bp.chain(*blocks.parts).forward, params, x)[0].shape)
+    for i, layers in enumerate(blocks.layers):
+        for layer, own, carrier in zip(layers, params[i], trees[i], strict=True):
+            if own:
+                x = _carried(x, own["weight"], carrier["weight"]) + own.get("bias", 0.0)
+            else:
+                x, _ = layer.forward(own, x)
+        if direct and i < len(blocks.layers) - 1:
+            x, tap = _leap(x, tap, tree.matrices[i])
+    return x + tap
+
+
+def per_example_grads_by_rule(blocks, values_of, params, tree, x, targets):
+    """The gradients of each example's own value, [N, ...], as a rule has them."""
+
+    def values(params):
+        return values_of(forward_by_rule(blocks, params, tree, x), targets)
+
+    return jax.jit(jax.jacrev(values))(params)
+
+
+def angle(a, b):
+    """Between two arrays, in degrees."""
+    a, b = np.ravel(a), np.ravel(b)
+    cosine = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+    return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
 def jacobian(net, params, x, key=None):
     """The derivative of every output of every example by all parameters, [N, K, P]."""
     flat, unravel = ravel_pytree(params)
