@@ -141,11 +141,11 @@ def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
         return s * jnp.abs(jax.random.normal(key, like.shape, like.dtype))
 
     def make(key, net, shape):
-        draw_key, magnitude_key = jax.random.split(key)
-        draw = _draw(name, draw_key, net, shape, scale, where)
+        draw = _draw(name, key, net, shape, scale, where)
         scales = jax.tree.map(lambda b: jnp.sqrt(jnp.mean(jnp.square(b))), draw)
         if magnitudes == "fixed":
-            return jax.tree.map(half_normal, _keys_like(magnitude_key, draw), scales, draw)
+            keys = _keys_like(jax.random.fold_in(key, FEEDBACK_STREAM + 1), draw)
+            return jax.tree.map(half_normal, keys, scales, draw)
         return scales
 
     def choose(state, params, *, key=None):
