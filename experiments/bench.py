@@ -5,6 +5,7 @@
   norms       the gradient and the norm of each example's, in one sweep, against the gradient alone
   vmap        the same gradient and norms, against those from `jax.vmap(jax.grad(...))`
   quantities  what else a sweep reads off, and what peers do, each against its own plain gradient
+  rules       a training step under each rule, and a peer's, each against its own exact step
 
 The two take turns in one process, in reversed order every other round, so that whatever drifts or
 goes first does so for both. A figure is the median over the rounds of the ratio within a round,
@@ -35,6 +36,7 @@ import tyro
 from tqdm import tqdm
 
 import jaxbp as bp
+from experiments.feedback_rules import biotorch_runs, compile_step, make_blocks, make_rules
 from experiments.files import whole
 from experiments.measuring import compile_program, describe_environment, measure
 from experiments.peers import FORM_ALL_GRADIENTS, PEERS, from_all_gradients, mean_and_norms
@@ -49,7 +51,7 @@ from experiments.trainers import (
     train_torch,
 )
 
-NAMES = ("gradient", "training", "norms", "vmap", "quantities")
+NAMES = ("gradient", "training", "norms", "vmap", "quantities", "rules")
 PER_EXAMPLE_BYTES = 512 * 1024**2  # the most that the gradients of all examples may take
 
 
@@ -63,7 +65,7 @@ class Case(NamedTuple):
 
     def __str__(self):
         at = f", T = {self.t}" if self.t else ""
-        return f"{'-'.join(map(str, self.sizes))} {self.activation}, N = {self.n}{at}"
+        return f"{show_sizes(self.sizes)} {self.activation}, N = {self.n}{at}"
 
 
 class Row(NamedTuple):
@@ -87,7 +89,7 @@ class Row(NamedTuple):
 class Section(NamedTuple):
     """A table: its title, what its ratios are of, who makes a case's rows, the cases, and a note.
 
-    A quick run has the first case alone.
+    A quick run has the first case alone. `what` is what tells the rows of a case apart.
     """
 
     title: str
@@ -95,6 +97,7 @@ class Section(NamedTuple):
     rows: Callable
     cases: tuple
     note: str = ""
+    what: str = "quantity"
 
 
 def main(
@@ -220,9 +223,24 @@ def quantities(case, repeats, seed):
             yield from peer_rows(case, peer, functools.partial(make_runs, *data), repeats)
 
 
-def peer_rows(case, peer, make_runs, repeats):
-    """What a peer's quantities cost, against the plain gradient of its own framework."""
-    row = Row(str(case), f"{peer}: its plain gradient", "")
+def rules(case, repeats, seed):
+    """A row for a training step under each rule, against the exact step, and the peer's rows."""
+    data = tuple(map(jnp.asarray, make_data(case.sizes, case.n, seed)))
+    blocks = make_blocks(case.sizes)
+    exact = compile_step(blocks, bp.exact(), *data, seed)
+    for rule, wanted in make_rules(blocks):
+        program = compile_step(blocks, rule, *data, seed)
+        ours, theirs = measure([program.run, exact.run], repeats)
+        row = Row(str(case), "exact", f"<= {wanted:.2f}" if wanted else "", rule.name)
+        yield fill(row, ours / theirs, ours, theirs, program, exact)
+    start, *_ = exact.args
+    make_runs = functools.partial(biotorch_runs, start.params, *data)
+    yield from peer_rows(case, "BioTorch", make_runs, repeats, plain="PyTorch's exact step")
+
+
+def peer_rows(case, peer, make_runs, repeats, *, plain="its plain gradient"):
+    """What a peer's quantities cost, against the plain gradient or step of its own framework."""
+    row = Row(str(case), f"{peer}: {plain}", "")
     size = gradients_bytes(case)
     try:
         runs = make_runs()
@@ -242,6 +260,12 @@ def peer_rows(case, peer, make_runs, repeats):
             yield row._replace(problem=describe_problem(error))
         else:
             yield fill(row, ours / theirs, ours, theirs)
+
+
+def show_sizes(sizes):
+    """`784-512x16-10`: a size that comes more than twice in a row is written once."""
+    runs = [(size, len(list(same))) for size, same in itertools.groupby(sizes)]
+    return "-".join(f"{size}x{n}" if n > 2 else "-".join([f"{size}"] * n) for size, n in runs)
 
 
 def gradients_bytes(case):
@@ -316,7 +340,7 @@ def print_table(section, rows):
     """The rows in GitHub's markdown; a column without a figure is left out."""
     columns = {
         "network": [row.case for row in rows],
-        "quantity": [row.what or "" for row in rows],
+        section.what: [row.what or "" for row in rows],
         "against": [row.against for row in rows],
         f"{section.ratio} (quartiles)": [show_ratio(row) for row in rows],
         "wanted": [row.wanted for row in rows],
@@ -401,6 +425,15 @@ SECTIONS = {
         "Each library against the plain gradient of its own framework. What forms the gradients of "
         "all examples in JAX pays on a CPU for batched products of rank one, which are slow there: "
         "of vmap(grad)'s and jax_privacy's times that part is an artefact.",
+    ),
+    "rules": Section(
+        "A training step under each rule",
+        "under the rule / exact",
+        rules,
+        (*perceptrons((512, 128), (1024, 128)), Case((784, *[512] * 16, 10), 128)),
+        "Each library against the exact step of its own framework. Steps follow one another, each "
+        "in the memory of the last.",
+        "rule",
     ),
 }
 

@@ -16,7 +16,7 @@ import numpy as np
 SAMPLE_SECONDS = 0.01
 VERSIONS = (
     "jax", "jaxlib", "optax", "torch", "scikit-learn", "backpack-for-pytorch", "opacus",
-    "jax-privacy",
+    "jax-privacy", "biotorch",
 )  # fmt: skip
 
 
@@ -34,9 +34,9 @@ class Program(NamedTuple):
         return jax.block_until_ready(self.compiled(*self.args))
 
 
-def compile_program(function, *args):
+def compile_program(function, *args, donate_argnums=()):
     start = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
+    compiled = jax.jit(function, donate_argnums=donate_argnums).lower(*args).compile()
     seconds = time.perf_counter() - start
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     # Not every backend has these analyses.

@@ -76,6 +76,8 @@ def random_feedback(*, scale=1.0, where=matrices):
       scale: B is another draw by the network's initialisers, times this. (Where they draw zeros,
         B is zero, and nothing comes back.)
       where: `where(path, leaf) -> bool`, which parameters have a B; `path` is such as `0.weight`.
+        The first matrix of a network carries the error to the inputs alone. Rules that update their
+        B save that work by `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`.
 
     Raises:
       ValueError: on `make`, `where` matches nothing; on `choose`, the state is of another network.
