@@ -169,8 +169,8 @@ def kolen_pollack(*, scale=1.0, where=matrices):
     Without weight decay it stays.
 
     Any optax optimizer will do. It is asked for B's update by its state for W, with B in the place
-    of the parameters; what it reads of them beside their decay (a trust ratio, a line search) it
-    reads of B.
+    of the parameters. So what it reads of them beside their decay (a trust ratio, a line search) it
+    reads of B; and of a decay that it has put into its momentum, only the newest step's is B's own.
 
     Args:
       scale: of B at the start, as of `random_feedback`.
