@@ -1,0 +1,507 @@
+"""Must the error come back by the weights that led forward? Rules that do without them, at work.
+
+Backpropagation carries the error down by a layer's own weights, dx = dy W^T. Feedback alignment
+does so by fixed random ones, dx = dy B^T, and teaches all the same: W comes to lie along B, and so
+the error that B carries turns towards the exact one. `bp.alignment` tells the angle between them.
+
+First the task on which this was found. A linear network without biases, 30-20-10, learns a linear
+map T from examples x ~ Normal(0, I), t = x T:
+
+  h = x W1,   e = h W2 - t,   dE/dW2 = h^T e,   dE/dW1 = x^T (e B^T)
+
+The paper's are these sizes, the squared error, T uniform in [-1, 1], W in [-0.01, 0.01] and B in
+[-0.5, 0.5], learning rates found by hand, and the control that trains the last layer alone. (Its 20
+random units see 20 of the 30 directions of x, so that about a third of the error must stay.) Ours
+are the values of the rates, the number of examples, which come one at a time, and what is drawn:
+the error as |W1 W2 - T|^2 / |T|^2, which is the expected squared error over that of predicting
+zero, and the mean angle over inputs of their own.
+
+Then the digits, read by a deep network with tanh. Every rule has the same optimizer, initial
+weights and order of examples. What is expected of the test,
+
+  backpropagation >= Kolen-Pollack ~ weight mirror ~ signs of uniform magnitude
+                  > feedback alignment, direct feedback > last layer only
+
+is checked relation by relation; in 20 runs of five seeds, over five splits of the data, each held
+every time. It is an order of how fast the rules teach: after 100 epochs all but the control are
+within a point of each other. So the network and the few epochs were chosen for the rules to come
+apart, the learning rate and the decay for backpropagation, to which rates of 0.03 to 0.12 and
+decays of at most 0.03 are the same within a point; all this by the accuracy on held-out data, from
+other initial weights.
+
+Momentum is of the gradient alone, and decay beside it, as in `optax.adamw`: with decay in the
+momentum, Kolen and Pollack's B would come to W more slowly than W decays.
+
+Sources:
+  "Random synaptic feedback weights support error backpropagation for deep learning", Lillicrap,
+  Cownden, Tweed, Akerman, 2016: the linear task.
+  "Deep Learning without Weight Transport", Akrout, Wilson, Humphreys, Lillicrap, Tweed, 2019;
+  "Feedback alignment in deep convolutional networks", Moskovitz, Litwin-Kumar, Abbott, 2018: rules
+  that come close to backpropagation where feedback alignment does not.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from tqdm import tqdm
+
+import jaxbp as bp
+from experiments import data, figures
+from experiments.flags import wrong_flags
+
+EXACT, LAST = "backpropagation", "last layer only"
+KOLEN_POLLACK, MIRROR, SIGNS = "Kolen-Pollack", "weight mirror", "signs, uniform"
+RANDOM, DIRECT = "feedback alignment", "direct feedback"
+
+# Of rates a factor of 10^(1/4) apart the best, by the median error after 1000 examples of 20 draws
+# with seed 1. At the next higher one, all runs of the first two diverge.
+LINEAR_RATES = {EXACT: 0.01, RANDOM: 0.01, LAST: 10.0}
+PROBES = 100
+
+BATCH = 128
+MOMENTUM = 0.9
+BETTER, ALIKE = 0.01, 0.02  # differences of mean test accuracies: from where, and up to where
+ORDER = (
+    (EXACT, ">=", KOLEN_POLLACK),
+    (KOLEN_POLLACK, "~", MIRROR),
+    (MIRROR, "~", SIGNS),
+    (SIGNS, ">", RANDOM),
+    (SIGNS, ">", DIRECT),
+    (RANDOM, ">", LAST),
+    (DIRECT, ">", LAST),
+)
+# Direct feedback's matrices stand for no weight; the control's hidden layers follow no gradient.
+NO_ANGLES = {DIRECT: ("weight",), LAST: ("gradient", "delta", "weight")}
+STYLES = {
+    EXACT: (figures.BLACK, "-"),
+    KOLEN_POLLACK: (figures.BLUE, "-"),
+    MIRROR: (figures.SKY, "-"),
+    SIGNS: (figures.GREEN, "-"),
+    "signs, fixed": (figures.GREEN, "--"),
+    "signs, batchwise": (figures.GREEN, ":"),
+    RANDOM: (figures.ORANGE, "-"),
+    DIRECT: (figures.RED, "-"),
+    LAST: (figures.PURPLE, "-"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains by rules that carry the error back by other weights than those that lead forward."""
+
+    seeds: int = 5
+    """Draws of all that is random, in either task; at least 2."""
+    examples: int = 1000
+    """Of the linear task, one at a time."""
+    width: int = 64
+    """Units of each hidden layer of the network that reads digits."""
+    depth: int = 4
+    """Its hidden layers."""
+    epochs: int = 10
+    """How often it sees the training data."""
+    rate: float = 0.05
+    """Its learning rate, the same for every rule."""
+    decay: float = 0.01
+    """Its weight decay, the same for every rule."""
+    seed: int = 0
+    """Of the split of the digits and of all draws."""
+    out: Path = Path("out")
+    """The folder for the figures."""
+
+
+class Way(NamedTuple):
+    """A way to teach a network.
+
+    Attributes:
+      rule: which weights carry the error back.
+      last_only: whether nothing but the last layer is trained.
+    """
+
+    rule: bp.Rule
+    last_only: bool = False
+
+
+class Task(NamedTuple):
+    """A linear map to learn.
+
+    Attributes:
+      wanted: T, [30, 10].
+      inputs: x of each example, [examples, 30].
+      probes: inputs over which angles are averaged, [PROBES, 30].
+    """
+
+    wanted: jax.Array
+    inputs: jax.Array
+    probes: jax.Array
+
+
+class Line(NamedTuple):
+    """How the linear map was learnt, before each example.
+
+    Attributes:
+      errors: |W1 W2 - T|^2 / |T|^2, [seeds, examples].
+      angles: of delta at the hidden layer to the exact one, [seeds, examples].
+    """
+
+    errors: np.ndarray
+    angles: np.ndarray
+
+
+class Angles(NamedTuple):
+    """The angles of `bp.Alignment`, each the mean of layers.
+
+    Attributes:
+      gradient: of the hidden layers.
+      delta: of the same.
+      weight: of all but the first, whose weights no error needs to pass.
+    """
+
+    gradient: Any
+    delta: Any
+    weight: Any
+
+
+class Reader(NamedTuple):
+    """How the digits were learnt.
+
+    Attributes:
+      held_out: the accuracy after each epoch, [seeds, epochs].
+      test: at the end, [seeds].
+      angles: in each epoch, [seeds, epochs].
+    """
+
+    held_out: np.ndarray
+    test: np.ndarray
+    angles: Angles
+
+
+class Results(NamedTuple):
+    """Of both tasks, by the names of the ways.
+
+    Attributes:
+      linear: a `Line` for each.
+      digits: a `Reader` for each.
+    """
+
+    linear: dict[str, Line]
+    digits: dict[str, Reader]
+
+
+def main(config):
+    """Returns the `Results`."""
+    started = perf_counter()
+    require(config)
+    linear = learn_linear_map(config)
+    print_linear(linear, config)
+    figures.save(draw_linear(linear, config), config.out / "alignment_linear.png")
+    digits = learn_digits(config)
+    print_digits(digits)
+    print_order(digits)
+    figures.save(draw_digits(digits, config), config.out / "alignment_digits.png")
+    print(f"done in {perf_counter() - started:.0f} s, compilation included")
+    return Results(linear, digits)
+
+
+def require(config):
+    wrong = []
+    for name, least in (("seeds", 2), ("examples", 1), ("width", 1), ("depth", 1), ("epochs", 1)):
+        if getattr(config, name) < least:
+            wrong.append(f"{name} is {getattr(config, name)}; it takes at least {least}")
+    if not 0 < config.rate < math.inf:
+        wrong.append(f"rate is {config.rate}; it takes a positive number")
+    if not 0 <= config.decay < math.inf:
+        wrong.append(f"decay is {config.decay}; it takes 0 or a positive number")
+    wrong += wrong_flags(seed=config.seed, out=config.out)
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}.")
+
+
+def train_only_last(optimizer, layers):
+    """The optimizer, for a chain of so many layers of which all but the last stay as they are."""
+    stays = *[True] * (layers - 1), False
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), stays))
+
+
+# The linear task.
+
+
+def learn_linear_map(config):
+    """A `Line` for each way."""
+    ways = {
+        EXACT: Way(bp.exact()),
+        # B is another draw like W, in [-0.01, 0.01], times the scale.
+        RANDOM: Way(bp.random_feedback(scale=50.0)),
+        LAST: Way(bp.exact(), last_only=True),
+    }
+    task_keys, keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
+    tasks = jax.vmap(lambda key: draw_task(key, config.examples))(task_keys)
+    return {
+        name: learn_task(way, LINEAR_RATES[name], tasks, keys)
+        for name, way in tqdm(ways.items(), desc="linear map", unit="rule")
+    }
+
+
+def draw_task(key, examples):
+    wanted_key, input_key, probe_key = jax.random.split(key, 3)
+    return Task(
+        jax.random.uniform(wanted_key, (30, 10), minval=-1, maxval=1),
+        jax.random.normal(input_key, (examples, 30)),
+        jax.random.normal(probe_key, (PROBES, 30)),
+    )
+
+
+def make_linear_network():
+    def draw_small(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -0.01, 0.01)
+
+    sizes = 20, 10
+    return bp.chain(*[bp.dense(o, use_bias=False, weight_init=draw_small) for o in sizes])
+
+
+def learn_task(way, rate, tasks, keys):
+    """The `Line` of learning in one way, from an example at a time, all tasks side by side."""
+    net, optimizer = make_linear_network(), optax.sgd(rate)
+    if way.last_only:
+        optimizer = train_only_last(optimizer, 2)
+    align = bp.alignment(net, bp.squared_error, rule=way.rule)
+
+    def learn(state, task):
+        def error(params, *_, **__):
+            first, second = params
+            apart = first["weight"] @ second["weight"] - task.wanted
+            return jnp.sum(jnp.square(apart)) / jnp.sum(jnp.square(task.wanted))
+
+        def angle(params, *_, **how):
+            first, _ = align(params, task.probes, task.probes @ task.wanted, **how)
+            return first["weight"].delta
+
+        measures = {"error": error, "angle": angle}
+        step = bp.make_step(net, bp.squared_error, optimizer, rule=way.rule, measures=measures)
+
+        def go(state, x):
+            return step(state, x[None], (x @ task.wanted)[None])
+
+        _, record = jax.lax.scan(go, state, task.inputs)
+        return Line(record["error"], record["angle"])
+
+    states = start(net, optimizer, way.rule, (30,), keys)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(learn))(states, tasks))
+
+
+def start(net, optimizer, rule, shape, keys):
+    """The states before the first step, from every key.
+
+    Not inside the jit of the training: what draws is then compiled once for all rules.
+    """
+    return jax.vmap(lambda key: bp.init_state(net, optimizer, key, shape, rule=rule))(keys)
+
+
+def print_linear(lines, config):
+    print(
+        f"\na linear map from {config.examples} examples, one at a time: of {config.seeds} draws, "
+        "the median, with the lowest and the highest in parentheses\n\n"
+        f"{'':20}{'rate':>6}{'final error':>30}{'first angle':>18}{'final angle':>18}"
+    )
+    for name, line in lines.items():
+        error = spread(line.errors[:, -1], ".1e")
+        first, final = (spread(line.angles[:, i], ".0f") for i in (0, -1))
+        print(f"{name:20}{LINEAR_RATES[name]:>6g}{error:>30}{first:>18}{final:>18}")
+    print()
+
+
+def spread(values, form):
+    low, median, high = (f"{f(values):{form}}" for f in (np.min, np.median, np.max))
+    return f"{median} ({low}-{high})"
+
+
+def draw_linear(lines, config):
+    """The error of each way, and the angle of feedback alignment, over the examples."""
+    figure = Figure(figsize=(10, 4.2))
+    errors, angles = figure.subplots(1, 2)
+    seen = np.arange(config.examples)
+    for name, line in lines.items():
+        draw_runs(errors.semilogy, seen, line.errors, name)
+    draw_runs(angles.plot, seen, lines[RANDOM].angles, RANDOM)
+    errors.set(title="Feedback alignment learns", xlabel="examples")
+    errors.set_ylabel("squared error / that of predicting zero")
+    errors.legend()
+    angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
+    angles.set(
+        title="because its error turns towards the exact one",
+        xlabel="examples",
+        ylabel="angle at the hidden layer, degrees",
+        ylim=(0, None),
+        yticks=range(0, 91, 15),
+    )
+    return figure
+
+
+def draw_runs(plot, x, runs, name):
+    """Every run, thin, and their median."""
+    color, style = STYLES[name]
+    plot(x, runs.T, color=color, linestyle=style, linewidth=0.6, alpha=0.5)
+    plot(x, np.median(runs, axis=0), color=color, linestyle=style, linewidth=1.8, label=name)
+
+
+# The digits.
+
+
+def learn_digits(config):
+    """A `Reader` for each way."""
+    dataset = data.load(None, seed=config.seed)
+    hidden = [bp.chain(bp.dense(config.width), bp.tanh()) for _ in range(config.depth)]
+    blocks = *hidden, bp.dense(len(dataset.class_names))
+    ways = {
+        EXACT: Way(bp.exact()),
+        KOLEN_POLLACK: Way(bp.kolen_pollack()),
+        MIRROR: Way(bp.weight_mirror()),
+        SIGNS: Way(bp.sign_symmetric("uniform")),
+        "signs, fixed": Way(bp.sign_symmetric("fixed")),
+        "signs, batchwise": Way(bp.sign_symmetric("batchwise")),
+        RANDOM: Way(bp.random_feedback()),
+        DIRECT: Way(bp.direct_feedback(*blocks)),
+        LAST: Way(bp.exact(), last_only=True),
+    }
+    print(
+        f"\ndigits read by {config.depth} hidden layers of {config.width} tanh units: "
+        f"{len(dataset.train[1])} to train on, {config.epochs} times in batches of {BATCH}, "
+        f"{len(dataset.validation[1])} held out, {len(dataset.test[1])} for the test\n"
+        f"the same for every rule: rate {config.rate:g}, momentum {MOMENTUM}, weight decay "
+        f"{config.decay:g}, and {config.seeds} seeds\n"
+    )
+    readers = {}
+    for name, way in tqdm(ways.items(), desc="digits", unit="rule"):
+        readers[name] = learn_to_read(blocks, way, dataset, config)
+    return readers
+
+
+def learn_to_read(blocks, way, dataset, config):
+    """The `Reader` that a network becomes in one way, from all seeds side by side."""
+    net, loss = bp.chain(*blocks), bp.softmax_cross_entropy
+    optimizer = make_optimizer(config)
+    if way.last_only:
+        optimizer = train_only_last(optimizer, len(blocks))
+    epoch = bp.make_epoch(
+        net,
+        loss,
+        optimizer,
+        batch_size=BATCH,
+        rule=way.rule,
+        measures={"alignment": bp.alignment(net, loss, rule=way.rule)},
+    )
+    measure = bp.evaluate(net, loss, metric=bp.accuracy)
+
+    def go(state, _):
+        state, record = epoch(state, *dataset.train)
+        accuracy = measure(state.params, *dataset.validation)["metric"]
+        return state, (accuracy, average_angles(record["alignment"]))
+
+    def learn(state):
+        state, (held_out, angles) = jax.lax.scan(go, state, length=config.epochs)
+        return Reader(held_out, measure(state.params, *dataset.test)["metric"], angles)
+
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    states = start(net, optimizer, way.rule, dataset.train[0].shape[1:], keys)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(learn))(states))
+
+
+def make_optimizer(config):
+    return optax.chain(
+        optax.trace(MOMENTUM),
+        optax.add_decayed_weights(config.decay),
+        optax.scale_by_learning_rate(config.rate),
+    )
+
+
+def average_angles(alignment):
+    *hidden, last = alignment
+    hidden = [block[0]["weight"] for block in hidden]
+    return Angles(
+        jnp.mean(jnp.array([layer.gradient for layer in hidden])),
+        jnp.mean(jnp.array([layer.delta for layer in hidden])),
+        jnp.mean(jnp.array([layer.weight for layer in (*hidden[1:], last["weight"])])),
+    )
+
+
+def print_digits(readers):
+    print(
+        f"\n{'':20}{'test accuracy':>18}{'held out':>11}{'angle of gradient':>20}{'of delta':>10}"
+        f"{'of weight':>11}"
+    )
+    for name, reader in readers.items():
+        deviation = np.std(reader.test, ddof=1)
+        test = f"{np.mean(reader.test):.1%} +- {100 * deviation:.1f}"
+        gradient, delta, weight = (
+            "-" if field in NO_ANGLES.get(name, ()) else f"{np.mean(angles[:, -1]):.1f}"
+            for field, angles in reader.angles._asdict().items()
+        )
+        print(
+            f"{name:20}{test:>18}{np.mean(reader.held_out[:, -1]):>11.1%}{gradient:>20}"
+            f"{delta:>10}{weight:>11}"
+        )
+
+
+def print_order(readers):
+    print(
+        f"\nexpected of the mean test accuracies: > by more than {100 * BETTER:g} point, >= not "
+        f"worse by more, ~ within {100 * ALIKE:g} points"
+    )
+    for better, relation, worse in ORDER:
+        a, b = (float(np.mean(readers[name].test)) for name in (better, worse))
+        claim = f"{better} {relation} {worse}"
+        print(f"{claim:42}{a:>8.1%}{b:>8.1%}   {'yes' if holds(a, relation, b) else 'no'}")
+    print()
+
+
+def holds(a, relation, b):
+    if relation == "~":
+        return abs(a - b) <= ALIKE
+    return a - b > BETTER if relation == ">" else a - b >= -BETTER
+
+
+def draw_digits(readers, config):
+    """What each rule gets wrong over training, its angle, and what it gets wrong in the end."""
+    figure = Figure(figsize=(11, 4.2))
+    held_out, angles, test = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    epochs = np.arange(1, config.epochs + 1)
+    for i, (name, reader) in enumerate(readers.items()):
+        color, style = STYLES[name]
+        look = {"color": color, "linestyle": style, "linewidth": 1.8}
+        held_out.semilogy(epochs, 1 - np.mean(reader.held_out, axis=0), **look)
+        if "delta" not in NO_ANGLES.get(name, ()):
+            angles.plot(epochs, np.mean(reader.angles.delta, axis=0), **look)
+        test.plot([0, 1 - np.mean(reader.test)], [i, i], marker="|", markevery=[1], ms=14, **look)
+        test.plot(1 - reader.test, np.full(config.seeds, i), "o", color=color, alpha=0.5)
+    ticks = 0.05, 0.1, 0.2, 0.4, 0.8
+    held_out.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    held_out.minorticks_off()
+    held_out.set(title="Held-out digits read wrong", xlabel="epochs")
+    angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
+    angles.set(title="Angle to the exact error", xlabel="epochs", yticks=range(0, 91, 15))
+    angles.set_ylabel("degrees, mean of the hidden layers")
+    test.set_yticks(range(len(readers)), readers)
+    test.invert_yaxis()
+    test.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    test.set(
+        title="Test digits read wrong, in the end", xlabel="mean, and each seed", xlim=(0, None)
+    )
+    for label, name in zip(test.get_yticklabels(), readers, strict=True):
+        label.set_color(STYLES[name][0])
+    return figure
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"alignment: {error}") from None
