@@ -251,6 +251,20 @@ def test_random_feedback_has_the_scale_of_the_forward_initialiser(scale, key):
     assert abs(angle(feedback["weight"], params["weight"]) - 90) < 2  # within 0.23 on average
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_direct_feedback_has_the_scale_of_a_dense_layer_that_wide(scale, key):
+    blocks = bp.dense(400), bp.dense(400), bp.dense(100)
+    rule = bp.direct_feedback(*blocks, scale=scale, rules=[bp.random_feedback()] * 3)
+    state = rule.make(key, bp.chain(*blocks), (400,))
+    first, second = state.matrices
+    assert first.shape == second.shape == (100, 400)
+    for matrix in state.matrices:  # 40,000 numbers: their deviation has a relative one of 0.4 %
+        assert float(jnp.std(matrix)) == pytest.approx(scale / np.sqrt(400), rel=0.02)
+    assert abs(angle(first, second) - 90) < 2
+    inside = [block["weight"] for block in state.blocks[:2]]
+    assert abs(angle(*inside) - 90) < 2
+
+
 def test_where_chooses_by_path_and_by_leaf(key):
     rule = bp.random_feedback(where=lambda path, leaf: path == "1.0.weight" or leaf.shape == (3,))
     _, params, feedback, *_ = problem(VECTORS, rule, key)
@@ -311,14 +325,18 @@ DECAYS = {
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize(("optimizer", "rate"), DECAYS.values(), ids=DECAYS.keys())
-def test_kolen_pollacks_difference_shrinks_at_the_rate_of_the_decay(optimizer, rate, key):
+@pytest.mark.parametrize("inside", [False, True], ids=["", "inside direct feedback"])
+def test_kolen_pollacks_difference_shrinks_at_the_rate_of_the_decay(inside, optimizer, rate, key):
     rule = bp.kolen_pollack()
+    if inside:
+        rule = bp.direct_feedback(*VECTORS.parts, rules=[rule] * 3)
     net, _, _, x, targets = problem(VECTORS, rule, key)
     state = bp.init_state(net, optimizer, key, VECTORS.shape, rule=rule)
     step = bp.make_step(net, bp.squared_error, optimizer, rule=rule, donate=False)
 
     def apart(state):
-        pairs = zip(weights(state.rule_state), weights(state.params), strict=True)
+        feedback = state.rule_state.blocks if inside else state.rule_state
+        pairs = zip(weights(feedback), weights(state.params), strict=True)
         return [b - w for b, w in pairs]
 
     start = state
@@ -466,6 +484,24 @@ def test_batchwise_magnitudes_and_mirrors_draw_anew_at_each_step(key):
     first, _ = step(state, x, targets)
     second, _ = step(first, x, targets)
     assert not np.array_equal(weights(first.rule_state)[0], weights(second.rule_state)[0])
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_rule_is_made_by_a_key_of_its_own_and_updated_with_the_new_parameters(key):
+    def make(key, net, shape):
+        return net.init(key, shape)[0]
+
+    def update(state, params, *, move, key):
+        del state, move, key
+        return jax.tree.map(jnp.copy, params)
+
+    rule = bp.exact()._replace(make=make, update=update)
+    _, _, _, x, targets = problem(VECTORS, bp.exact(), key)
+    state = bp.init_state(NET, optax.sgd(0.1), key, (4,), rule=rule)
+    for b, w in zip(weights(state.rule_state), weights(state.params), strict=True):
+        assert angle(b, w) > 5
+    state, _ = bp.make_step(NET, bp.squared_error, optax.sgd(0.1), rule=rule)(state, x, targets)
+    chex.assert_trees_all_equal(state.rule_state, state.params)
 
 
 def noisy(deviation):
