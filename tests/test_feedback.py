@@ -546,6 +546,16 @@ def test_fit_trains_by_a_rule_and_goes_on_from_its_state(make_rule, key):
     assert whole.records[-1]["loss"] < whole.records[0]["loss"]
 
 
+@pytest.mark.usefixtures("standard_promotion")
+def test_what_a_rule_blows_up_is_found_in_the_backward_pass(key):
+    blocks = bp.chain(bp.dense(4), bp.tanh()), bp.dense(3)
+    rule = bp.random_feedback(scale=1e308)
+    data = 1e3 * jnp.ones((4, 4)), 1e3 * jnp.ones((4, 3))
+    with pytest.raises(bp.NonFiniteError) as raised:
+        bp.fit(bp.chain(*blocks), bp.squared_error, optax.sgd(0.1), data, key=key, rule=rule)
+    assert raised.value.place == "the backward pass, chain: part 2 (dense(3))"
+
+
 # What is refused.
 
 OTHER = bp.chain(bp.dense(2), bp.tanh())
