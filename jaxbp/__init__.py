@@ -16,6 +16,7 @@ from jaxbp.direct import direct_feedback as direct_feedback
 from jaxbp.errors import ggn_columns as ggn_columns
 from jaxbp.errors import jacobian_rows as jacobian_rows
 from jaxbp.errors import sampled as sampled
+from jaxbp.feedback import Magnitudes as Magnitudes
 from jaxbp.feedback import MirrorState as MirrorState
 from jaxbp.feedback import exact as exact
 from jaxbp.feedback import kolen_pollack as kolen_pollack

@@ -6,7 +6,7 @@ The angle between vectors a and b, in degrees, is that of all their entries as o
 
       0   the same direction          90   nothing in common          180   the opposite
 
-A gradient within 90 degrees of the exact one still lowers the loss.
+A small step along a gradient within 90 degrees of the exact one still lowers the loss.
 """
 
 from typing import NamedTuple
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.compose import Direct
+from jaxbp.feedback import require_rule
 from jaxbp.readings import total
 from jaxbp.signals import is_signal
 from jaxbp.types import widened
@@ -41,7 +42,7 @@ class Alignment(NamedTuple):
 def alignment(net, loss, *, rule):
     """The angles between a rule's sweep and the exact one, at every parameter.
 
-      one vector is zero     90 degrees
+      one vector is zero     90 degrees, and a norm ratio of 0 or inf
       both are zero          0 degrees, and a norm ratio of 1
 
     Both sweeps start from the same forward pass. Under `direct_feedback`, `weight` and `norm_ratio`
@@ -71,6 +72,7 @@ def alignment(net, loss, *, rule):
       >>> bool(0 < angles[0]["weight"].delta < 90), float(angles[2]["weight"].gradient)
       (True, 0.0)
     """
+    require_rule("alignment", rule)
 
     def compare(exact, ruled, tree, param):
         return Alignment(
@@ -84,7 +86,8 @@ def alignment(net, loss, *, rule):
         outputs, cache = net.forward(params, inputs, key=key)
         _, delta = loss(outputs, targets)
         tree = rule.choose(rule_state, params, key=rule_key)
-        # No angle depends on N, but so the rule's sweep is the one of `value_and_grad`.
+        # No angle depends on N; but so the rule's sweep is that of `value_and_grad`, which a step
+        # without readings makes anyway.
         delta = delta / len(delta)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)
@@ -110,14 +113,24 @@ def _angle(a, b):
 
 
 def _direction(a):
-    norm = _norm(a)
-    return widened(a) / jnp.where(norm == 0, 1, norm)
+    a = _by_its_largest(widened(a))
+    return a / _one_for_zero(jnp.sqrt(jnp.sum(jnp.square(a))))
 
 
 def _norm(a):
-    return jnp.sqrt(jnp.sum(jnp.square(widened(a))))
+    a = widened(a)
+    return jnp.max(jnp.abs(a)) * jnp.sqrt(jnp.sum(jnp.square(_by_its_largest(a))))
 
 
 def _norm_ratio(a, b):
     a, b = _norm(a), _norm(b)
-    return jnp.where(a == b, 1, a / b)
+    return jnp.where(b > 0, a / _one_for_zero(b), jnp.where(a > 0, jnp.inf, 1))
+
+
+def _by_its_largest(a):
+    """The array with a largest entry of 1: the squares of small numbers would be lost as zeros."""
+    return a / _one_for_zero(jnp.max(jnp.abs(a)))
+
+
+def _one_for_zero(x):
+    return jnp.where(x == 0, 1, x)

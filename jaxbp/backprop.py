@@ -15,7 +15,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 
-from jaxbp.feedback import exact
+from jaxbp.feedback import exact, require_rule
 from jaxbp.readings import mean, total
 from jaxbp.types import show_shape
 
@@ -44,6 +44,7 @@ def value_and_grad(net, loss, *, rule=exact()):
       >>> grads[0]["weight"].shape
       (3, 4)
     """
+    require_rule("value_and_grad", rule)
 
     def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
         outputs, cache = net.forward(params, inputs, key=key)
@@ -75,7 +76,8 @@ def backprop(net, loss, *, read=mean, error=None, rule=exact()):
       layers that draw random numbers, `error_key` for an error that does, `rule_key` for a rule.
 
     Raises:
-      ValueError: what `error` gives is not K arrays of the outputs' shape.
+      ValueError: what `error` gives is not K arrays of the outputs' shape; or `rule` is no Rule, or
+        the state that it gets is not its own.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -92,6 +94,7 @@ def backprop(net, loss, *, read=mean, error=None, rule=exact()):
       >>> curvature[0]["weight"].shape
       (3, 4)
     """
+    require_rule("backprop", rule)
     several = isinstance(read, dict)
     readings = read if several else {"one": read}
 

@@ -89,6 +89,12 @@ def chain(*layers):
     def backward(params, caches, dy, *, read=keep):
         if isinstance(params, Direct):
             trees, matrices = params.parts, (*params.matrices, None)
+            if len(matrices) != len(layers):
+                raise LayerError(
+                    name,
+                    f"got {len(params.matrices)} direct matrices; it takes {len(layers) - 1}, one "
+                    "for each part but the last.",
+                )
         else:
             trees, matrices = params, (None,) * len(layers)
         error, dx, readings = dy, dy, []

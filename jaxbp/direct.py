@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from jaxbp.compose import Direct
+from jaxbp.compose import Direct, chain
 from jaxbp.feedback import FEEDBACK_STREAM, exact, wrong_state
 from jaxbp.types import Rule
 
@@ -37,19 +37,21 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
     The network is `chain(*blocks)`. Inside a block, which may be a network, the error is carried
     back exactly, or as another rule says. No block waits for another, and none but the first makes
     a dx that anybody reads: the dx of the whole is that of the first block for the error it got.
+    One block alone is the last.
 
     Blocks whose outputs have the positions of the chain's share one matrix over them; for others B
     leads from all outputs to all outputs.
 
     Args:
       *blocks: the parts of the chain, each with what bends its outputs: `chain(dense(64), tanh())`.
-      scale: the entries of B are normal, of standard deviation `scale / sqrt(O_i)`.
+      scale: the entries of B are normal numbers times `scale / sqrt(O_i)`.
       rules: one for each block, `exact()` if there are none. Another `direct_feedback` there makes
         the routes of a block that is a chain itself.
 
     Raises:
-      ValueError: there are not as many rules as blocks; or, on `choose`, the network is no chain of
-        so many.
+      TypeError: a block is not a Layer.
+      ValueError: there are no blocks, or not as many rules; or, on `make`, the network is not the
+        chain of the blocks; or, on `choose`, the state is of another.
 
     References:
       "Direct Feedback Alignment Provides Learning in Deep Neural Networks", Nøkland, 2016.
@@ -65,6 +67,9 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
       >>> grads = bp.value_and_grad(net, bp.squared_error, rule=rule)
       >>> value, _ = grads(params, jnp.ones((5, 3)), jnp.zeros((5, 2)), rule_state=rule_state)
     """
+    chained = chain(*blocks)
+    if not blocks:
+        raise ValueError("direct_feedback: takes the blocks of a chain; got none.")
     rules = [exact() for _ in blocks] if rules is None else list(rules)
     if len(rules) != len(blocks) or not all(isinstance(rule, Rule) for rule in rules):
         raise ValueError(
@@ -74,7 +79,11 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
     name = "direct_feedback"
 
     def make(key, net, shape):
-        del net  # it is the chain of the blocks, which does not tell its inner shapes
+        if _parameters(net, key, shape) != _parameters(chained, key, shape):
+            raise ValueError(
+                f"{name}: the network is not the chain of the blocks: {net.name} has other "
+                f"parameters than {chained.name}."
+            )
         init_key, key, block_key = jax.random.split(jax.random.fold_in(key, FEEDBACK_STREAM), 3)
         states, shapes, dtypes = [], [], []
         for i, (block, rule) in enumerate(zip(blocks, rules, strict=True)):
@@ -83,17 +92,18 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
             shapes.append(shape)
             dtypes += [leaf.dtype for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(*dtypes) if dtypes else float
-        draw = initializers.variance_scaling(scale**2, "fan_out", "normal", dtype=dtype)
+        draw = initializers.variance_scaling(1.0, "fan_out", "normal", dtype=dtype)
         sizes = [_direct_sizes(shapes[-1], shape) for shape in shapes[:-1]]
         keys = jax.random.split(key, len(blocks))
-        return DirectState(tuple(map(draw, keys, sizes)), tuple(states))
+        matrices = [jnp.asarray(scale, dtype) * matrix for matrix in map(draw, keys, sizes)]
+        return DirectState(tuple(matrices), tuple(states))
 
     def of_blocks(state, params, key):
         """For each block its rule, its state, its parameters and a key."""
         if not isinstance(state, DirectState):
             raise wrong_state(name, f"it is {type(state).__name__}, not DirectState")
         if not isinstance(params, tuple) or len(params) != len(blocks):
-            raise wrong_state(name, f"they are not those of a chain of its {len(blocks)} blocks")
+            raise wrong_state(name, f"the parameters are not of a chain of {len(blocks)} blocks")
         keys = [None] * len(blocks) if key is None else jax.random.split(key, len(blocks))
         return zip(rules, state.blocks, params, keys, strict=True)
 
@@ -115,6 +125,12 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
         return state._replace(blocks=tuple(states))
 
     return Rule(name, make, choose, update)
+
+
+def _parameters(net, key, shape):
+    """The structure, the shapes and the dtypes of a network's parameters."""
+    params = jax.eval_shape(lambda key: net.init(key, shape)[0], key)
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
 
 
 def _direct_sizes(outputs, shape):

@@ -24,12 +24,13 @@ A rule of one's own is such a record, or changes one:
   ...     return bp.exact()._replace(name="noisy", choose=choose)
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Rule, show_shape
+from jaxbp.types import Rule, show_shape, widened
 
 # Away from the keys that layers split off: a rule that is made by the key of the parameters
 # themselves must not draw the same numbers.
@@ -55,7 +56,9 @@ def exact():
         return ()
 
     def choose(state, params, *, key=None):
-        del state, key
+        del key
+        if jax.tree.leaves(state):
+            raise wrong_state("exact", "it remembers nothing")
         return params
 
     return Rule("exact", make, choose, _stay)
@@ -76,8 +79,9 @@ def random_feedback(*, scale=1.0, where=matrices):
       scale: B is another draw by the network's initialisers, times this. (Where they draw zeros,
         B is zero, and nothing comes back.)
       where: `where(path, leaf) -> bool`, which parameters have a B; `path` is such as `0.weight`.
-        The first matrix of a network carries the error to the inputs alone. Rules that update their
-        B save that work by `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`.
+        The first matrix of a network carries the error to the inputs alone: rules that update their
+        B save that work by `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`. A bias
+        carries nothing.
 
     Raises:
       ValueError: on `make`, `where` matches nothing; on `choose`, the state is of another network.
@@ -99,6 +103,16 @@ def random_feedback(*, scale=1.0, where=matrices):
     """
     make, choose = _drawn("random_feedback", scale, where)
     return Rule("random_feedback", make, choose, _stay)
+
+
+class Magnitudes(NamedTuple):
+    """What `sign_symmetric` remembers.
+
+    Attributes:
+      magnitudes: of each matrix that has some, M where they are fixed, else s.
+    """
+
+    magnitudes: Any
 
 
 def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
@@ -142,21 +156,28 @@ def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
     def half_normal(key, s, like):
         return s * jnp.abs(jax.random.normal(key, like.shape, like.dtype))
 
+    def root_mean_square(b):
+        return jnp.sqrt(jnp.mean(jnp.square(widened(b)))).astype(b.dtype)
+
     def make(key, net, shape):
         draw = _draw(name, key, net, shape, scale, where)
-        scales = jax.tree.map(lambda b: jnp.sqrt(jnp.mean(jnp.square(b))), draw)
-        if magnitudes == "fixed":
-            keys = _keys_like(jax.random.fold_in(key, FEEDBACK_STREAM + 1), draw)
-            return jax.tree.map(half_normal, keys, scales, draw)
-        return scales
+        scales = jax.tree.map(root_mean_square, draw)
+        if magnitudes != "fixed":
+            return Magnitudes(scales)
+        keys = _keys_like(jax.random.fold_in(key, FEEDBACK_STREAM + 1), draw)
+        return Magnitudes(jax.tree.map(half_normal, keys, scales, draw))
 
     def choose(state, params, *, key=None):
+        if not isinstance(state, Magnitudes):
+            raise wrong_state(name, f"it is {type(state).__name__}, not Magnitudes")
+        state = state.magnitudes
+        _require_own(name, params, state, scalars=magnitudes != "fixed")
         if magnitudes != "batchwise":
-            return _each(name, lambda w, m: m * jnp.sign(w), params, state)
+            return _replace(lambda w, m: m * jnp.sign(w), params, state)
         if key is None:
             raise ValueError(f"{name}: draws magnitudes and needs a random key. Pass rule_key=...?")
         keys = _keys_like(key, params)
-        return _each(name, lambda w, s, k: half_normal(k, s, w) * jnp.sign(w), params, state, keys)
+        return _replace(lambda w, s, k: half_normal(k, s, w) * jnp.sign(w), params, state, keys)
 
     return Rule(name, make, choose, _stay)
 
@@ -170,7 +191,8 @@ def kolen_pollack(*, scale=1.0, where=matrices):
 
     Any optax optimizer will do. It is asked for B's update by its state for W, with B in the place
     of the parameters. So what it reads of them beside their decay (a trust ratio, a line search) it
-    reads of B; and of a decay that it has put into its momentum, only the newest step's is B's own.
+    reads of B; of a decay that it has put into its momentum, only the newest step's is B's own; and
+    where it remembers parameters (`schedule_free`, L-BFGS), they are those of W, which B then sees.
 
     Args:
       scale: of B at the start, as of `random_feedback`.
@@ -274,10 +296,10 @@ def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
     def mirror(w, b, key):
         if b is None:
             return None
-        matrix = w.reshape(-1, w.shape[-1])
-        noise = jax.random.normal(key, (examples, len(matrix)), w.dtype)
-        agreement = noise.T @ (noise @ matrix) / examples
-        return b + rate * (agreement.reshape(b.shape) - b)
+        matrix, wide = widened(w.reshape(-1, w.shape[-1])), widened(b)
+        noise = jax.random.normal(key, (examples, len(matrix)), wide.dtype) / math.sqrt(examples)
+        agreement = (noise.T @ (noise @ matrix)).reshape(b.shape)
+        return (wide + jnp.asarray(rate, wide.dtype) * (agreement - wide)).astype(b.dtype)
 
     def update(state, params, *, move, key=None):
         del move
@@ -291,6 +313,22 @@ def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
         return MirrorState(feedback, state.step + 1)
 
     return Rule("weight_mirror", make, choose, update)
+
+
+def require_rule(name, rule):
+    """Refuses what is no rule, for a function of this name."""
+    if not isinstance(rule, Rule):
+        raise ValueError(
+            f"{name}: rule is {type(rule).__name__}, expected a Rule, such as exact()."
+        )
+
+
+def wrong_state(name, problem):
+    """The error of a rule that got a state which is not its own, or of another network."""
+    return ValueError(
+        f"{name}: got a state that is not its own: {problem}. Make it for this rule and network, "
+        "by init_state(..., rule=rule) or by rule.make(key, net, shape), and pass it on?"
+    )
 
 
 def _stay(state, params, *, move, key=None):
@@ -307,7 +345,8 @@ def _drawn(name, scale, where):
 
     def choose(feedback, params, *, key=None):
         del key
-        return _each(name, lambda w, b: b, params, feedback)
+        _require_own(name, params, feedback)
+        return _replace(lambda w, b: b, params, feedback)
 
     return make, choose
 
@@ -315,36 +354,38 @@ def _drawn(name, scale, where):
 def _draw(name, key, net, shape, scale, where):
     """Another draw of the chosen parameters, times `scale`; None in place of the others."""
     params, _ = net.init(jax.random.fold_in(key, FEEDBACK_STREAM), shape)
-    leaves = {_show(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
-    drawn = [scale * leaf if where(path, leaf) else None for path, leaf in leaves.items()]
+    leaves = [(_show(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
+    drawn = [jnp.asarray(scale, w.dtype) * w if where(path, w) else None for path, w in leaves]
     if all(leaf is None for leaf in drawn):
-        there = ", ".join(f"{path} {show_shape(leaf.shape)}" for path, leaf in leaves.items())
+        there = ", ".join(f"{path} {show_shape(leaf.shape)}" for path, leaf in leaves)
         raise ValueError(f"{name}: where matches none of the parameters: {there or 'no such'}.")
     return jax.tree.structure(params).unflatten(drawn)
 
 
-def _each(name, function, params, state, *trees):
-    """`function(w, s, ...)` for each parameter w that has an s in the state, and w for others."""
+def _require_own(name, params, state, *, scalars=False):
+    """Refuses a state that has not an array like it, or a number, for each chosen parameter."""
 
-    def place(path, w, s, *others):
-        if s is None:
-            return w
-        if s.shape not in ((), w.shape):
-            raise ValueError(f"{_show(path)} is {show_shape(w.shape)}, not {show_shape(s.shape)}")
-        return function(w, s, *others)
+    def require(path, w, s):
+        shape = () if scalars else w.shape
+        if s is not None and (s.shape, s.dtype) != (shape, w.dtype):
+            raise ValueError(
+                f"for {_show(path)} it has {s.dtype} {show_shape(s.shape)}, not {w.dtype} "
+                f"{show_shape(shape)}"
+            )
 
     try:
-        return jax.tree_util.tree_map_with_path(place, params, state, *trees)
+        jax.tree_util.tree_map_with_path(require, params, state)
     except (ValueError, TypeError, AttributeError) as error:
         raise wrong_state(name, error) from error
 
 
-def wrong_state(name, problem):
-    """The error of a rule that got a state which is not its own, or of another network."""
-    return ValueError(
-        f"{name}: its state is not of these parameters: {problem}. Make it for this network, by "
-        "init_state(..., rule=rule) or by rule.make(key, net, shape), and pass it on?"
-    )
+def _replace(function, params, state, *trees):
+    """`function(w, s, ...)` for each parameter w that has an s in the state, and w for others."""
+
+    def place(w, s, *others):
+        return w if s is None else function(w, s, *others)
+
+    return jax.tree.map(place, params, state, *trees)
 
 
 def _show(path):

@@ -89,8 +89,8 @@ def fit(
     Raises:
       ValueError: an argument is wrong, or the data are: empty, of unequal lengths, not finite, or
         of shapes, dtypes or labels that the network or the loss refuses.
-      NonFiniteError: a loss, a parameter or the measure became infinite or not a number. It says
-        where, and has the last good state.
+      NonFiniteError: a loss, a parameter, the state of the rule or the measure became infinite or
+        not a number. It says where, and has the last good state.
 
     Example:
       >>> import jax, optax, jaxbp as bp
@@ -178,7 +178,7 @@ def _epochs_on_arrays(make, train, batch_size):
 
     def run_epoch(start):
         state, record = epoch(start, *train)
-        if not is_finite((record["loss"], state.params)):
+        if not is_finite((record["loss"], state.params, state.rule_state)):
             order = shuffle(start, n)
             batches = (take(train, order[i : i + batch_size]) for i in range(0, n, batch_size))
             step = make(make_step, donate=False)

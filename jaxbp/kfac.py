@@ -35,6 +35,8 @@ ERROR_STREAM = 2**31
 def kfac_factors(net, loss, *, error=sampled, shared="expand"):
     """The Kronecker factors of a network's dense layers on a batch, as `scale_by_kfac` takes them.
 
+    They are of exact sweeps, whatever the rule of the gradient that they multiply.
+
     Args:
       net: a Layer.
       loss: a Loss.

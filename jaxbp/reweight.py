@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxbp.feedback import exact
+from jaxbp.feedback import exact, require_rule
 from jaxbp.readings import example_norms, layer_norms, sq_norms, total
 from jaxbp.signals import is_signal
 from jaxbp.types import show_shape, weighed, widened
@@ -140,6 +140,7 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
       >>> round(float(jnp.max(answer.weights * answer.norms)), 4)
       1.0
     """
+    require_rule("reweighted", rule)
     if sweeps not in (1, 2):
         raise ValueError(f"reweighted: sweeps is {sweeps!r}; it takes 1 or 2.")
     if sweeps == 2 and per_layer:

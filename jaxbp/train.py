@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxbp.backprop import backprop, value_and_grad
-from jaxbp.feedback import exact
+from jaxbp.feedback import exact, require_rule
 from jaxbp.readings import mean
 
 
@@ -48,6 +48,7 @@ def init_state(net, optimizer, key, shape, *, rule=exact()):
       shape: that of one example, without N.
       rule: which weights carry the error back. The parameters do not depend on it.
     """
+    require_rule("init_state", rule)
     init_key, key = jax.random.split(key)
     params, _ = net.init(init_key, shape)
     # Not by the same key: a rule that draws what the network draws would draw the parameters.

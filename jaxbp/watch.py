@@ -36,18 +36,19 @@ class NonFiniteError(FloatingPointError):
 
 
 class BadStepError(Exception):
-    """A step after which the loss or a parameter is not finite.
+    """A step after which the loss, a parameter or the state of the rule is not finite.
 
     Attributes:
       step: which one of the epoch, counted from 1.
       state: the state before it.
+      after: the state after it.
       batch: its inputs and targets.
     """
 
-    def __init__(self, step, state, batch):
+    def __init__(self, step, state, after, batch):
         """Takes the attributes, in their order."""
         super().__init__(f"step {step} is not finite")
-        self.step, self.state, self.batch = step, state, batch
+        self.step, self.state, self.after, self.batch = step, state, after, batch
 
 
 def run_watched(step, state, batches):
@@ -59,8 +60,8 @@ def run_watched(step, state, batches):
     sums, n = None, 0
     for i, batch in enumerate(batches, 1):
         after, record = step(state, *batch)
-        if not is_finite((record["loss"], after.params)):
-            raise BadStepError(i, state, batch)
+        if not is_finite((record["loss"], after.params, after.rule_state)):
+            raise BadStepError(i, state, after, batch)
         size = len(batch[0])
         weighed = jax.tree.map(lambda r, size=size: size * r, record)
         sums = weighed if sums is None else jax.tree.map(jnp.add, sums, weighed)
@@ -86,10 +87,12 @@ def locate(net, loss, rule, bad):
         return f"{phase}, {error.where}"
     except FloatingPointError:
         return phase if phase == "the loss" else f"{phase}, {net.name}"
-    return "the update of the parameters"
+    in_rule = is_finite(bad.after.params) and not is_finite(bad.after.rule_state)
+    return f"the update of {rule.name if in_rule else 'the parameters'}"
 
 
 @jax.jit
 def is_finite(tree):
     """Whether every number in a tree is finite."""
-    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))

@@ -130,6 +130,34 @@ def test_numbers_of_16_bits_are_measured_in_32(key):
     assert 100 < float(got[1]["weight"].norm_ratio) < 10_000  # squares would overflow
 
 
+@pytest.mark.usefixtures("as_shipped")
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_size_of_an_error_does_not_change_an_angle(size, key):
+    """Their squares are no numbers of 32 bits."""
+    params, _ = NET.init(key, BLOCK_CASE.shape)
+    rule, x = bp.random_feedback(), jax.random.normal(key, (N, *BLOCK_CASE.shape))
+    state = rule.make(key, NET, BLOCK_CASE.shape)
+
+    def angles(size):
+        def loss(outputs, targets):
+            return jnp.zeros(N), size * targets
+
+        targets = jnp.arange(3.0 * N).reshape(N, 3)
+        return bp.alignment(NET, loss, rule=rule)(params, x, targets, rule_state=state)
+
+    jax.tree.map(
+        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-3),
+        angles(size),
+        angles(1.0),
+    )
+    assert float(angles(size)[0][0]["weight"].delta) > 5
+
+
+def test_nothing_is_divided_by_zero(batch):
+    with jax.debug_nans(True):
+        bp.alignment(NET, bp.squared_error, rule=bp.exact())(*batch)
+
+
 def flop(function, *args):
     return function.lower(*args).compile().cost_analysis()["flops"]
 
