@@ -13,6 +13,16 @@ import pytest
 from cases import POSITIONS, SIGNALS
 
 
+def pytest_configure(config):
+    """Keeps what is compiled for the other workers and for the next run: most of the time is that.
+
+    A test counts traces, or asks the compiler; how long it took, none does.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(autouse=True)
 def strict():
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
