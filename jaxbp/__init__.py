@@ -58,6 +58,9 @@ from jaxbp.moments import second_moment as second_moment
 from jaxbp.moments import variance as variance
 from jaxbp.noise import GradientNoise as GradientNoise
 from jaxbp.noise import gradient_noise as gradient_noise
+from jaxbp.norms import group_norm as group_norm
+from jaxbp.norms import layer_norm as layer_norm
+from jaxbp.norms import rms_norm as rms_norm
 from jaxbp.readings import example_norms as example_norms
 from jaxbp.readings import layer_norms as layer_norms
 from jaxbp.readings import mean as mean
@@ -71,6 +74,7 @@ from jaxbp.reweight import private_gradient as private_gradient
 from jaxbp.reweight import reweighted as reweighted
 from jaxbp.signals import Bias as Bias
 from jaxbp.signals import Outer as Outer
+from jaxbp.signals import Scale as Scale
 from jaxbp.signals import keep as keep
 from jaxbp.train import TrainState as TrainState
 from jaxbp.train import evaluate as evaluate

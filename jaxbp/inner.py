@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import gram_is_less_work, per_example
-from jaxbp.signals import Bias, Outer, as_positions, is_signal, not_a_signal
+from jaxbp.signals import Bias, Outer, Scale, as_positions, is_signal, not_a_signal
 from jaxbp.types import show_shape, widened
 
 
@@ -74,8 +74,9 @@ def _(signal: Outer, other):
     return gradients.reshape(n, -1) @ others.reshape(m, -1).T
 
 
-@_gram.register
-def _(signal: Bias, other):
+@_gram.register(Bias)
+@_gram.register(Scale)
+def _(signal, other):
     return per_example(signal) @ per_example(other).T
 
 
@@ -124,8 +125,9 @@ def _(signal: Outer, direction):
     return jnp.sum((x @ direction) * d, axis=(1, 2))
 
 
-@_along.register
-def _(signal: Bias, direction):
+@_along.register(Bias)
+@_along.register(Scale)
+def _(signal, direction):
     return per_example(signal) @ direction
 
 

@@ -13,6 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from jaxbp.require import (
+    require_delta,
+    require_floats,
+    require_leaves,
+    require_positive,
+    require_shape,
+)
 from jaxbp.signals import Bias, Outer, keep
 from jaxbp.types import Layer, LayerError, show_shape
 
@@ -55,15 +62,10 @@ def dense(
     if not isinstance(features, int) or isinstance(features, bool) or features < 1:
         raise ValueError(f"dense: features is {features!r}; it takes a positive integer.")
     name = f"dense({features})"
-    leaves = {"weight", "bias"} if use_bias else {"weight"}
+    leaves = ("weight", "bias") if use_bias else ("weight",)
 
     def require_params(params):
-        if not isinstance(params, dict) or set(params) != leaves:
-            raise LayerError(
-                name,
-                f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
-                f"{' and '.join(sorted(leaves, reverse=True))}. Are they those of another network?",
-            )
+        require_leaves(name, params, leaves)
         if jnp.ndim(params["weight"]) != 2 or jnp.shape(params["weight"])[1] != features:
             raise LayerError(
                 name,
@@ -72,7 +74,7 @@ def dense(
             )
 
     def init(key, shape):
-        if not _require_shape(name, shape):
+        if not require_shape(name, shape):
             raise LayerError(
                 name, "got inputs of shape [N]; it takes [N, ..., I]. Give each example an axis?"
             )
@@ -86,7 +88,7 @@ def dense(
         del key
         require_params(params)
         weight = params["weight"]
-        _require_floats(name, x, weight.dtype)
+        require_floats(name, x, weight.dtype)
         if x.ndim < 2 or x.shape[-1] != weight.shape[0]:
             raise LayerError(
                 name,
@@ -98,7 +100,7 @@ def dense(
 
     def backward(params, x, dy, *, read=keep):
         require_params(params)
-        _require_delta(name, dy, (*x.shape[:-1], features))
+        require_delta(name, dy, (*x.shape[:-1], features))
         readings = {"weight": read(Outer(x, dy))}
         if use_bias:
             readings["bias"] = read(Bias(dy))
@@ -149,7 +151,7 @@ def leaky_relu(negative_slope=0.01):
     Raises:
       ValueError: `negative_slope` is not positive.
     """
-    _require_positive("leaky_relu", "negative_slope", negative_slope)
+    require_positive("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
         y = jax.nn.leaky_relu(x, negative_slope)
@@ -176,7 +178,7 @@ def elu(alpha=1.0):
       "Fast and Accurate Deep Network Learning by Exponential Linear Units (ELUs)", Clevert,
       Unterthiner, Hochreiter, 2016.
     """
-    _require_positive("elu", "alpha", alpha)
+    require_positive("elu", "alpha", alpha)
 
     def forward(x):
         y = jax.nn.elu(x, alpha)
@@ -250,7 +252,7 @@ def flatten():
 
     def init(key, shape):
         del key
-        return (), (math.prod(_require_shape("flatten", shape)),)
+        return (), (math.prod(require_shape("flatten", shape)),)
 
     def forward(params, x, *, key=None):
         del params, key
@@ -289,13 +291,13 @@ def dropout(drop_prob):
 
     def init(key, shape):
         del key
-        return (), _require_shape(name, shape)
+        return (), require_shape(name, shape)
 
     def forward(params, x, *, key=None):
         del params
         if key is None:
             return x, None
-        _require_floats(name, x)
+        require_floats(name, x)
         # The mask is a byte a value, where drawing it again would cost more than reading it.
         mask = jax.random.bernoulli(key, keep_prob, x.shape)
         return apply(mask, x), mask
@@ -316,64 +318,16 @@ def _elementwise(name, function, slope):
 
     def init(key, shape):
         del key
-        return (), _require_shape(name, shape)
+        return (), require_shape(name, shape)
 
     def forward(params, x, *, key=None):
         del params, key
-        _require_floats(name, x)
+        require_floats(name, x)
         return function(x)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
-        _require_delta(name, dy, cache.shape)
+        require_delta(name, dy, cache.shape)
         return slope(cache) * dy, ()
 
     return Layer(name, init, forward, backward)
-
-
-def _require_positive(name, argument, value):
-    if not value > 0:
-        raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
-
-
-def _require_shape(name, shape):
-    """The shape of one example, once it is known to be one."""
-    if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
-        raise LayerError(
-            name,
-            f"got {shape!r} for the shape of one example; it takes a tuple of positive integers, "
-            "such as (64,), without N.",
-        )
-    return tuple(shape)
-
-
-def _require_floats(name, x, dtype=None):
-    """Refuses inputs that are not an array of floating-point numbers, or not of `dtype`."""
-    if not hasattr(x, "dtype"):
-        raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise LayerError(
-            name, f"got inputs of dtype {x.dtype}; it takes floating-point numbers. Convert them?"
-        )
-    if dtype is not None and x.dtype != dtype:
-        raise LayerError(
-            name, f"got inputs of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
-        )
-
-
-def _require_delta(name, dy, shape):
-    """Refuses a derivative that is not of the outputs' shape, which might broadcast in silence."""
-    if jnp.shape(dy) != shape:
-        raise LayerError(
-            name,
-            f"got a dy of shape {show_shape(jnp.shape(dy))}; its outputs are {show_shape(shape)}.",
-        )
-
-
-def _outline(params):
-    """What a tree of parameters is, in a few words."""
-    if isinstance(params, dict):
-        return f"a dict of {', '.join(map(str, params)) or 'nothing'}"
-    if isinstance(params, tuple | list):
-        return f"a {type(params).__name__} of {len(params)}"
-    return f"a {type(params).__name__}"

@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import mean, per_example
-from jaxbp.signals import Bias, Outer, as_positions, as_rows, is_signal, not_a_signal
+from jaxbp.signals import Bias, Outer, Scale, as_positions, as_rows, is_signal, not_a_signal
 from jaxbp.types import widened
 
 
@@ -68,6 +68,12 @@ def _(signal: Outer, *, columns=None):
 @per_example_diagonal.register
 def _(signal: Bias, *, columns=None):
     return _sum_squares(lambda d: jnp.sum(d, axis=1), _all_columns(signal.deltas, columns))
+
+
+@per_example_diagonal.register
+def _(signal: Scale, *, columns=None):
+    x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
+    return _sum_squares(lambda d: jnp.sum(x * d, axis=1), d)
 
 
 @functools.singledispatch
@@ -103,6 +109,11 @@ def _(signal: Outer, *, columns=None):
 def _(signal: Bias, *, columns=None):
     d = jnp.sum(_all_columns(signal.deltas, columns), axis=2)
     return jnp.sum(jnp.square(as_rows(d)), axis=0)
+
+
+@diagonal.register
+def _(signal: Scale, *, columns=None):
+    return jnp.sum(per_example_diagonal(signal, columns=columns), axis=0)
 
 
 def second_moment(signal) -> jax.Array:
@@ -162,7 +173,7 @@ def kronecker(signal, *, bias="folded", shared="expand", columns=None) -> Kronec
       apart      of a = x                   of a = 1, so that A = [[1]]
 
     A weight cannot tell whether it has a bias: folded, A is [I + 1, I + 1] in any case, and
-    A[:-1, :-1] is that of x alone.
+    A[:-1, :-1] is that of x alone. A gain has no such factors, and gets ().
 
     Args:
       signal: the operands of one parameter.
@@ -203,6 +214,13 @@ def _(signal: Bias, *, bias="folded", shared="expand", columns=None):
         return ()
     d = _all_columns(signal.deltas, columns)
     return Kronecker(jnp.ones((1, 1), d.dtype), _deltas_factor(d, shared))
+
+
+@kronecker.register
+def _(signal: Scale, *, bias="folded", shared="expand", columns=None):
+    del signal, columns
+    _require_choices(bias, shared)
+    return ()
 
 
 def _deltas_factor(d, shared):

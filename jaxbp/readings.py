@@ -34,7 +34,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.signals import Bias, Outer, as_positions, as_rows, is_signal, not_a_signal
+from jaxbp.signals import Bias, Outer, Scale, as_positions, as_rows, is_signal, not_a_signal
 from jaxbp.types import show_shape, weighed, widened
 
 
@@ -63,6 +63,11 @@ def _(signal: Outer, *, weights=None):
 @total.register
 def _(signal: Bias, *, weights=None):
     return jnp.sum(as_rows(weighed(signal.deltas, weights)), axis=0)
+
+
+@total.register
+def _(signal: Scale, *, weights=None):
+    return jnp.sum(as_rows(signal.inputs * weighed(signal.deltas, weights)), axis=0)
 
 
 def mean(signal, *, weights=None) -> jax.Array:
@@ -113,6 +118,11 @@ def _(signal: Bias):
     return jnp.sum(as_positions(signal.deltas), axis=1)
 
 
+@per_example.register
+def _(signal: Scale):
+    return jnp.sum(as_positions(signal.inputs * signal.deltas), axis=1)
+
+
 @functools.singledispatch
 def sq_norms(signal) -> jax.Array:
     """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
@@ -143,9 +153,10 @@ def _(signal: Outer):
     return _sq_norm(per_example(Outer(x, d)))
 
 
-@sq_norms.register
-def _(signal: Bias):
-    return _sq_norm(per_example(Bias(widened(signal.deltas))))
+@sq_norms.register(Bias)
+@sq_norms.register(Scale)
+def _(signal):
+    return _sq_norm(per_example(jax.tree.map(widened, signal)))
 
 
 def gram_is_less_work(i, o, *, pairs, rows, products):

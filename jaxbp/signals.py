@@ -35,7 +35,21 @@ class Bias(NamedTuple):
     deltas: jax.Array
 
 
-KINDS = (Outer, Bias)
+class Scale(NamedTuple):
+    """The signal of a vector [O] that is multiplied with, entry by entry.
+
+    dE_n/dg = sum_t inputs_nt deltas_nt.
+
+    Attributes:
+      inputs: what it was multiplied with, [N, ..., O].
+      deltas: the error at the product, [N, ..., O].
+    """
+
+    inputs: jax.Array
+    deltas: jax.Array
+
+
+KINDS = (Outer, Bias, Scale)
 
 
 def is_signal(node):

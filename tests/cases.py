@@ -50,6 +50,14 @@ LAYERS = {
     "flatten what is flat": Case(bp.flatten, (4,)),
     "dropout": Case(lambda: bp.dropout(0.4), (5,)),
     "dropout of nothing": Case(lambda: bp.dropout(0.0), (5,)),
+    "layer_norm": Case(bp.layer_norm, (5,)),
+    "layer_norm at positions": Case(lambda: bp.layer_norm(eps=0.1), (3, 4)),
+    "layer_norm without bias": Case(lambda: bp.layer_norm(use_bias=False), (2, 3, 4)),
+    "rms_norm": Case(bp.rms_norm, (5,)),
+    "rms_norm at positions": Case(lambda: bp.rms_norm(eps=0.1), (3, 4)),
+    "group_norm": Case(lambda: bp.group_norm(2), (6,)),
+    "group_norm at positions": Case(lambda: bp.group_norm(3), (2, 2, 6)),
+    "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
     "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
     "chain of nothing": Case(bp.chain, (5,)),
 }
@@ -67,6 +75,12 @@ NETWORKS = {
     ),
     "sequence": Case(
         lambda: bp.chain(bp.dense(5), bp.silu(), bp.dense(3, use_bias=False), bp.tanh()), (6, 4)
+    ),
+    "normalised": Case(
+        lambda: bp.chain(
+            bp.dense(6), bp.layer_norm(), bp.gelu(), bp.group_norm(2), bp.dense(4), bp.rms_norm()
+        ),
+        (2, 3),
     ),
     "nested": Case(
         lambda: bp.chain(
@@ -231,6 +245,7 @@ SIGNALS = {
         jnp.asarray(rng.normal(size=(N, *t, 5))), jnp.asarray(rng.normal(size=(N, *t, 4)))
     ),
     "Bias": lambda rng, *t: bp.Bias(jnp.asarray(rng.normal(size=(N, *t, 4)))),
+    "Scale": lambda rng, *t: bp.Scale(*map(jnp.asarray, rng.normal(size=(2, N, *t, 4)))),
 }
 POSITIONS = ((), (1,), (2,), (7,), (2, 3))
 

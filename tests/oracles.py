@@ -119,6 +119,8 @@ def signal_gradients(signal):
         places = [(n, *t) for t in np.ndindex(deltas.shape[1:-1])]
         if isinstance(signal, bp.Bias):
             rows.append(sum(deltas[p] for p in places))
+        elif isinstance(signal, bp.Scale):
+            rows.append(sum(np.asarray(signal.inputs)[p] * deltas[p] for p in places))
         else:
             rows.append(sum(np.outer(np.asarray(signal.inputs)[p], deltas[p]) for p in places))
     return jnp.asarray(np.stack(rows))

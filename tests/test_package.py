@@ -17,6 +17,7 @@ from jaxbp import (
     layers,
     losses,
     moments,
+    norms,
     readings,
     signals,
 )
@@ -32,7 +33,9 @@ AUTODIFF = {
 IMPORTS = {
     "types": set(),
     "signals": set(),
-    "layers": {"types", "signals"},
+    "require": {"types"},
+    "layers": {"types", "signals", "require"},
+    "norms": {"types", "signals", "require"},
     "compose": {"types", "signals"},
     "feedback": {"types"},
     "direct": {"types", "compose", "feedback"},
@@ -123,7 +126,7 @@ def made_by(layer):
 
 def test_every_layer_is_in_the_registry():
     named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
-    assert public(layers) | public(compose) <= named
+    assert public(layers) | public(norms) | public(compose) <= named
 
 
 def test_every_loss_is_in_the_registry():
@@ -172,7 +175,19 @@ INTERNAL = {
 
 
 def test_what_is_public_is_exported_and_documented():
-    modules = layers, compose, losses, readings, moments, inner, errors, signals, feedback, direct
+    modules = (
+        layers,
+        norms,
+        compose,
+        losses,
+        readings,
+        moments,
+        inner,
+        errors,
+        signals,
+        feedback,
+        direct,
+    )
     for module in modules:
         for name in public(module) - INTERNAL:
             assert getattr(bp, name) is getattr(module, name)

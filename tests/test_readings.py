@@ -122,7 +122,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
             (
                 lambda reading=reading: reading((SIGNAL, SIGNAL)),
                 TypeError,
-                rf"{name}: takes a signal \(Outer, Bias\), one parameter's; got tuple",
+                rf"{name}: takes a signal \(Outer, Bias, Scale\), one parameter's; got tuple",
             )
             for name, reading in READINGS.items()
             if name not in ("keep", "kronecker", "gram")

@@ -1,0 +1,64 @@
+"""What layers ask of what they are given, in the words of their errors."""
+
+import jax.numpy as jnp
+
+from jaxbp.types import LayerError, show_shape
+
+
+def require_positive(name, argument, value):
+    """Refuses a number that is not above zero."""
+    if not value > 0:
+        raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
+
+
+def require_shape(name, shape):
+    """The shape of one example, once it is known to be one."""
+    if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
+        raise LayerError(
+            name,
+            f"got {shape!r} for the shape of one example; it takes a tuple of positive integers, "
+            "such as (64,), without N.",
+        )
+    return tuple(shape)
+
+
+def require_floats(name, x, dtype=None):
+    """Refuses inputs that are not an array of floating-point numbers, or not of `dtype`."""
+    if not hasattr(x, "dtype"):
+        raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise LayerError(
+            name, f"got inputs of dtype {x.dtype}; it takes floating-point numbers. Convert them?"
+        )
+    if dtype is not None and x.dtype != dtype:
+        raise LayerError(
+            name, f"got inputs of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
+        )
+
+
+def require_delta(name, dy, shape):
+    """Refuses a derivative that is not of the outputs' shape, which might broadcast in silence."""
+    if jnp.shape(dy) != shape:
+        raise LayerError(
+            name,
+            f"got a dy of shape {show_shape(jnp.shape(dy))}; its outputs are {show_shape(shape)}.",
+        )
+
+
+def require_leaves(name, params, leaves):
+    """Refuses parameters that are not a dict of these leaves, in the order of the message."""
+    if not isinstance(params, dict) or set(params) != set(leaves):
+        raise LayerError(
+            name,
+            f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
+            f"{' and '.join(leaves)}. Are they those of another network?",
+        )
+
+
+def _outline(params):
+    """What a tree of parameters is, in a few words."""
+    if isinstance(params, dict):
+        return f"a dict of {', '.join(map(str, params)) or 'nothing'}"
+    if isinstance(params, tuple | list):
+        return f"a {type(params).__name__} of {len(params)}"
+    return f"a {type(params).__name__}"
