@@ -5,10 +5,13 @@ part is the dy of the part before it. Nothing else passes between layers.
 """
 
 import contextlib
+import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxbp.signals import keep
 from jaxbp.types import Layer, LayerError, show_shape
@@ -48,24 +51,14 @@ def chain(*layers):
       >>> out_shape, [sorted(part) for part in params]
       ((2,), [['bias', 'weight'], [], ['bias', 'weight']])
     """
-    for i, layer in enumerate(layers, 1):
-        if not isinstance(layer, Layer):
-            called = getattr(layer, "__name__", None)
-            hint = f" Call it: {called}()?" if callable(layer) and called else ""
-            raise TypeError(f"chain: part {i} is {layer!r}; it takes a Layer.{hint}")
+    _require_layers("chain: part", layers)
     name = f"chain({', '.join(layer.name for layer in layers)})"
 
     def parts(*trees):
         """For each part: itself, the place for its errors, and what is its own in each tree."""
         for tree in trees:
-            if not isinstance(tree, tuple) or len(tree) != len(layers):
-                got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
-                raise LayerError(
-                    name,
-                    f"got parameters with {got}; it takes a tuple of {len(layers)}, one for each "
-                    "part. Are they those of another network?",
-                )
-        places = [_place(i, layer) for i, layer in enumerate(layers, 1)]
+            _require_entries(name, tree, len(layers), "part")
+        places = [_place(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
         return list(zip(layers, places, *trees, strict=True))
 
     def init(key, shape):
@@ -108,6 +101,160 @@ def chain(*layers):
     return Layer(name, init, forward, backward)
 
 
+def residual(*layers):
+    """What goes in, added to what the layers make of it, y = x + f(x). dx = dy + J^T dy.
+
+    The layers are a chain if there are several. Parameters, caches and readings are those of f.
+
+    Raises:
+      TypeError: one of them is not a Layer, or there is none.
+      LayerError: f does not map a shape to itself, or refuses its inputs or parameters.
+
+    References:
+      "Deep Residual Learning for Image Recognition", He, Zhang, Ren, Sun, 2016.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> block = bp.residual(bp.layer_norm(), bp.dense(8), bp.gelu(), bp.dense(4))
+      >>> params, out_shape = block.init(jax.random.key(0), (4,))
+      >>> out_shape, len(params)
+      ((4,), 4)
+    """
+    _require_layers("residual: part", layers)
+    if not layers:
+        raise TypeError("residual: takes a Layer, or several that are a chain; got none.")
+    inner = layers[0] if len(layers) == 1 else chain(*layers)
+    name = f"residual({inner.name})"
+
+    def init(key, shape):
+        with _place("residual", inner):
+            params, out_shape = inner.init(key, shape)
+        if tuple(out_shape) != tuple(shape):
+            raise LayerError(
+                name,
+                f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; a "
+                "residual needs equal shapes.",
+            )
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        with _place("residual", inner):
+            y, cache = inner.forward(params, x, key=key)
+        return x + y, cache
+
+    def backward(params, cache, dy, *, read=keep):
+        with _place("residual", inner):
+            dx, readings = inner.backward(params, cache, dy, read=read)
+        return dy + dx, readings
+
+    return Layer(name, init, forward, backward)
+
+
+def parallel(*layers, combine="sum"):
+    """Branches side by side, of which the outputs are added or concatenated.
+
+      sum           y = f_1(x) + ... + f_n(x)         dy goes to each branch
+      concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own outputs of dy
+
+    Outputs are concatenated along their last axis. All branches see the same x, and dx is the sum
+    of theirs; or, if x is a tuple with an array for each branch, each sees its own, and dx is a
+    tuple too. Parameters, caches and readings are tuples with an entry for each branch.
+
+    Args:
+      *layers: the branches.
+      combine: `sum` or `concatenate`.
+
+    Raises:
+      TypeError: a branch is not a Layer, or there is none.
+      ValueError: `combine` is neither of its two words.
+      LayerError: the outputs of the branches do not fit together, there are not as many inputs as
+        branches, or a branch refuses its inputs or parameters; the message says which.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> wide = bp.parallel(bp.dense(3), bp.chain(bp.dense(4), bp.tanh()), combine="concatenate")
+      >>> wide.init(jax.random.key(0), (5,))[1], wide.init(jax.random.key(0), ((5,), (2,)))[1]
+      ((7,), (7,))
+    """
+    _require_layers("parallel: branch", layers)
+    if not layers:
+        raise TypeError("parallel: takes a Layer for each branch; got none.")
+    if combine not in ("sum", "concatenate"):
+        raise ValueError(f"parallel: combine is {combine!r}; it takes 'sum' or 'concatenate'.")
+    name = f"parallel({', '.join(layer.name for layer in layers)})"
+
+    def branches(*trees):
+        """For each branch: itself, the place for its errors, and what is its own in each tree."""
+        for tree in trees:
+            _require_entries(name, tree, len(layers), "branch")
+        places = [_place(f"parallel: branch {i}", layer) for i, layer in enumerate(layers, 1)]
+        return list(zip(layers, places, *trees, strict=True))
+
+    def for_each(x, *, several):
+        """The input of each branch: its own if there are several, else the same for all."""
+        if several and len(x) != len(layers):
+            raise LayerError(name, f"got {len(x)} inputs; it takes {len(layers)}, or one for all.")
+        return tuple(x) if several else (x,) * len(layers)
+
+    def init(key, shape):
+        several = len(shape) > 0 and isinstance(shape[0], tuple | list)
+        keys = tuple(jax.random.split(key, len(layers)))
+        params, shapes = [], []
+        for layer, place, own, branch_key in branches(for_each(shape, several=several), keys):
+            with place:
+                branch_params, out_shape = layer.init(branch_key, own)
+            params.append(branch_params)
+            shapes.append(out_shape)
+        first, *others = shapes
+        if combine == "sum":
+            out_shape, fit = first, all(other == first for other in others)
+        else:
+            fit = all(shape and shape[:-1] == first[:-1] for shape in shapes)
+            out_shape = (*first[:-1], sum(shape[-1] for shape in shapes if shape))
+        if not fit:
+            raise LayerError(
+                name,
+                f"has branches with outputs {', '.join(map(show_shape, shapes))}; to {combine} "
+                f"them takes equal shapes{'' if combine == 'sum' else ' but for the last axis'}.",
+            )
+        return tuple(params), out_shape
+
+    def forward(params, x, *, key=None):
+        keys = (None,) * len(layers) if key is None else tuple(jax.random.split(key, len(layers)))
+        outputs, caches = [], []
+        inputs = for_each(x, several=isinstance(x, tuple))
+        for layer, place, branch_params, own, branch_key in branches(params, inputs, keys):
+            with place:
+                y, cache = layer.forward(branch_params, own, key=branch_key)
+            outputs.append(y)
+            caches.append(cache)
+        y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
+        # Whether inputs are several, and how wide outputs are: arrays of them without examples.
+        shapes = jax.tree.map(lambda array: array[:0], (x, tuple(outputs)))
+        return y, (tuple(caches), *shapes)
+
+    def backward(params, cache, dy, *, read=keep):
+        caches, x, outputs = cache
+        if combine == "sum":
+            errors = (dy,) * len(layers)
+        else:
+            ends = itertools.accumulate(output.shape[-1] for output in outputs[:-1])
+            errors = tuple(jnp.split(dy, list(ends), axis=-1))
+        dxs, readings = [], []
+        for layer, place, tree, branch_cache, error in branches(params, caches, errors):
+            with place:
+                dx, reading = layer.backward(tree, branch_cache, error, read=read)
+            dxs.append(dx)
+            readings.append(reading)
+        return (tuple(dxs) if isinstance(x, tuple) else _sum(dxs)), tuple(readings)
+
+    return Layer(name, init, forward, backward)
+
+
+def _sum(arrays):
+    return functools.reduce(jnp.add, arrays)
+
+
 def _sent(layer, error, matrix, shape):
     """The error [N, ..., C] at the outputs of a chain, by its own matrix to those of one part."""
     if error.shape[:-1] == shape[:-1] and matrix.shape == (error.shape[-1], shape[-1]):
@@ -124,11 +271,30 @@ def _sent(layer, error, matrix, shape):
 
 
 @contextlib.contextmanager
-def _place(i, layer):
-    """Says of an error inside the block that it stands in part `i` of a chain."""
+def _place(place, layer):
+    """Says of an error inside the block that it stands in this place, that of a layer."""
     try:
         yield
     except LayerError as error:
-        raise error.inside(f"chain: part {i}") from None
+        raise error.inside(place) from None
     except FloatingPointError as error:  # under jax.debug_nans or jax.debug_infs
-        raise LayerError(layer.name, f"has an {error}").inside(f"chain: part {i}") from error
+        raise LayerError(layer.name, f"has an {error}").inside(place) from error
+
+
+def _require_layers(place, layers):
+    for i, layer in enumerate(layers, 1):
+        if not isinstance(layer, Layer):
+            called = getattr(layer, "__name__", None)
+            hint = f" Call it: {called}()?" if callable(layer) and called else ""
+            raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
+
+
+def _require_entries(name, tree, n, what):
+    """Refuses a tree that has not an entry for each part of a combinator."""
+    if not isinstance(tree, tuple) or len(tree) != n:
+        got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
+        raise LayerError(
+            name,
+            f"got parameters with {got}; it takes a tuple of {n}, one for each {what}. Are they "
+            "those of another network?",
+        )

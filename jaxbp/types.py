@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     name: str
     init: Callable[..., tuple[Any, tuple[int, ...]]]
     forward: Callable[..., tuple[jax.Array, Any]]
-    backward: Callable[..., tuple[jax.Array, Any]]
+    backward: Callable[..., tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -60,6 +60,17 @@ LAYERS = {
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
     "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
     "chain of nothing": Case(bp.chain, (5,)),
+    "residual": Case(lambda: bp.residual(bp.dense(5)), (5,)),
+    "residual of several": Case(
+        lambda: bp.residual(bp.layer_norm(), bp.dense(6), bp.gelu(), bp.dense(4)), (3, 4)
+    ),
+    "parallel": Case(lambda: bp.parallel(bp.dense(4), bp.dense(4, use_bias=False)), (5,)),
+    "parallel, concatenated": Case(
+        lambda: bp.parallel(
+            bp.dense(2), bp.tanh(), bp.chain(bp.dense(3), bp.relu()), combine="concatenate"
+        ),
+        (3, 4),
+    ),
 }
 
 NETWORKS = {
@@ -81,6 +92,14 @@ NETWORKS = {
             bp.dense(6), bp.layer_norm(), bp.gelu(), bp.group_norm(2), bp.dense(4), bp.rms_norm()
         ),
         (2, 3),
+    ),
+    "branching": Case(
+        lambda: bp.chain(
+            bp.dense(4),
+            bp.residual(bp.rms_norm(), bp.dense(5), bp.silu(), bp.dropout(0.2), bp.dense(4)),
+            bp.parallel(bp.dense(2), bp.chain(bp.dense(3), bp.tanh()), combine="concatenate"),
+        ),
+        (3,),
     ),
     "nested": Case(
         lambda: bp.chain(

@@ -99,3 +99,86 @@ def params_of(net, shape=(3,)):
 def test_what_is_wrong_is_said_with_its_place(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_residual_adds_what_goes_in(key):
+    inner = bp.chain(bp.dense(4), bp.tanh())
+    layer = bp.residual(bp.dense(4), bp.tanh())
+    params, _ = layer.init(key, (4,))
+    x, dy = jax.random.normal(key, (2, 5, 4))
+    y, cache = layer.forward(params, x)
+    inner_y, inner_cache = inner.forward(params, x)
+    assert_close(y, x + inner_y)
+    dx, signals = layer.backward(params, cache, dy)
+    inner_dx, want = inner.backward(params, inner_cache, dy)
+    assert_close((dx, signals), (dy + inner_dx, want))
+
+
+@pytest.mark.parametrize("combine", ["sum", "concatenate"])
+def test_branches_with_inputs_of_their_own(combine, key):
+    """Against each branch by itself."""
+    parts = bp.dense(4), bp.chain(bp.dense(4), bp.tanh())
+    layer = bp.parallel(*parts, combine=combine)
+    params, out_shape = layer.init(key, ((3,), (2,)))
+    assert out_shape == ((4,) if combine == "sum" else (8,))
+    x = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 2))
+    dy = jax.random.normal(key, (5, *out_shape))
+    y, cache = layer.forward(params, x)
+    dxs, signals = layer.backward(params, cache, dy)
+    outputs = []
+    for i, part in enumerate(parts):
+        own, part_cache = part.forward(params[i], x[i])
+        error = dy if combine == "sum" else dy[:, 4 * i : 4 * i + 4]
+        assert_close((dxs[i], signals[i]), part.backward(params[i], part_cache, error))
+        outputs.append(own)
+    assert_close(y, sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: bp.residual(bp.dense(5)).init(jax.random.key(0), (6,)),
+            bp.LayerError,
+            r"residual\(dense\(5\)\) has an inner layer that maps \[6\] to \[5\]; a residual needs",
+        ),
+        (bp.residual, TypeError, "residual: takes a Layer, or several that are a chain; got none"),
+        (lambda: bp.residual(bp.relu), TypeError, r"residual: part 1 is .*Call it: relu\(\)\?"),
+        (bp.parallel, TypeError, "parallel: takes a Layer for each branch; got none"),
+        (
+            lambda: bp.parallel(bp.relu(), combine="stack"),
+            ValueError,
+            "combine is 'stack'; it takes 'sum' or 'concatenate'",
+        ),
+        (
+            lambda: bp.parallel(bp.dense(2), bp.dense(3)).init(jax.random.key(0), (4,)),
+            bp.LayerError,
+            r"has branches with outputs \[2\], \[3\]; to sum them takes equal shapes\.",
+        ),
+        (
+            lambda: bp.parallel(bp.flatten(), bp.dense(3), combine="concatenate").init(
+                jax.random.key(0), (2, 4)
+            ),
+            bp.LayerError,
+            r"outputs \[8\], \[2, 3\]; to concatenate them takes equal shapes but for the last",
+        ),
+        (
+            lambda: bp.parallel(bp.relu(), bp.relu()).forward(((), ()), (jnp.ones((1, 2)),)),
+            bp.LayerError,
+            "got 1 inputs; it takes 2, or one for all",
+        ),
+        (
+            lambda: bp.parallel(bp.relu(), bp.dense(2)).forward(((), ()), jnp.ones((1, 2))),
+            bp.LayerError,
+            r"parallel: branch 2 \(dense\(2\)\) got parameters that are not its own",
+        ),
+        (
+            lambda: bp.residual(bp.chain(bp.dense(3))).forward((((),),), jnp.ones((1, 3))),
+            bp.LayerError,
+            r"residual: chain: part 1 \(dense\(3\)\) got parameters",
+        ),
+    ],
+)
+def test_what_does_not_compose_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -40,6 +40,36 @@ def test_the_outputs_are_those_of_the_definition(layer, groups, axes, centred, k
     assert out_shape == (2, 4, 6)
 
 
+@pytest.mark.usefixtures("as_shipped")
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "GroupNorm"])
+def test_outputs_and_gradients_are_those_of_pytorch(name, key):
+    torch = pytest.importorskip("torch")
+    layer, theirs = {
+        "LayerNorm": (bp.layer_norm(), torch.nn.LayerNorm(6)),
+        "RMSNorm": (bp.rms_norm(), torch.nn.RMSNorm(6, eps=1e-6)),
+        "GroupNorm": (bp.group_norm(3), torch.nn.GroupNorm(3, 6)),
+    }[name]
+    params, _ = layer.init(key, (4, 6))
+    params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(6.0), params)
+    for leaf, parameter in (("gain", "weight"), ("bias", "bias")):
+        if leaf in params:
+            setattr(theirs, parameter, torch.nn.Parameter(torch.tensor(np.array(params[leaf]))))
+    x, dy = jax.random.normal(key, (2, 5, 4, 6))
+    y, cache = layer.forward(params, x)
+    dx, grads = layer.backward(params, cache, dy, read=bp.total)
+
+    their_x = torch.tensor(np.array(x), requires_grad=True)
+    # PyTorch's groups are of the second axis.
+    places = (0, 2, 1) if name == "GroupNorm" else (0, 1, 2)
+    their_y = theirs(their_x.permute(places)).permute(places)
+    their_y.backward(torch.tensor(np.array(dy)))
+    np.testing.assert_allclose(y, their_y.detach(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(dx, their_x.grad, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grads["gain"], theirs.weight.grad, rtol=1e-5, atol=1e-5)
+    if "bias" in params:
+        np.testing.assert_allclose(grads["bias"], theirs.bias.grad, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("layer", [bp.layer_norm(), bp.rms_norm(), bp.group_norm(2)])
 def test_a_constant_example_is_no_division_by_zero(layer, key):
     params, _ = layer.init(key, (3, 4))
