@@ -10,6 +10,7 @@ from jaxbp.check import check as check
 from jaxbp.compose import Direct as Direct
 from jaxbp.compose import chain as chain
 from jaxbp.compose import parallel as parallel
+from jaxbp.compose import repeat as repeat
 from jaxbp.compose import residual as residual
 from jaxbp.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from jaxbp.curvature import hessian_vector_product as hessian_vector_product

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.signals import keep
+from jaxbp.signals import is_signal, joined, keep
 from jaxbp.types import Layer, LayerError, show_shape
 
 
@@ -129,12 +129,7 @@ def residual(*layers):
     def init(key, shape):
         with _place("residual", inner):
             params, out_shape = inner.init(key, shape)
-        if tuple(out_shape) != tuple(shape):
-            raise LayerError(
-                name,
-                f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; a "
-                "residual needs equal shapes.",
-            )
+        _require_same_shape(name, shape, out_shape, "a residual")
         return params, out_shape
 
     def forward(params, x, *, key=None):
@@ -249,6 +244,76 @@ def parallel(*layers, combine="sum"):
         return (tuple(dxs) if isinstance(x, tuple) else _sum(dxs)), tuple(readings)
 
     return Layer(name, init, forward, backward)
+
+
+def repeat(layer, n):
+    """The same layer n times with the same parameters, y = f(f(... f(x))).
+
+      dE/dW = sum_k dE/dW_k,   with W_k the parameter in its k-th use
+
+    What is read at a parameter sees all of its uses at once, as if they were positions: the norm of
+    a sum is not that of its parts. So the operands of all uses are kept until the sweep is through
+    the last of them. Parameters and readings are those of one layer, the cache a tuple of n.
+
+    Args:
+      layer: it has to map a shape to itself.
+      n: how often, at least 1.
+
+    Raises:
+      TypeError: `layer` is not a Layer.
+      ValueError: `n` is not a positive integer.
+      LayerError: the layer does not map a shape to itself, or refuses its inputs or parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.repeat(bp.dense(2), 3)
+      >>> params, _ = net.init(jax.random.key(0), (2,))
+      >>> y, cache = net.forward(params, jnp.ones((5, 2)))
+      >>> _, signals = net.backward(params, cache, y)
+      >>> signals["weight"].inputs.shape                        # three uses
+      (5, 3, 2)
+    """
+    _require_layers("repeat: part", (layer,))
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"repeat: n is {n!r}; it takes a positive integer.")
+    name = f"repeat({layer.name}, {n})"
+
+    def init(key, shape):
+        with _place("repeat", layer):
+            params, out_shape = layer.init(key, shape)
+        _require_same_shape(name, shape, out_shape, "what is repeated")
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        keys = [None] * n if key is None else jax.random.split(key, n)
+        caches = []
+        for use_key in keys:
+            with _place("repeat", layer):
+                x, cache = layer.forward(params, x, key=use_key)
+            caches.append(cache)
+        return x, tuple(caches)
+
+    def backward(params, caches, dy, *, read=keep):
+        uses = []
+        for cache in reversed(caches):
+            with _place("repeat", layer):
+                dy, signals = layer.backward(params, cache, dy)
+            uses.append(signals)
+        readings = jax.tree.map(
+            lambda *signals: read(joined(signals)), *reversed(uses), is_leaf=is_signal
+        )
+        return dy, readings
+
+    return Layer(name, init, forward, backward)
+
+
+def _require_same_shape(name, shape, out_shape, what):
+    if tuple(out_shape) != tuple(shape):
+        raise LayerError(
+            name,
+            f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; {what} "
+            "needs equal shapes.",
+        )
 
 
 def _sum(arrays):

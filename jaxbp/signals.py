@@ -11,6 +11,7 @@ Layers are many, kinds of signal are few: whatever is read is written once per k
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Outer(NamedTuple):
@@ -65,6 +66,18 @@ def keep(signal):
 def as_positions(x):
     """[N, ..., O] as [N, T, O], with T = 1 where there are no positions."""
     return x.reshape(len(x), -1, x.shape[-1])
+
+
+def joined(signals):
+    """One signal of several uses of the same parameter: their operands side by side, as positions.
+
+    The gradient of a parameter is the sum over its uses, as it is over positions; the square of a
+    sum is not the sum of the squares, and what is read has to see all of them.
+    """
+    operands = zip(*signals, strict=True)
+    return type(signals[0])(
+        *(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands)
+    )
 
 
 def as_rows(x):

@@ -60,6 +60,8 @@ LAYERS = {
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
     "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
     "chain of nothing": Case(bp.chain, (5,)),
+    "repeat": Case(lambda: bp.repeat(bp.chain(bp.dense(4), bp.tanh()), 3), (4,)),
+    "repeat once": Case(lambda: bp.repeat(bp.dense(4), 1), (4,)),
     "residual": Case(lambda: bp.residual(bp.dense(5)), (5,)),
     "residual of several": Case(
         lambda: bp.residual(bp.layer_norm(), bp.dense(6), bp.gelu(), bp.dense(4)), (3, 4)
@@ -92,6 +94,17 @@ NETWORKS = {
             bp.dense(6), bp.layer_norm(), bp.gelu(), bp.group_norm(2), bp.dense(4), bp.rms_norm()
         ),
         (2, 3),
+    ),
+    "recurrent": Case(
+        lambda: bp.chain(
+            bp.dense(3),
+            bp.repeat(
+                bp.residual(bp.layer_norm(), bp.repeat(bp.dense(3), 2), bp.tanh(), bp.dropout(0.2)),
+                3,
+            ),
+            bp.dense(2),
+        ),
+        (2, 4),
     ),
     "branching": Case(
         lambda: bp.chain(

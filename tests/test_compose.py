@@ -114,6 +114,36 @@ def test_a_residual_adds_what_goes_in(key):
     assert_close((dx, signals), (dy + inner_dx, want))
 
 
+def test_what_is_repeated_is_a_chain_of_the_same_parameters(key):
+    layer = bp.chain(bp.dense(3), bp.tanh(), bp.dropout(0.3))
+    net, unrolled = bp.repeat(layer, 3), bp.chain(layer, layer, layer)
+    params, _ = net.init(key, (3,))
+    x, dy = jax.random.normal(key, (2, 5, 3))
+    y, cache = net.forward(params, x, key=key)
+    want, unrolled_cache = unrolled.forward((params,) * 3, x, key=key)
+    assert_close(y, want)
+    dx, examples = net.backward(params, cache, dy, read=bp.per_example)
+    want, uses = unrolled.backward((params,) * 3, unrolled_cache, dy, read=bp.per_example)
+    assert_close((dx, examples), (want, jax.tree.map(lambda *g: sum(g), *uses)))
+
+
+def test_the_norm_of_a_weight_used_twice_is_not_the_sum_of_norms(key):
+    net = bp.repeat(bp.dense(3), 2)
+    params, _ = net.init(key, (3,))
+    x, dy = jax.random.normal(key, (2, 5, 3))
+    _, cache = net.forward(params, x)
+    _, signals = net.backward(params, cache, dy)
+    _, squares = net.backward(params, cache, dy, read=bp.sq_norms)
+    assert_close(squares["weight"], jnp.sum(bp.per_example(signals["weight"]) ** 2, axis=(1, 2)))
+    uses = [
+        bp.Outer(signals["weight"].inputs[:, k], signals["weight"].deltas[:, k]) for k in (0, 1)
+    ]
+    apart = sum(map(bp.sq_norms, uses))
+    assert float(jnp.max(jnp.abs(squares["weight"] / apart - 1))) > 0.1
+    # The uses stand in their order: what goes into the first is x.
+    assert_close(uses[0].inputs, x)
+
+
 @pytest.mark.parametrize("combine", ["sum", "concatenate"])
 def test_branches_with_inputs_of_their_own(combine, key):
     """Against each branch by itself."""
@@ -142,6 +172,14 @@ def test_branches_with_inputs_of_their_own(combine, key):
             bp.LayerError,
             r"residual\(dense\(5\)\) has an inner layer that maps \[6\] to \[5\]; a residual needs",
         ),
+        (
+            lambda: bp.repeat(bp.dense(5), 2).init(jax.random.key(0), (6,)),
+            bp.LayerError,
+            r"repeat\(dense\(5\), 2\) has an inner layer that maps \[6\] to \[5\]; what is",
+        ),
+        (lambda: bp.repeat(bp.relu(), 0), ValueError, "n is 0; it takes a positive integer"),
+        (lambda: bp.repeat(bp.relu(), True), ValueError, "n is True; it takes a positive integer"),
+        (lambda: bp.repeat(bp.relu, 2), TypeError, r"repeat: part 1 is .*Call it: relu\(\)\?"),
         (bp.residual, TypeError, "residual: takes a Layer, or several that are a chain; got none"),
         (lambda: bp.residual(bp.relu), TypeError, r"residual: part 1 is .*Call it: relu\(\)\?"),
         (bp.parallel, TypeError, "parallel: takes a Layer for each branch; got none"),
