@@ -9,6 +9,7 @@ from jaxbp.check import Report as Report
 from jaxbp.check import check as check
 from jaxbp.compose import Direct as Direct
 from jaxbp.compose import chain as chain
+from jaxbp.compose import gated as gated
 from jaxbp.compose import parallel as parallel
 from jaxbp.compose import repeat as repeat
 from jaxbp.compose import residual as residual

@@ -71,9 +71,8 @@ def chain(*layers):
         return tuple(params), shape
 
     def forward(params, x, *, key=None):
-        keys = [None] * len(layers) if key is None else jax.random.split(key, len(layers))
         caches = []
-        for layer, place, part_params, part_key in parts(params, tuple(keys)):
+        for layer, place, part_params, part_key in parts(params, _split(key, len(layers))):
             with place:
                 x, cache = layer.forward(part_params, x, key=part_key)
             caches.append(cache)
@@ -177,13 +176,8 @@ def parallel(*layers, combine="sum"):
     if combine not in ("sum", "concatenate"):
         raise ValueError(f"parallel: combine is {combine!r}; it takes 'sum' or 'concatenate'.")
     name = f"parallel({', '.join(layer.name for layer in layers)})"
-
-    def branches(*trees):
-        """For each branch: itself, the place for its errors, and what is its own in each tree."""
-        for tree in trees:
-            _require_entries(name, tree, len(layers), "branch")
-        places = [_place(f"parallel: branch {i}", layer) for i, layer in enumerate(layers, 1)]
-        return list(zip(layers, places, *trees, strict=True))
+    places = [f"parallel: branch {i}" for i in range(1, len(layers) + 1)]
+    init_each, forward_each, backward_each = _side_by_side(name, layers, places)
 
     def for_each(x, *, several):
         """The input of each branch: its own if there are several, else the same for all."""
@@ -193,13 +187,7 @@ def parallel(*layers, combine="sum"):
 
     def init(key, shape):
         several = len(shape) > 0 and isinstance(shape[0], tuple | list)
-        keys = tuple(jax.random.split(key, len(layers)))
-        params, shapes = [], []
-        for layer, place, own, branch_key in branches(for_each(shape, several=several), keys):
-            with place:
-                branch_params, out_shape = layer.init(branch_key, own)
-            params.append(branch_params)
-            shapes.append(out_shape)
+        params, shapes = init_each(key, for_each(shape, several=several))
         first, *others = shapes
         if combine == "sum":
             out_shape, fit = first, all(other == first for other in others)
@@ -212,21 +200,15 @@ def parallel(*layers, combine="sum"):
                 f"has branches with outputs {', '.join(map(show_shape, shapes))}; to {combine} "
                 f"them takes equal shapes{'' if combine == 'sum' else ' but for the last axis'}.",
             )
-        return tuple(params), out_shape
+        return params, out_shape
 
     def forward(params, x, *, key=None):
-        keys = (None,) * len(layers) if key is None else tuple(jax.random.split(key, len(layers)))
-        outputs, caches = [], []
         inputs = for_each(x, several=isinstance(x, tuple))
-        for layer, place, branch_params, own, branch_key in branches(params, inputs, keys):
-            with place:
-                y, cache = layer.forward(branch_params, own, key=branch_key)
-            outputs.append(y)
-            caches.append(cache)
+        outputs, caches = forward_each(params, inputs, key)
         y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
         # Whether inputs are several, and how wide outputs are: arrays of them without examples.
-        shapes = jax.tree.map(lambda array: array[:0], (x, tuple(outputs)))
-        return y, (tuple(caches), *shapes)
+        shapes = jax.tree.map(lambda array: array[:0], (x, outputs))
+        return y, (caches, *shapes)
 
     def backward(params, cache, dy, *, read=keep):
         caches, x, outputs = cache
@@ -235,13 +217,62 @@ def parallel(*layers, combine="sum"):
         else:
             ends = itertools.accumulate(output.shape[-1] for output in outputs[:-1])
             errors = tuple(jnp.split(dy, list(ends), axis=-1))
-        dxs, readings = [], []
-        for layer, place, tree, branch_cache, error in branches(params, caches, errors):
-            with place:
-                dx, reading = layer.backward(tree, branch_cache, error, read=read)
-            dxs.append(dx)
-            readings.append(reading)
-        return (tuple(dxs) if isinstance(x, tuple) else _sum(dxs)), tuple(readings)
+        dxs, readings = backward_each(params, caches, errors, read)
+        return (dxs if isinstance(x, tuple) else _sum(dxs)), readings
+
+    return Layer(name, init, forward, backward)
+
+
+def gated(layer, gate):
+    """What a layer makes of x, let through by a gate, y = f(x) g(x), entry by entry.
+
+      dx = J_f^T (g dy) + J_g^T (f dy)
+
+    With a dense layer and one with an activation it is the first half of a gated feed-forward
+    network: of SwiGLU, if that is silu. Parameters, caches and readings are pairs, of f and of g.
+
+    Args:
+      layer: f.
+      gate: g.
+
+    Raises:
+      TypeError: one of them is not a Layer.
+      LayerError: their outputs are not of one shape, or they refuse inputs or parameters.
+
+    References:
+      "GLU Variants Improve Transformer", Shazeer, 2020.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> swiglu = bp.chain(
+      ...     bp.gated(bp.dense(8), bp.chain(bp.dense(8), bp.silu())), bp.dense(4)
+      ... )
+      >>> swiglu.init(jax.random.key(0), (4,))[1]
+      (4,)
+    """
+    _require_layers("gated: part", (layer, gate))
+    name = f"gated({layer.name}, {gate.name})"
+    places = "gated: layer", "gated: gate"
+    init_each, forward_each, backward_each = _side_by_side(name, (layer, gate), places)
+
+    def init(key, shape):
+        params, (out_shape, gate_shape) = init_each(key, (shape, shape))
+        if gate_shape != out_shape:
+            raise LayerError(
+                name,
+                f"has a layer with outputs {show_shape(out_shape)} and a gate with "
+                f"{show_shape(gate_shape)}; it takes equal shapes.",
+            )
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        (f, g), caches = forward_each(params, (x, x), key)
+        return f * g, (f, g, caches)
+
+    def backward(params, cache, dy, *, read=keep):
+        f, g, caches = cache
+        dxs, readings = backward_each(params, caches, (g * dy, f * dy), read)
+        return _sum(dxs), readings
 
     return Layer(name, init, forward, backward)
 
@@ -285,9 +316,8 @@ def repeat(layer, n):
         return params, out_shape
 
     def forward(params, x, *, key=None):
-        keys = [None] * n if key is None else jax.random.split(key, n)
         caches = []
-        for use_key in keys:
+        for use_key in _split(key, n):
             with _place("repeat", layer):
                 x, cache = layer.forward(params, x, key=use_key)
             caches.append(cache)
@@ -314,6 +344,48 @@ def _require_same_shape(name, shape, out_shape, what):
             f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; {what} "
             "needs equal shapes.",
         )
+
+
+def _side_by_side(name, layers, places):
+    """The three functions of layers that do not see each other, on a tuple of what is of each.
+
+    init(key, shapes) -> (params, out_shapes)
+    forward(params, inputs, key) -> (outputs, caches)
+    backward(params, caches, errors, read) -> (dxs, readings)
+    """
+
+    def each(function, *trees):
+        """The pairs that `function(layer, own in each tree)` answers with, as a pair of tuples."""
+        answers = []
+        for tree in trees:
+            _require_entries(name, tree, len(layers), "part")
+        for place, layer, *own in zip(places, layers, *trees, strict=True):
+            with _place(place, layer):
+                answers.append(function(layer, *own))
+        return tuple(zip(*answers, strict=True))
+
+    def init(key, shapes):
+        keys = tuple(jax.random.split(key, len(layers)))
+        return each(lambda layer, key, shape: layer.init(key, shape), keys, shapes)
+
+    def forward(params, inputs, key):
+        return each(
+            lambda layer, params, x, key: layer.forward(params, x, key=key),
+            *(params, inputs, _split(key, len(layers))),
+        )
+
+    def backward(params, caches, errors, read):
+        return each(
+            lambda layer, params, cache, dy: layer.backward(params, cache, dy, read=read),
+            *(params, caches, errors),
+        )
+
+    return init, forward, backward
+
+
+def _split(key, n):
+    """A key for each of n parts, or None for each."""
+    return (None,) * n if key is None else tuple(jax.random.split(key, n))
 
 
 def _sum(arrays):

@@ -60,6 +60,9 @@ LAYERS = {
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
     "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
     "chain of nothing": Case(bp.chain, (5,)),
+    "gated": Case(
+        lambda: bp.gated(bp.dense(4), bp.chain(bp.dense(4), bp.silu(), bp.dropout(0.3))), (3, 5)
+    ),
     "repeat": Case(lambda: bp.repeat(bp.chain(bp.dense(4), bp.tanh()), 3), (4,)),
     "repeat once": Case(lambda: bp.repeat(bp.dense(4), 1), (4,)),
     "residual": Case(lambda: bp.residual(bp.dense(5)), (5,)),
@@ -111,6 +114,7 @@ NETWORKS = {
             bp.dense(4),
             bp.residual(bp.rms_norm(), bp.dense(5), bp.silu(), bp.dropout(0.2), bp.dense(4)),
             bp.parallel(bp.dense(2), bp.chain(bp.dense(3), bp.tanh()), combine="concatenate"),
+            bp.gated(bp.dense(3), bp.chain(bp.dense(3), bp.sigmoid())),
         ),
         (3,),
     ),

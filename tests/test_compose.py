@@ -144,6 +144,15 @@ def test_the_norm_of_a_weight_used_twice_is_not_the_sum_of_norms(key):
     assert_close(uses[0].inputs, x)
 
 
+def test_a_gate_multiplies(key):
+    layer, gate = bp.dense(4), bp.chain(bp.dense(4), bp.silu())
+    net = bp.gated(layer, gate)
+    params, _ = net.init(key, (3,))
+    x = jax.random.normal(key, (5, 3))
+    y, _ = net.forward(params, x)
+    assert_close(y, layer.forward(params[0], x)[0] * gate.forward(params[1], x)[0])
+
+
 @pytest.mark.parametrize("combine", ["sum", "concatenate"])
 def test_branches_with_inputs_of_their_own(combine, key):
     """Against each branch by itself."""
@@ -180,6 +189,17 @@ def test_branches_with_inputs_of_their_own(combine, key):
         (lambda: bp.repeat(bp.relu(), 0), ValueError, "n is 0; it takes a positive integer"),
         (lambda: bp.repeat(bp.relu(), True), ValueError, "n is True; it takes a positive integer"),
         (lambda: bp.repeat(bp.relu, 2), TypeError, r"repeat: part 1 is .*Call it: relu\(\)\?"),
+        (
+            lambda: bp.gated(bp.dense(2), bp.dense(3)).init(jax.random.key(0), (4,)),
+            bp.LayerError,
+            r"a layer with outputs \[2\] and a gate with \[3\]; it takes equal shapes",
+        ),
+        (lambda: bp.gated(bp.dense(2), bp.silu), TypeError, r"gated: part 2 is .*silu\(\)\?"),
+        (
+            lambda: bp.gated(bp.relu(), bp.dense(2)).forward(((), ()), jnp.ones((1, 2))),
+            bp.LayerError,
+            r"gated: gate \(dense\(2\)\) got parameters that are not its own",
+        ),
         (bp.residual, TypeError, "residual: takes a Layer, or several that are a chain; got none"),
         (lambda: bp.residual(bp.relu), TypeError, r"residual: part 1 is .*Call it: relu\(\)\?"),
         (bp.parallel, TypeError, "parallel: takes a Layer for each branch; got none"),
