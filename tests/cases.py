@@ -64,6 +64,9 @@ LAYERS = {
         lambda: bp.gated(bp.dense(4), bp.chain(bp.dense(4), bp.silu(), bp.dropout(0.3))), (3, 5)
     ),
     "repeat": Case(lambda: bp.repeat(bp.chain(bp.dense(4), bp.tanh()), 3), (4,)),
+    "repeat in a repeat": Case(
+        lambda: bp.repeat(bp.chain(bp.repeat(bp.dense(2), 2), bp.sigmoid()), 2), (2,)
+    ),
     "repeat once": Case(lambda: bp.repeat(bp.dense(4), 1), (4,)),
     "residual": Case(lambda: bp.residual(bp.dense(5)), (5,)),
     "residual of several": Case(
@@ -101,10 +104,7 @@ NETWORKS = {
     "recurrent": Case(
         lambda: bp.chain(
             bp.dense(3),
-            bp.repeat(
-                bp.residual(bp.layer_norm(), bp.repeat(bp.dense(3), 2), bp.tanh(), bp.dropout(0.2)),
-                3,
-            ),
+            bp.repeat(bp.residual(bp.layer_norm(), bp.dense(3), bp.dropout(0.2)), 2),
             bp.dense(2),
         ),
         (2, 4),
