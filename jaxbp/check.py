@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings import total
-from jaxbp.types import Layer, Loss
+from jaxbp.types import Layer, Loss, show_path
 
 AUTODIFF_TOLERANCE = 1e-10
 # A central difference in float64 is off by about h^2, and by 1e-16 / h. The step is the length of
@@ -171,7 +171,7 @@ def _compare(name, forward, transpose, primals, key):
     got, want = jax.tree.leaves(explicit), jax.tree.leaves(expected)
     findings, products = [], []
     for i, path in enumerate(paths):
-        what = jax.tree_util.keystr(path, simple=True, separator=".")
+        what = show_path(path)
         error = _ratio(jnp.max(jnp.abs(got[i] - want[i])), jnp.max(jnp.abs(want[i])))
         findings.append(Finding(what, "autodiff", error, AUTODIFF_TOLERANCE))
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.require import require_count
 from jaxbp.signals import is_signal, joined, keep
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, show_shape, split_keys
 
 
 class Direct(NamedTuple):
@@ -57,7 +58,7 @@ def chain(*layers):
     def parts(*trees):
         """For each part: itself, the place for its errors, and what is its own in each tree."""
         for tree in trees:
-            _require_entries(name, tree, len(layers), "part")
+            _require_entries(name, tree, len(layers))
         places = [_place(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
         return list(zip(layers, places, *trees, strict=True))
 
@@ -72,7 +73,7 @@ def chain(*layers):
 
     def forward(params, x, *, key=None):
         caches = []
-        for layer, place, part_params, part_key in parts(params, _split(key, len(layers))):
+        for layer, place, part_params, part_key in parts(params, split_keys(key, len(layers))):
             with place:
                 x, cache = layer.forward(part_params, x, key=part_key)
             caches.append(cache)
@@ -305,8 +306,7 @@ def repeat(layer, n):
       (5, 3, 2)
     """
     _require_layers("repeat: part", (layer,))
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"repeat: n is {n!r}; it takes a positive integer.")
+    require_count("repeat", "n", n)
     name = f"repeat({layer.name}, {n})"
 
     def init(key, shape):
@@ -317,7 +317,7 @@ def repeat(layer, n):
 
     def forward(params, x, *, key=None):
         caches = []
-        for use_key in _split(key, n):
+        for use_key in split_keys(key, n):
             with _place("repeat", layer):
                 x, cache = layer.forward(params, x, key=use_key)
             caches.append(cache)
@@ -358,7 +358,7 @@ def _side_by_side(name, layers, places):
         """The pairs that `function(layer, own in each tree)` answers with, as a pair of tuples."""
         answers = []
         for tree in trees:
-            _require_entries(name, tree, len(layers), "part")
+            _require_entries(name, tree, len(layers))
         for place, layer, *own in zip(places, layers, *trees, strict=True):
             with _place(place, layer):
                 answers.append(function(layer, *own))
@@ -371,7 +371,7 @@ def _side_by_side(name, layers, places):
     def forward(params, inputs, key):
         return each(
             lambda layer, params, x, key: layer.forward(params, x, key=key),
-            *(params, inputs, _split(key, len(layers))),
+            *(params, inputs, split_keys(key, len(layers))),
         )
 
     def backward(params, caches, errors, read):
@@ -381,11 +381,6 @@ def _side_by_side(name, layers, places):
         )
 
     return init, forward, backward
-
-
-def _split(key, n):
-    """A key for each of n parts, or None for each."""
-    return (None,) * n if key is None else tuple(jax.random.split(key, n))
 
 
 def _sum(arrays):
@@ -426,12 +421,12 @@ def _require_layers(place, layers):
             raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
 
 
-def _require_entries(name, tree, n, what):
+def _require_entries(name, tree, n):
     """Refuses a tree that has not an entry for each part of a combinator."""
     if not isinstance(tree, tuple) or len(tree) != n:
         got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
         raise LayerError(
             name,
-            f"got parameters with {got}; it takes a tuple of {n}, one for each {what}. Are they "
+            f"got parameters with {got}; it takes a tuple of {n}, one for each part. Are they "
             "those of another network?",
         )

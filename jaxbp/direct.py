@@ -14,7 +14,7 @@ from jax.nn import initializers
 
 from jaxbp.compose import Direct, chain
 from jaxbp.feedback import FEEDBACK_STREAM, exact, wrong_state
-from jaxbp.types import Rule
+from jaxbp.types import Rule, split_keys
 
 
 class DirectState(NamedTuple):
@@ -104,8 +104,7 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
             raise wrong_state(name, f"it is {type(state).__name__}, not DirectState")
         if not isinstance(params, tuple) or len(params) != len(blocks):
             raise wrong_state(name, f"the parameters are not of a chain of {len(blocks)} blocks")
-        keys = [None] * len(blocks) if key is None else jax.random.split(key, len(blocks))
-        return zip(rules, state.blocks, params, keys, strict=True)
+        return zip(rules, state.blocks, params, split_keys(key, len(blocks)), strict=True)
 
     def choose(state, params, *, key=None):
         parts = [

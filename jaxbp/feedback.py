@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Rule, show_shape, widened
+from jaxbp.types import Rule, show_path, show_shape, widened
 
 # Away from the keys that layers split off: a rule that is made by the key of the parameters
 # themselves must not draw the same numbers.
@@ -354,7 +354,7 @@ def _drawn(name, scale, where):
 def _draw(name, key, net, shape, scale, where):
     """Another draw of the chosen parameters, times `scale`; None in place of the others."""
     params, _ = net.init(jax.random.fold_in(key, FEEDBACK_STREAM), shape)
-    leaves = [(_show(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
+    leaves = [(show_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
     drawn = [jnp.asarray(scale, w.dtype) * w if where(path, w) else None for path, w in leaves]
     if all(leaf is None for leaf in drawn):
         there = ", ".join(f"{path} {show_shape(leaf.shape)}" for path, leaf in leaves)
@@ -369,7 +369,7 @@ def _require_own(name, params, state, *, scalars=False):
         shape = () if scalars else w.shape
         if s is not None and (s.shape, s.dtype) != (shape, w.dtype):
             raise ValueError(
-                f"for {_show(path)} it has {s.dtype} {show_shape(s.shape)}, not {w.dtype} "
+                f"for {show_path(path)} it has {s.dtype} {show_shape(s.shape)}, not {w.dtype} "
                 f"{show_shape(shape)}"
             )
 
@@ -386,10 +386,6 @@ def _replace(function, params, state, *trees):
         return w if s is None else function(w, s, *others)
 
     return jax.tree.map(place, params, state, *trees)
-
-
-def _show(path):
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def _keys_like(key, tree):

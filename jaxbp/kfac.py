@@ -26,7 +26,7 @@ from jax.core import Tracer
 from jaxbp.backprop import backprop
 from jaxbp.errors import sampled
 from jaxbp.moments import Kronecker, kronecker
-from jaxbp.types import show_shape, widened
+from jaxbp.types import show_path, show_shape, widened
 
 # Layers split their keys off the forward pass's, and fold_in(key, 1) is one of those.
 ERROR_STREAM = 2**31
@@ -196,7 +196,7 @@ def _require_dense(params):
         if not _is_dense(leaf):
             raise ValueError(
                 "scale_by_kfac: takes the parameters of dense layers, dicts of a weight [I, O] and "
-                f"a bias; got {jax.tree_util.keystr(path, simple=True, separator='.')} of shape "
+                f"a bias; got {show_path(path)} of shape "
                 f"{show_shape(jnp.shape(leaf))}. Give others an optimizer of their own by "
                 "optax.partition?"
             )

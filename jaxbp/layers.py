@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxbp.require import (
+    require_count,
     require_delta,
     require_floats,
+    require_last_axis,
     require_leaves,
     require_positive,
     require_shape,
@@ -59,8 +61,7 @@ def dense(
       >>> y.shape, dx.shape, signals["weight"].inputs.shape
       ((2, 3), (2, 5), (2, 5))
     """
-    if not isinstance(features, int) or isinstance(features, bool) or features < 1:
-        raise ValueError(f"dense: features is {features!r}; it takes a positive integer.")
+    require_count("dense", "features", features)
     name = f"dense({features})"
     leaves = ("weight", "bias") if use_bias else ("weight",)
 
@@ -74,10 +75,7 @@ def dense(
             )
 
     def init(key, shape):
-        if not require_shape(name, shape):
-            raise LayerError(
-                name, "got inputs of shape [N]; it takes [N, ..., I]. Give each example an axis?"
-            )
+        shape = require_last_axis(name, shape, "I")
         weight_key, bias_key = jax.random.split(key)
         params = {"weight": weight_init(weight_key, (shape[-1], features), dtype)}
         if use_bias:

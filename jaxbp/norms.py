@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.nn import initializers
 
 from jaxbp.require import (
+    require_count,
     require_delta,
     require_floats,
+    require_last_axis,
     require_leaves,
     require_positive,
-    require_shape,
 )
 from jaxbp.signals import Bias, Scale, keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
@@ -113,8 +114,7 @@ def group_norm(groups, *, eps=1e-5, use_bias=True, dtype=float):
       >>> [abs(round(float(y[..., part].mean()), 3)) for part in (slice(2), slice(2, 4))]
       [0.0, 0.0]
     """
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ValueError(f"group_norm: groups is {groups!r}; it takes a positive integer.")
+    require_count("group_norm", "groups", groups)
     return _norm(f"group_norm({groups})", eps, use_bias, dtype, groups=groups)
 
 
@@ -143,14 +143,11 @@ def _norm(name, eps, use_bias, dtype, *, centred=True, groups=None):
                 )
 
     def init(key, shape):
-        if not require_shape(name, shape):
-            raise LayerError(
-                name, "got inputs of shape [N]; it takes [N, ..., O]. Give each example an axis?"
-            )
+        shape = require_last_axis(name, shape, "O")
         if groups is not None and shape[-1] % groups:
             raise LayerError(name, f"got {shape[-1]} outputs, which {groups} groups do not divide.")
         make = {"gain": initializers.ones, "bias": initializers.zeros}
-        return {leaf: make[leaf](key, shape[-1:], dtype) for leaf in leaves}, tuple(shape)
+        return {leaf: make[leaf](key, shape[-1:], dtype) for leaf in leaves}, shape
 
     def forward(params, x, *, key=None):
         del key

@@ -11,6 +11,12 @@ def require_positive(name, argument, value):
         raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
 
 
+def require_count(name, argument, value):
+    """Refuses what is not an integer above zero."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a positive integer.")
+
+
 def require_shape(name, shape):
     """The shape of one example, once it is known to be one."""
     if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
@@ -20,6 +26,17 @@ def require_shape(name, shape):
             "such as (64,), without N.",
         )
     return tuple(shape)
+
+
+def require_last_axis(name, shape, letter):
+    """The shape of one example, once it is known to have an axis; messages call it by a letter."""
+    shape = require_shape(name, shape)
+    if not shape:
+        raise LayerError(
+            name,
+            f"got inputs of shape [N]; it takes [N, ..., {letter}]. Give each example an axis?",
+        )
+    return shape
 
 
 def require_floats(name, x, dtype=None):

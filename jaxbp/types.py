@@ -143,6 +143,16 @@ def show_shape(shape):
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
+def show_path(path):
+    """The path of a leaf in a tree as messages write it: `0.weight`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def split_keys(key, n):
+    """A key for each of n parts, or None for each."""
+    return (None,) * n if key is None else tuple(jax.random.split(key, n))
+
+
 def widened(x):
     """Numbers of 16 bits as 32, others as they are: for sums that would round or overflow."""
     return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x

@@ -36,7 +36,7 @@ IMPORTS = {
     "require": {"types"},
     "layers": {"types", "signals", "require"},
     "norms": {"types", "signals", "require"},
-    "compose": {"types", "signals"},
+    "compose": {"types", "signals", "require"},
     "feedback": {"types"},
     "direct": {"types", "compose", "feedback"},
     "losses": {"types"},
