@@ -11,12 +11,14 @@ from jaxbp.compose import Direct as Direct
 from jaxbp.compose import chain as chain
 from jaxbp.compose import gated as gated
 from jaxbp.compose import parallel as parallel
-from jaxbp.compose import repeat as repeat
 from jaxbp.compose import residual as residual
 from jaxbp.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from jaxbp.curvature import hessian_vector_product as hessian_vector_product
 from jaxbp.direct import DirectState as DirectState
 from jaxbp.direct import direct_feedback as direct_feedback
+from jaxbp.embedding import embedding as embedding
+from jaxbp.embedding import learned_positions as learned_positions
+from jaxbp.embedding import sinusoidal_positions as sinusoidal_positions
 from jaxbp.errors import ggn_columns as ggn_columns
 from jaxbp.errors import jacobian_rows as jacobian_rows
 from jaxbp.errors import sampled as sampled
@@ -77,9 +79,12 @@ from jaxbp.reweight import clip_weights as clip_weights
 from jaxbp.reweight import private_gradient as private_gradient
 from jaxbp.reweight import reweighted as reweighted
 from jaxbp.signals import Bias as Bias
+from jaxbp.signals import Lookup as Lookup
 from jaxbp.signals import Outer as Outer
 from jaxbp.signals import Scale as Scale
 from jaxbp.signals import keep as keep
+from jaxbp.signals import map_signals as map_signals
+from jaxbp.stacked import Stacked as Stacked
 from jaxbp.train import TrainState as TrainState
 from jaxbp.train import evaluate as evaluate
 from jaxbp.train import init_state as init_state
@@ -90,3 +95,7 @@ from jaxbp.types import LayerError as LayerError
 from jaxbp.types import Loss as Loss
 from jaxbp.types import Rule as Rule
 from jaxbp.watch import NonFiniteError as NonFiniteError
+from jaxbp.wrap import cast as cast
+from jaxbp.wrap import remat as remat
+from jaxbp.wrap import repeat as repeat
+from jaxbp.wrap import stack as stack

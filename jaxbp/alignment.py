@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxbp.compose import Direct
 from jaxbp.feedback import require_rule
 from jaxbp.readings import total
-from jaxbp.signals import is_signal
+from jaxbp.signals import map_signals
 from jaxbp.types import widened
 
 
@@ -91,7 +91,7 @@ def alignment(net, loss, *, rule):
         delta = delta / len(delta)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)
-        return jax.tree.map(compare, exact, ruled, _inside(tree), params, is_leaf=is_signal)
+        return map_signals(compare, exact, ruled, _inside(tree), params)
 
     return function
 

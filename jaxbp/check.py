@@ -84,7 +84,7 @@ class Report(NamedTuple):
         return "\n".join([f"{self.name}: {'right' if self.ok else 'WRONG'}", *rows])
 
 
-def check(subject, key, shape, *, batch=3, targets=None):
+def check(subject, key, shape, *, batch=3, inputs=None, targets=None):
     """Checks an explicit derivative against autodiff, finite differences and the adjoint identity.
 
     Parameters are those of `init` in float64, moved a little at random so that none is zero; inputs
@@ -96,6 +96,8 @@ def check(subject, key, shape, *, batch=3, targets=None):
       key: a random key.
       shape: that of one example, without N. For a loss: of one example's outputs.
       batch: N.
+      inputs: of a layer, [N, ...]; tokens, for one that takes no others. Without any they are
+        normal.
       targets: of a loss. Without any they are drawn by its own `sample`.
 
     Returns:
@@ -116,25 +118,33 @@ def check(subject, key, shape, *, batch=3, targets=None):
         raise TypeError(f"check: takes a Layer or a Loss; got {type(subject).__name__}.")
     with jax.enable_x64(True):
         if isinstance(subject, Layer):
-            return _check_layer(subject, key, (batch, *shape))
+            return _check_layer(subject, key, (batch, *shape), inputs)
         return _check_loss(subject, key, (batch, *shape), targets)
 
 
-def _check_layer(layer, key, shape):
+def _check_layer(layer, key, shape, inputs):
     init_key, move_key, input_key, draw_key, key = jax.random.split(key, 5)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), layer.init(init_key, shape[1:])[0])
     params = _moved(params, _normal_like(params, move_key), 0.1)
-    inputs = jax.random.normal(input_key, shape, jnp.float64)
+    if inputs is None:
+        inputs = jax.random.normal(input_key, shape, jnp.float64)
+    primals = {"params": params}
+    if jnp.issubdtype(inputs.dtype, jnp.floating):  # integers have no derivative
+        primals["inputs"] = inputs.astype(jnp.float64)
+
+    def run(primals):
+        x = primals.get("inputs", inputs)
+        return layer.forward(primals["params"], x, key=draw_key)
 
     def forward(primals):
-        return layer.forward(primals["params"], primals["inputs"], key=draw_key)[0]
+        return run(primals)[0]
 
     def transpose(primals, cotangent):
-        _, cache = layer.forward(primals["params"], primals["inputs"], key=draw_key)
+        _, cache = run(primals)
         dx, grads = layer.backward(primals["params"], cache, cotangent, read=total)
-        return {"params": grads, "inputs": dx}
+        return {"params": grads, "inputs": dx} if "inputs" in primals else {"params": grads}
 
-    return _compare(layer.name, forward, transpose, {"params": params, "inputs": inputs}, key)
+    return _compare(layer.name, forward, transpose, primals, key)
 
 
 def _check_loss(loss, key, shape, targets):

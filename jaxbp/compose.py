@@ -1,10 +1,9 @@
-"""Combinators: layers made of layers.
+"""Combinators: layers made of several layers.
 
 The chain rule of a composition is the composition of the chain rules in reverse: the dx of one
 part is the dy of the part before it. Nothing else passes between layers.
 """
 
-import contextlib
 import functools
 import itertools
 import math
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.require import require_count
-from jaxbp.signals import is_signal, joined, keep
+from jaxbp.require import placed, require_entries, require_layers, require_same_shape
+from jaxbp.signals import keep
 from jaxbp.types import Layer, LayerError, show_shape, split_keys
 
 
@@ -52,14 +51,14 @@ def chain(*layers):
       >>> out_shape, [sorted(part) for part in params]
       ((2,), [['bias', 'weight'], [], ['bias', 'weight']])
     """
-    _require_layers("chain: part", layers)
+    require_layers("chain: part", layers)
     name = f"chain({', '.join(layer.name for layer in layers)})"
 
     def parts(*trees):
         """For each part: itself, the place for its errors, and what is its own in each tree."""
         for tree in trees:
-            _require_entries(name, tree, len(layers))
-        places = [_place(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
+            require_entries(name, tree, len(layers))
+        places = [placed(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
         return list(zip(layers, places, *trees, strict=True))
 
     def init(key, shape):
@@ -120,25 +119,25 @@ def residual(*layers):
       >>> out_shape, len(params)
       ((4,), 4)
     """
-    _require_layers("residual: part", layers)
+    require_layers("residual: part", layers)
     if not layers:
         raise TypeError("residual: takes a Layer, or several that are a chain; got none.")
     inner = layers[0] if len(layers) == 1 else chain(*layers)
     name = f"residual({inner.name})"
 
     def init(key, shape):
-        with _place("residual", inner):
+        with placed("residual", inner):
             params, out_shape = inner.init(key, shape)
-        _require_same_shape(name, shape, out_shape, "a residual")
+        require_same_shape(name, shape, out_shape, "a residual")
         return params, out_shape
 
     def forward(params, x, *, key=None):
-        with _place("residual", inner):
+        with placed("residual", inner):
             y, cache = inner.forward(params, x, key=key)
         return x + y, cache
 
     def backward(params, cache, dy, *, read=keep):
-        with _place("residual", inner):
+        with placed("residual", inner):
             dx, readings = inner.backward(params, cache, dy, read=read)
         return dy + dx, readings
 
@@ -171,7 +170,7 @@ def parallel(*layers, combine="sum"):
       >>> wide.init(jax.random.key(0), (5,))[1], wide.init(jax.random.key(0), ((5,), (2,)))[1]
       ((7,), (7,))
     """
-    _require_layers("parallel: branch", layers)
+    require_layers("parallel: branch", layers)
     if not layers:
         raise TypeError("parallel: takes a Layer for each branch; got none.")
     if combine not in ("sum", "concatenate"):
@@ -251,7 +250,7 @@ def gated(layer, gate):
       >>> swiglu.init(jax.random.key(0), (4,))[1]
       (4,)
     """
-    _require_layers("gated: part", (layer, gate))
+    require_layers("gated: part", (layer, gate))
     name = f"gated({layer.name}, {gate.name})"
     places = "gated: layer", "gated: gate"
     init_each, forward_each, backward_each = _side_by_side(name, (layer, gate), places)
@@ -278,74 +277,6 @@ def gated(layer, gate):
     return Layer(name, init, forward, backward)
 
 
-def repeat(layer, n):
-    """The same layer n times with the same parameters, y = f(f(... f(x))).
-
-      dE/dW = sum_k dE/dW_k,   with W_k the parameter in its k-th use
-
-    What is read at a parameter sees all of its uses at once, as if they were positions: the norm of
-    a sum is not that of its parts. So the operands of all uses are kept until the sweep is through
-    the last of them. Parameters and readings are those of one layer, the cache a tuple of n.
-
-    Args:
-      layer: it has to map a shape to itself.
-      n: how often, at least 1.
-
-    Raises:
-      TypeError: `layer` is not a Layer.
-      ValueError: `n` is not a positive integer.
-      LayerError: the layer does not map a shape to itself, or refuses its inputs or parameters.
-
-    Example:
-      >>> import jax, jax.numpy as jnp, jaxbp as bp
-      >>> net = bp.repeat(bp.dense(2), 3)
-      >>> params, _ = net.init(jax.random.key(0), (2,))
-      >>> y, cache = net.forward(params, jnp.ones((5, 2)))
-      >>> _, signals = net.backward(params, cache, y)
-      >>> signals["weight"].inputs.shape                        # three uses
-      (5, 3, 2)
-    """
-    _require_layers("repeat: part", (layer,))
-    require_count("repeat", "n", n)
-    name = f"repeat({layer.name}, {n})"
-
-    def init(key, shape):
-        with _place("repeat", layer):
-            params, out_shape = layer.init(key, shape)
-        _require_same_shape(name, shape, out_shape, "what is repeated")
-        return params, out_shape
-
-    def forward(params, x, *, key=None):
-        caches = []
-        for use_key in split_keys(key, n):
-            with _place("repeat", layer):
-                x, cache = layer.forward(params, x, key=use_key)
-            caches.append(cache)
-        return x, tuple(caches)
-
-    def backward(params, caches, dy, *, read=keep):
-        uses = []
-        for cache in reversed(caches):
-            with _place("repeat", layer):
-                dy, signals = layer.backward(params, cache, dy)
-            uses.append(signals)
-        readings = jax.tree.map(
-            lambda *signals: read(joined(signals)), *reversed(uses), is_leaf=is_signal
-        )
-        return dy, readings
-
-    return Layer(name, init, forward, backward)
-
-
-def _require_same_shape(name, shape, out_shape, what):
-    if tuple(out_shape) != tuple(shape):
-        raise LayerError(
-            name,
-            f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; {what} "
-            "needs equal shapes.",
-        )
-
-
 def _side_by_side(name, layers, places):
     """The three functions of layers that do not see each other, on a tuple of what is of each.
 
@@ -358,9 +289,9 @@ def _side_by_side(name, layers, places):
         """The pairs that `function(layer, own in each tree)` answers with, as a pair of tuples."""
         answers = []
         for tree in trees:
-            _require_entries(name, tree, len(layers))
+            require_entries(name, tree, len(layers))
         for place, layer, *own in zip(places, layers, *trees, strict=True):
-            with _place(place, layer):
+            with placed(place, layer):
                 answers.append(function(layer, *own))
         return tuple(zip(*answers, strict=True))
 
@@ -400,33 +331,3 @@ def _sent(layer, error, matrix, shape):
             f"{show_shape(sizes)}.",
         )
     return (error.reshape(len(error), -1) @ matrix).reshape(shape)
-
-
-@contextlib.contextmanager
-def _place(place, layer):
-    """Says of an error inside the block that it stands in this place, that of a layer."""
-    try:
-        yield
-    except LayerError as error:
-        raise error.inside(place) from None
-    except FloatingPointError as error:  # under jax.debug_nans or jax.debug_infs
-        raise LayerError(layer.name, f"has an {error}").inside(place) from error
-
-
-def _require_layers(place, layers):
-    for i, layer in enumerate(layers, 1):
-        if not isinstance(layer, Layer):
-            called = getattr(layer, "__name__", None)
-            hint = f" Call it: {called}()?" if callable(layer) and called else ""
-            raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
-
-
-def _require_entries(name, tree, n):
-    """Refuses a tree that has not an entry for each part of a combinator."""
-    if not isinstance(tree, tuple) or len(tree) != n:
-        got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
-        raise LayerError(
-            name,
-            f"got parameters with {got}; it takes a tuple of {n}, one for each part. Are they "
-            "those of another network?",
-        )

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
 from jaxbp.types import Rule, show_path, show_shape, widened
 
 # Away from the keys that layers split off: a rule that is made by the key of the parameters
@@ -78,10 +79,11 @@ def random_feedback(*, scale=1.0, where=matrices):
     Args:
       scale: B is another draw by the network's initialisers, times this. (Where they draw zeros,
         B is zero, and nothing comes back.)
-      where: `where(path, leaf) -> bool`, which parameters have a B; `path` is such as `0.weight`.
-        The first matrix of a network carries the error to the inputs alone: rules that update their
-        B save that work by `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`. A bias
-        carries nothing.
+      where: `where(path, leaf) -> bool`, which parameters have a B; `path` is such as `0.weight`,
+        and `leaf` has the parameter's `shape`, `ndim` and `dtype` (in a stack, those of one of its
+        layers, and one path for all, such as `1.layers.0.weight`). The first matrix of a network
+        carries the error to the inputs alone: rules that update their B save that work by
+        `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`. A bias carries nothing.
 
     Raises:
       ValueError: on `make`, `where` matches nothing; on `choose`, the state is of another network.
@@ -161,11 +163,11 @@ def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
 
     def make(key, net, shape):
         draw = _draw(name, key, net, shape, scale, where)
-        scales = jax.tree.map(root_mean_square, draw)
+        scales = map_layers(root_mean_square, draw)
         if magnitudes != "fixed":
             return Magnitudes(scales)
         keys = _keys_like(jax.random.fold_in(key, FEEDBACK_STREAM + 1), draw)
-        return Magnitudes(jax.tree.map(half_normal, keys, scales, draw))
+        return Magnitudes(map_layers(half_normal, keys, scales, draw))
 
     def choose(state, params, *, key=None):
         if not isinstance(state, Magnitudes):
@@ -307,7 +309,7 @@ def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
             raise ValueError("weight_mirror: draws noise and needs a random key. Pass key=...?")
         feedback = jax.lax.cond(
             (state.step + 1) % every == 0,
-            lambda: jax.tree.map(mirror, params, state.feedback, _keys_like(key, params)),
+            lambda: map_layers(mirror, params, state.feedback, _keys_like(key, params)),
             lambda: state.feedback,
         )
         return MirrorState(feedback, state.step + 1)
@@ -354,19 +356,24 @@ def _drawn(name, scale, where):
 def _draw(name, key, net, shape, scale, where):
     """Another draw of the chosen parameters, times `scale`; None in place of the others."""
     params, _ = net.init(jax.random.fold_in(key, FEEDBACK_STREAM), shape)
-    leaves = [(show_path(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
-    drawn = [jnp.asarray(scale, w.dtype) * w if where(path, w) else None for path, w in leaves]
-    if all(leaf is None for leaf in drawn):
-        there = ", ".join(f"{path} {show_shape(leaf.shape)}" for path, leaf in leaves)
+    paths = jax.tree.leaves_with_path(one_layer(params))
+    likes = [(show_path(path), like) for path, like in paths]
+    chosen = [where(path, like) for path, like in likes]
+    if not any(chosen):
+        there = ", ".join(f"{path} {show_shape(like.shape)}" for path, like in likes)
         raise ValueError(f"{name}: where matches none of the parameters: {there or 'no such'}.")
-    return jax.tree.structure(params).unflatten(drawn)
+    leaves, structure = jax.tree.flatten(params)
+    pairs = zip(leaves, chosen, strict=True)
+    return structure.unflatten(
+        [jnp.asarray(scale, w.dtype) * w if wanted else None for w, wanted in pairs]
+    )
 
 
 def _require_own(name, params, state, *, scalars=False):
     """Refuses a state that has not an array like it, or a number, for each chosen parameter."""
 
-    def require(path, w, s):
-        shape = () if scalars else w.shape
+    def require(path, w, axes, s):
+        shape = w.shape[:axes] if scalars else w.shape
         if s is not None and (s.shape, s.dtype) != (shape, w.dtype):
             raise ValueError(
                 f"for {show_path(path)} it has {s.dtype} {show_shape(s.shape)}, not {w.dtype} "
@@ -374,7 +381,7 @@ def _require_own(name, params, state, *, scalars=False):
             )
 
     try:
-        jax.tree_util.tree_map_with_path(require, params, state)
+        jax.tree_util.tree_map_with_path(require, params, stack_axes(params), state)
     except (ValueError, TypeError, AttributeError) as error:
         raise wrong_state(name, error) from error
 
@@ -385,9 +392,19 @@ def _replace(function, params, state, *trees):
     def place(w, s, *others):
         return w if s is None else function(w, s, *others)
 
-    return jax.tree.map(place, params, state, *trees)
+    return map_layers(place, params, state, *trees)
 
 
 def _keys_like(key, tree):
-    leaves, structure = jax.tree.flatten(tree)
-    return structure.unflatten(jax.random.split(key, len(leaves)))
+    """A key for each leaf, and in a stack for that of each layer."""
+    nodes, structure = jax.tree.flatten(tree, is_leaf=is_stacked)
+
+    def keys_of(node, key):
+        if not is_stacked(node):
+            return key
+        leaves = jax.tree.leaves(node)
+        if not leaves:
+            return node
+        return Stacked(jax.vmap(_keys_like)(jax.random.split(key, len(leaves[0])), node.layers))
+
+    return structure.unflatten(map(keys_of, nodes, jax.random.split(key, len(nodes))))

@@ -20,8 +20,18 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings import gram_is_less_work, per_example
-from jaxbp.signals import Bias, Outer, Scale, as_positions, is_signal, not_a_signal
+from jaxbp.readings import gram_is_less_work, per_example, total
+from jaxbp.signals import (
+    Bias,
+    Lookup,
+    Outer,
+    Scale,
+    as_positions,
+    is_signal,
+    map_signals,
+    not_a_signal,
+)
+from jaxbp.stacked import sum_leaves
 from jaxbp.types import show_shape, widened
 
 
@@ -46,10 +56,16 @@ def gram(signals, other=None):
       >>> bp.gram(signal).tolist()
       [[45.0, 24.0], [24.0, 16.0]]
     """
-    first = _signals_of("gram", signals)
-    second = first if other is None else _signals_of("gram", other)
-    _require_same_network(signals, signals if other is None else other)
-    return sum(map(_gram, first, second))
+    first = _wide_signals("gram", signals)
+    if other is None:
+        return sum_leaves(map_signals(lambda signal: _gram(signal, signal), first))
+    second = _wide_signals("gram", other)
+    if _parameters_of(first) != _parameters_of(second):
+        raise ValueError(
+            "gram: the signals are not of the same network: of parameters of shapes "
+            f"{_parameters_of(first)[1]} and of {_parameters_of(second)[1]}."
+        )
+    return sum_leaves(map_signals(_gram, first, second))
 
 
 @functools.singledispatch
@@ -80,6 +96,16 @@ def _(signal, other):
     return per_example(signal) @ per_example(other).T
 
 
+@_gram.register
+def _(signal: Lookup, other):
+    d, e = as_positions(signal.deltas), as_positions(other.deltas)
+    (n, t, _), (m, s, _) = d.shape, e.shape
+    if t * s < len(signal.table):
+        rows, others = signal.indices.reshape(n, 1, t, 1), other.indices.reshape(1, m, 1, s)
+        return jnp.sum(jnp.where(rows == others, jnp.einsum("nto,mso->nmts", d, e), 0), axis=(2, 3))
+    return per_example(signal).reshape(n, -1) @ per_example(other).reshape(m, -1).T
+
+
 def directional_derivatives(signals, direction):
     """The derivative of each example's loss along a direction of the parameters, g_n . v, [N].
 
@@ -100,17 +126,15 @@ def directional_derivatives(signals, direction):
       >>> bp.directional_derivatives(signal, bp.mean(signal)).tolist()
       [34.5, 20.0]
     """
-    leaves = _signals_of("directional_derivatives", signals)
-    structure = jax.tree.structure(signals, is_leaf=is_signal)
-    shapes = [jax.eval_shape(per_example, signal).shape[1:] for signal in leaves]
-    if jax.tree.structure(direction) != structure or shapes != [
-        jnp.shape(v) for v in jax.tree.leaves(direction)
-    ]:
+    signals = _wide_signals("directional_derivatives", signals)
+    structure, shapes = _parameters_of(signals)
+    got = ", ".join(show_shape(jnp.shape(leaf)) for leaf in jax.tree.leaves(direction))
+    if (jax.tree.structure(direction), got) != (structure, shapes):
         raise ValueError(
             "directional_derivatives: the direction is not a tree like the parameters, of shapes "
-            f"{', '.join(map(show_shape, shapes))}."
+            f"{shapes}."
         )
-    return sum(map(_along, leaves, map(widened, jax.tree.leaves(direction))))
+    return sum_leaves(map_signals(_along, signals, jax.tree.map(widened, direction)))
 
 
 @functools.singledispatch
@@ -131,27 +155,27 @@ def _(signal, direction):
     return per_example(signal) @ direction
 
 
-def _signals_of(name, tree):
-    """The signals of a tree, in at least 32 bits."""
-    leaves = jax.tree.leaves(tree, is_leaf=is_signal)
-    if not leaves:
+@_along.register
+def _(signal: Lookup, direction):
+    rows = direction[signal.indices.reshape(len(signal.indices), -1)]
+    return jnp.sum(rows * as_positions(signal.deltas), axis=(1, 2))
+
+
+def _wide_signals(name, tree):
+    """A tree of signals in at least 32 bits."""
+
+    def wide(signal):
+        if not is_signal(signal):
+            raise not_a_signal(name, signal)
+        return jax.tree.map(widened, signal)
+
+    if not jax.tree.leaves(tree):
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
-    for leaf in leaves:
-        if not is_signal(leaf):
-            raise not_a_signal(name, leaf)
-    return [jax.tree.map(widened, leaf) for leaf in leaves]
+    return jax.tree.map(wide, tree, is_leaf=is_signal)
 
 
-def _require_same_network(signals, other):
-    """Refuses trees of signals that cannot be of the same parameters."""
-
-    def outline(tree):
-        leaves = jax.tree.leaves(tree, is_leaf=is_signal)
-        shapes = [[array.shape[-1] for array in jax.tree.leaves(leaf)] for leaf in leaves]
-        return jax.tree.structure(tree), shapes
-
-    if outline(signals) != outline(other):
-        raise ValueError(
-            "gram: the signals are not of the same network: their trees differ in structure, or "
-            f"in the sizes of their operands, {outline(signals)[1]} and {outline(other)[1]}."
-        )
+def _parameters_of(signals):
+    """The parameters that signals are of: their tree, and their shapes as messages write them."""
+    parameters = jax.eval_shape(lambda tree: map_signals(total, tree), signals)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(parameters)]
+    return jax.tree.structure(parameters), ", ".join(map(show_shape, shapes))

@@ -16,6 +16,7 @@ from jaxbp.backprop import sweep_columns
 from jaxbp.errors import jacobian_rows
 from jaxbp.inner import gram
 from jaxbp.signals import is_signal
+from jaxbp.stacked import stack_axes
 
 
 def neural_tangent_kernel(net):
@@ -86,9 +87,10 @@ def _keep_columns(signal, *, columns):
 
 
 def _column_axes(signals):
-    """For `jax.vmap`: the columns are the first axis of the deltas, and of nothing else."""
-    return jax.tree.map(
-        lambda s: type(s)(*(0 if field == "deltas" else None for field in s._fields)),
-        signals,
-        is_leaf=is_signal,
-    )
+    """For `jax.vmap`: the columns are the first axis of a layer's deltas, and of nothing else."""
+
+    def axes(signal, stacked):
+        return type(signal)(*(stacked if field == "deltas" else None for field in signal._fields))
+
+    deltas = jax.tree.map(lambda signal: signal.deltas, signals, is_leaf=is_signal)
+    return jax.tree.map(axes, signals, stack_axes(deltas), is_leaf=is_signal)

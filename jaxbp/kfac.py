@@ -26,6 +26,7 @@ from jax.core import Tracer
 from jaxbp.backprop import backprop
 from jaxbp.errors import sampled
 from jaxbp.moments import Kronecker, kronecker
+from jaxbp.stacked import map_layers, one_layer
 from jaxbp.types import show_path, show_shape, widened
 
 # Layers split their keys off the forward pass's, and fold_in(key, 1) is one of those.
@@ -119,7 +120,7 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
 
     def init(params):
         _require_dense(params)
-        zeros = jax.tree.map(_no_factors, params, is_leaf=_is_dense)
+        zeros = map_layers(_no_factors, params, is_leaf=_is_dense)
         return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(updates, state, params=None, *, factors=None, **extra_args):
@@ -134,12 +135,12 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
         averages = jax.tree.map(average, state.factors, batch)
         inverses = jax.lax.cond(
             state.step % every == 0,
-            lambda: jax.tree.map(
+            lambda: map_layers(
                 lambda factors: _inverted(factors, damping), averages, is_leaf=_is_factors
             ),
             lambda: state.inverses,
         )
-        updates = jax.tree.map(_natural, updates, inverses, is_leaf=_is_dense)
+        updates = map_layers(_natural, updates, inverses, is_leaf=_is_dense)
         return updates, KfacState(step, averages, inverses)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -192,7 +193,7 @@ def _no_factors(layer):
 
 
 def _require_dense(params):
-    for path, leaf in jax.tree.leaves_with_path(params, is_leaf=_is_dense):
+    for path, leaf in jax.tree.leaves_with_path(one_layer(params), is_leaf=_is_dense):
         if not _is_dense(leaf):
             raise ValueError(
                 "scale_by_kfac: takes the parameters of dense layers, dicts of a weight [I, O] and "
@@ -227,7 +228,7 @@ def _own_factors(params, factors, like):
         "folded in, as kfac_factors computes them."
     )
     try:
-        batch = jax.tree.map(own, params, factors, is_leaf=is_own)
+        batch = map_layers(own, params, factors, is_leaf=is_own)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise ValueError(problem) from error
     if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, like):

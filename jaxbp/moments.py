@@ -35,8 +35,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings import mean, per_example
-from jaxbp.signals import Bias, Outer, Scale, as_positions, as_rows, is_signal, not_a_signal
+from jaxbp.readings import each_row_once, mean, per_example, total
+from jaxbp.signals import (
+    Bias,
+    Lookup,
+    Outer,
+    Scale,
+    as_positions,
+    as_rows,
+    is_signal,
+    not_a_signal,
+)
 from jaxbp.types import widened
 
 
@@ -74,6 +83,21 @@ def _(signal: Bias, *, columns=None):
 def _(signal: Scale, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     return _sum_squares(lambda d: jnp.sum(x * d, axis=1), d)
+
+
+@per_example_diagonal.register
+def _(signal: Lookup, *, columns=None):
+    return per_example(_squared(signal, columns))
+
+
+def _squared(signal, columns):
+    """A signal of which the gradients are the squares of this one's, summed over the columns."""
+
+    def sums(d):
+        return each_row_once(signal._replace(deltas=d)).deltas
+
+    squares = _sum_squares(sums, _all_columns(signal.deltas, columns))
+    return each_row_once(signal)._replace(deltas=squares)
 
 
 @functools.singledispatch
@@ -114,6 +138,11 @@ def _(signal: Bias, *, columns=None):
 @diagonal.register
 def _(signal: Scale, *, columns=None):
     return jnp.sum(per_example_diagonal(signal, columns=columns), axis=0)
+
+
+@diagonal.register
+def _(signal: Lookup, *, columns=None):
+    return total(_squared(signal, columns))
 
 
 def second_moment(signal) -> jax.Array:
@@ -173,7 +202,7 @@ def kronecker(signal, *, bias="folded", shared="expand", columns=None) -> Kronec
       apart      of a = x                   of a = 1, so that A = [[1]]
 
     A weight cannot tell whether it has a bias: folded, A is [I + 1, I + 1] in any case, and
-    A[:-1, :-1] is that of x alone. A gain has no such factors, and gets ().
+    A[:-1, :-1] is that of x alone. A gain and a table have no such factors, and get ().
 
     Args:
       signal: the operands of one parameter.
@@ -216,8 +245,9 @@ def _(signal: Bias, *, bias="folded", shared="expand", columns=None):
     return Kronecker(jnp.ones((1, 1), d.dtype), _deltas_factor(d, shared))
 
 
-@kronecker.register
-def _(signal: Scale, *, bias="folded", shared="expand", columns=None):
+@kronecker.register(Scale)
+@kronecker.register(Lookup)
+def _(signal, *, bias="folded", shared="expand", columns=None):
     del signal, columns
     _require_choices(bias, shared)
     return ()

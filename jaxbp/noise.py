@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxbp.inner import directional_derivatives
 from jaxbp.readings import example_norms, sq_norms
-from jaxbp.signals import is_signal
+from jaxbp.signals import map_signals
 from jaxbp.types import widened
 
 
@@ -69,7 +69,7 @@ def gradient_noise(signals, grads):
       >>> bool(noise.trace > 0), bool(abs(noise.cosine) <= 1)
       (True, True)
     """
-    norms = example_norms(jax.tree.map(sq_norms, signals, is_leaf=is_signal))
+    norms = example_norms(map_signals(sq_norms, signals))
     n = len(norms)
     if n < 2:
         raise ValueError("gradient_noise: takes two examples or more, of which to see the scatter.")

@@ -34,7 +34,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.signals import Bias, Outer, Scale, as_positions, as_rows, is_signal, not_a_signal
+from jaxbp.signals import (
+    Bias,
+    Lookup,
+    Outer,
+    Scale,
+    as_positions,
+    as_rows,
+    is_signal,
+    not_a_signal,
+)
+from jaxbp.stacked import map_layers, stack_axes, sum_leaves
 from jaxbp.types import show_shape, weighed, widened
 
 
@@ -68,6 +78,13 @@ def _(signal: Bias, *, weights=None):
 @total.register
 def _(signal: Scale, *, weights=None):
     return jnp.sum(as_rows(signal.inputs * weighed(signal.deltas, weights)), axis=0)
+
+
+@total.register
+def _(signal: Lookup, *, weights=None):
+    deltas = as_rows(weighed(signal.deltas, weights))
+    zeros = jnp.zeros((len(signal.table), deltas.shape[-1]), deltas.dtype)
+    return zeros.at[signal.indices.ravel()].add(deltas)
 
 
 def mean(signal, *, weights=None) -> jax.Array:
@@ -123,13 +140,23 @@ def _(signal: Scale):
     return jnp.sum(as_positions(signal.inputs * signal.deltas), axis=1)
 
 
+@per_example.register
+def _(signal: Lookup):
+    deltas = as_positions(signal.deltas)
+    n, t, o = deltas.shape
+    zeros = jnp.zeros((n, len(signal.table), o), deltas.dtype)
+    return zeros.at[jnp.arange(n)[:, None], signal.indices.reshape(n, t)].add(deltas)
+
+
 @functools.singledispatch
 def sq_norms(signal) -> jax.Array:
     """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
 
     For a weight matrix it is |x_n|^2 |d_n|^2. With positions it is sum_st (x_ns . x_nt)
     (d_ns . d_nt), from two Gram matrices [N, T, T], or that of the gradient itself, [N, I, O],
-    whichever is less work (`gram_is_less_work`). Numbers of 16 bits are accumulated in 32.
+    whichever is less work (`gram_is_less_work`). Of a table it is that of the rows that an example
+    looks up, with what is looked up at several positions added up first. Numbers of 16 bits are
+    accumulated in 32.
 
     Raises:
       TypeError: `signal` is not of a kind known here.
@@ -157,6 +184,27 @@ def _(signal: Outer):
 @sq_norms.register(Scale)
 def _(signal):
     return _sq_norm(per_example(jax.tree.map(widened, signal)))
+
+
+@sq_norms.register
+def _(signal: Lookup):
+    return _sq_norm(each_row_once(jax.tree.map(widened, signal)).deltas)
+
+
+def each_row_once(signal):
+    """The same gradients, of which every example looks up each of its rows at one position.
+
+    Where a row is looked up at several, one has the sum of the deltas; what is left over has
+    deltas of zero. So with T positions the gradients are summed up in [N, T, O], not [N, V, O].
+    """
+    deltas = as_positions(signal.deltas)
+
+    def merge(indices, deltas):
+        rows, places = jnp.unique(indices, return_inverse=True, size=len(indices))
+        return rows, jnp.zeros_like(deltas).at[places].add(deltas)
+
+    rows, sums = jax.vmap(merge)(signal.indices.reshape(deltas.shape[:2]), deltas)
+    return Lookup(rows, sums, signal.table)
 
 
 def gram_is_less_work(i, o, *, pairs, rows, products):
@@ -194,20 +242,22 @@ def example_norms(readings):
       >>> bp.example_norms({"weight": jnp.array([9.0, 0.0]), "bias": jnp.array([16.0, 4.0])})
       Array([5., 2.], dtype=float32)
     """
+    axes = jax.tree.leaves(stack_axes(readings))
     leaves = jax.tree.leaves(readings)
-    shapes = {jnp.shape(leaf) for leaf in leaves}
+    shapes = {jnp.shape(leaf)[k:] for leaf, k in zip(leaves, axes, strict=True)}
     if len(shapes) != 1 or len(*shapes) != 1:
         raise ValueError(
             "example_norms: takes a tree of squared norms, all of shape [N], as read=sq_norms "
             f"gives; it got {', '.join(map(show_shape, sorted(shapes))) or 'no leaves'}."
         )
-    return jnp.sqrt(sum(leaves))
+    return jnp.sqrt(sum_leaves(readings))
 
 
 def layer_norms(readings):
     """The norm of each example's gradient with respect to each layer, [N] in place of each.
 
     A layer is an innermost collection of parameters, such as the dict of a weight and its bias.
+    Each layer of a stack is one: [L, N].
 
     Args:
       readings: the tree that a sweep with `read=sq_norms` answers with.
@@ -224,7 +274,7 @@ def layer_norms(readings):
     def parts(node):
         return jax.tree.leaves(node, is_leaf=lambda child: child is not node)
 
-    return jax.tree.map(
+    return map_layers(
         lambda layer: example_norms(layer) if parts(layer) else layer,
         readings,
         is_leaf=lambda node: jax.tree_util.all_leaves(parts(node)),

@@ -1,8 +1,10 @@
 """What layers ask of what they are given, in the words of their errors."""
 
+import contextlib
+
 import jax.numpy as jnp
 
-from jaxbp.types import LayerError, show_shape
+from jaxbp.types import Layer, LayerError, show_shape
 
 
 def require_positive(name, argument, value):
@@ -70,6 +72,47 @@ def require_leaves(name, params, leaves):
             f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
             f"{' and '.join(leaves)}. Are they those of another network?",
         )
+
+
+def require_layers(place, layers):
+    """Refuses what is not a Layer; messages call it by its place and number."""
+    for i, layer in enumerate(layers, 1):
+        if not isinstance(layer, Layer):
+            called = getattr(layer, "__name__", None)
+            hint = f" Call it: {called}()?" if callable(layer) and called else ""
+            raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
+
+
+def require_entries(name, tree, n):
+    """Refuses a tree that has not an entry for each part of a combinator."""
+    if not isinstance(tree, tuple) or len(tree) != n:
+        got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
+        raise LayerError(
+            name,
+            f"got parameters with {got}; it takes a tuple of {n}, one for each part. Are they "
+            "those of another network?",
+        )
+
+
+def require_same_shape(name, shape, out_shape, what):
+    """Refuses an inner layer that does not map a shape to itself, which `what` needs."""
+    if tuple(out_shape) != tuple(shape):
+        raise LayerError(
+            name,
+            f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; {what} "
+            "needs equal shapes.",
+        )
+
+
+@contextlib.contextmanager
+def placed(place, layer):
+    """Says of an error inside the block that it stands in this place, that of a layer."""
+    try:
+        yield
+    except LayerError as error:
+        raise error.inside(place) from None
+    except FloatingPointError as error:  # under jax.debug_nans or jax.debug_infs
+        raise LayerError(layer.name, f"has an {error}").inside(place) from error
 
 
 def _outline(params):

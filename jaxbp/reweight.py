@@ -29,7 +29,8 @@ from jax.core import Tracer
 
 from jaxbp.feedback import exact, require_rule
 from jaxbp.readings import example_norms, layer_norms, sq_norms, total
-from jaxbp.signals import is_signal
+from jaxbp.signals import map_signals
+from jaxbp.stacked import map_layers
 from jaxbp.types import show_shape, weighed, widened
 
 
@@ -170,14 +171,14 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
             return Reweighted(values, norms, weights, grads)
 
         _, signals = net.backward(tree, cache, delta)
-        squares = jax.tree.map(sq_norms, signals, is_leaf=is_signal)
+        squares = map_signals(sq_norms, signals)
         norms = layer_norms(squares) if per_layer else example_norms(squares)
-        weights = jax.tree.map(weights_of, norms)
+        weights = map_layers(weights_of, norms)
 
         def weighed_sum(weights, signals):
-            return jax.tree.map(lambda s: total(s, weights=weights), signals, is_leaf=is_signal)
+            return map_signals(lambda signal: total(signal, weights=weights), signals)
 
-        return Reweighted(values, norms, weights, jax.tree.map(weighed_sum, weights, signals))
+        return Reweighted(values, norms, weights, map_layers(weighed_sum, weights, signals))
 
     return function
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.stacked import map_layers
+
 
 class Outer(NamedTuple):
     """The signal of a weight matrix [I, O]: dE_n/dW = sum_t inputs_nt deltas_nt^T.
@@ -50,12 +52,50 @@ class Scale(NamedTuple):
     deltas: jax.Array
 
 
-KINDS = (Outer, Bias, Scale)
+class Lookup(NamedTuple):
+    """The signal of a table [V, O] of which rows are looked up.
+
+    Row v of dE_n/dW is the sum of deltas_nt over the t with indices_nt = v.
+
+    Attributes:
+      indices: the rows, integers [N, ...].
+      deltas: the error at them, [N, ..., O].
+      table: V, as an array [V, 0] that holds nothing.
+    """
+
+    indices: jax.Array
+    deltas: jax.Array
+    table: jax.Array
+
+
+KINDS = (Outer, Bias, Scale, Lookup)
 
 
 def is_signal(node):
     """Whether a node of a tree is a signal: `is_leaf` for trees of them."""
     return isinstance(node, KINDS)
+
+
+def map_signals(function, signals, *rest):
+    """What a function, such as a reading, gives for each of a tree of signals that were kept.
+
+    A stack's layers are asked one by one, and their answers get L as first axis.
+
+    Args:
+      function: of a signal, and of what stands in its place in the other trees.
+      signals: what a sweep with `read=keep` hands out, or a part of it.
+      *rest: trees that begin with its structure.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.stack(bp.dense(2), 4)
+      >>> params, _ = net.init(jax.random.key(0), (2,))
+      >>> y, cache = net.forward(params, jnp.ones((5, 2)))
+      >>> _, signals = net.backward(params, cache, y)
+      >>> bp.map_signals(bp.sq_norms, signals).layers["weight"].shape
+      (4, 5)
+    """
+    return map_layers(function, signals, *rest, is_leaf=is_signal)
 
 
 def keep(signal):
@@ -74,10 +114,13 @@ def joined(signals):
     The gradient of a parameter is the sum over its uses, as it is over positions; the square of a
     sum is not the sum of the squares, and what is read has to see all of them.
     """
+    first = signals[0]
+    if isinstance(first, Lookup):
+        indices = [s.indices.reshape(len(s.indices), -1) for s in signals]
+        deltas = [as_positions(s.deltas) for s in signals]
+        return Lookup(jnp.concatenate(indices, 1), jnp.concatenate(deltas, 1), first.table)
     operands = zip(*signals, strict=True)
-    return type(signals[0])(
-        *(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands)
-    )
+    return type(first)(*(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands))
 
 
 def as_rows(x):
@@ -90,5 +133,5 @@ def not_a_signal(reading, signal):
     return TypeError(
         f"{reading}: takes a signal ({', '.join(kind.__name__ for kind in KINDS)}), "
         f"one parameter's; got {type(signal).__name__}. Pass it as read={reading}, "
-        "or map it over the tree of signals?"
+        f"or map_signals({reading}, signals) over a tree of them?"
     )

@@ -16,6 +16,8 @@ Letters, for shapes in brackets and for indices in formulas:
   O   outputs of a layer                          o   one output
   C   classes                                     c   one class
   K   columns of a matrix factor                  k   one column
+  L   stacked layers
+  V   rows of a table                             v   one row
 
   E      the loss of one example
   x, y   what goes into a layer's forward, and what comes out of it
@@ -155,7 +157,8 @@ def split_keys(key, n):
 
 def widened(x):
     """Numbers of 16 bits as 32, others as they are: for sums that would round or overflow."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
+    return x.astype(jnp.float32) if narrow else x
 
 
 def weighed(deltas, weights):

@@ -21,6 +21,7 @@ class Case(NamedTuple):
 
     make: Callable[[], bp.Layer]
     shape: tuple[int, ...]
+    vocabulary: int | None = None  # of tokens, if that is what the layer takes
 
 
 LAYERS = {
@@ -67,6 +68,26 @@ LAYERS = {
     "repeat in a repeat": Case(
         lambda: bp.repeat(bp.chain(bp.repeat(bp.dense(2), 2), bp.sigmoid()), 2), (2,)
     ),
+    "embedding": Case(lambda: bp.embedding(5, 4), (6,), vocabulary=5),
+    "embedding of single tokens": Case(lambda: bp.embedding(3, 4), (), vocabulary=3),
+    "embedding of tokens in two axes": Case(lambda: bp.embedding(3, 2), (2, 3), vocabulary=3),
+    "learned_positions": Case(lambda: bp.learned_positions(7), (5, 4)),
+    "sinusoidal_positions": Case(bp.sinusoidal_positions, (5, 4)),
+    "stack": Case(
+        lambda: bp.stack(bp.residual(bp.layer_norm(), bp.dense(4), bp.dropout(0.3)), 3), (2, 4)
+    ),
+    "stack in a stack": Case(
+        lambda: bp.stack(bp.chain(bp.stack(bp.dense(3), 2), bp.tanh()), 2), (3,)
+    ),
+    "stack of what has no parameters": Case(lambda: bp.stack(bp.sigmoid(), 2), (3,)),
+    "stack that is repeated": Case(
+        lambda: bp.repeat(bp.stack(bp.chain(bp.dense(3), bp.silu()), 2), 2), (3,)
+    ),
+    "remat": Case(lambda: bp.remat(bp.chain(bp.dense(4), bp.gelu(), bp.dropout(0.3))), (5,)),
+    "remat in a stack": Case(
+        lambda: bp.stack(bp.remat(bp.chain(bp.dense(4), bp.tanh(), bp.dropout(0.3))), 3), (4,)
+    ),
+    "cast": Case(lambda: bp.cast(bp.chain(bp.dense(4), bp.tanh()), compute=float), (5,)),
     "repeat once": Case(lambda: bp.repeat(bp.dense(4), 1), (4,)),
     "residual": Case(lambda: bp.residual(bp.dense(5)), (5,)),
     "residual of several": Case(
@@ -282,8 +303,19 @@ SIGNALS = {
     ),
     "Bias": lambda rng, *t: bp.Bias(jnp.asarray(rng.normal(size=(N, *t, 4)))),
     "Scale": lambda rng, *t: bp.Scale(*map(jnp.asarray, rng.normal(size=(2, N, *t, 4)))),
+    "Lookup": lambda rng, *t: bp.Lookup(
+        jnp.asarray(rng.integers(5, size=(N, *t))),
+        jnp.asarray(rng.normal(size=(N, *t, 4))),
+        jnp.zeros((5, 0)),
+    ),
 }
 POSITIONS = ((), (1,), (2,), (7,), (2, 3))
+
+
+def make_inputs(case, key, n=N):
+    if case.vocabulary is None:
+        return jax.random.normal(key, (n, *case.shape))
+    return jax.random.randint(key, (n, *case.shape), 0, case.vocabulary)
 
 
 def prepare(case, key, n=N):
@@ -294,5 +326,5 @@ def prepare(case, key, n=N):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(move_key, len(leaves))
     leaves = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    inputs = jax.random.normal(input_key, (n, *case.shape))
+    inputs = make_inputs(case, input_key, n)
     return layer, structure.unflatten(leaves), inputs, draw_key

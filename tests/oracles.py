@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 import jaxbp as bp
+from jaxbp.stacked import stack_axes
 
 # How far two ways to compute the same may be apart, relative to the largest value, by dtype.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
@@ -28,15 +29,32 @@ def assert_close(got, want):
         )
 
 
+def in_dtype(tree, dtype):
+    """A tree with its floating-point arrays in another dtype."""
+    return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
+
+
+def is_float(array):
+    return jnp.issubdtype(array.dtype, jnp.floating)
+
+
+def by_example(tree):
+    """Answers [N, ...] for each example, in stacks [L, N, ...], all with N first."""
+    return jax.tree.map(lambda a, axes: jnp.moveaxis(a, axes, 0), tree, stack_axes(tree))
+
+
+def function_of(layer, x, key=None):
+    """The layer as a function of what has a derivative: (parameters, x), or parameters alone."""
+    if is_float(x):
+        return lambda p, x: layer.forward(p, x, key=key)[0], (x,)
+    return lambda p: layer.forward(p, x, key=key)[0], ()
+
+
 def layer_vjp(layer, params, x, dy, key=None):
-    """(dx, gradients) of the layer for the cotangent dy."""
-
-    def pullback(params, x):
-        _, vjp = jax.vjp(lambda p, x: layer.forward(p, x, key=key)[0], params, x)
-        return vjp(dy)
-
-    grads, dx = jax.jit(pullback)(params, x)
-    return dx, grads
+    """(dx, gradients) of the layer for the cotangent dy; dx is None for integers."""
+    function, inputs = function_of(layer, x, key)
+    grads, *dx = jax.jit(lambda *primals: jax.vjp(function, *primals)[1](dy))(params, *inputs)
+    return dx[0] if dx else None, grads
 
 
 def slope(function, x):
@@ -46,16 +64,14 @@ def slope(function, x):
 
 def layer_jvp(layer, params, x, params_dot, x_dot, key=None):
     """J v of the layer."""
-    _, y_dot = jax.jvp(
-        lambda p, x: layer.forward(p, x, key=key)[0], (params, x), (params_dot, x_dot)
-    )
+    function, inputs = function_of(layer, x, key)
+    _, y_dot = jax.jvp(function, (params, *inputs), (params_dot, *([x_dot] if inputs else [])))
     return y_dot
 
 
 def check_layer_by_finite_differences(layer, params, x, key=None):
-    check_grads(
-        jax.jit(lambda p, x: layer.forward(p, x, key=key)[0]), (params, x), order=1, modes=["rev"]
-    )
+    function, inputs = function_of(layer, x, key)
+    check_grads(jax.jit(function), (params, *inputs), order=1, modes=["rev"])
 
 
 def loss_delta(loss, outputs, targets):
@@ -119,6 +135,11 @@ def signal_gradients(signal):
         places = [(n, *t) for t in np.ndindex(deltas.shape[1:-1])]
         if isinstance(signal, bp.Bias):
             rows.append(sum(deltas[p] for p in places))
+        elif isinstance(signal, bp.Lookup):
+            table = np.zeros((len(signal.table), deltas.shape[-1]))
+            for p in places:
+                table[int(signal.indices[p])] += deltas[p]
+            rows.append(table)
         elif isinstance(signal, bp.Scale):
             rows.append(sum(np.asarray(signal.inputs)[p] * deltas[p] for p in places))
         else:

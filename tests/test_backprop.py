@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, READINGS, N, prepare
+from cases import NETWORKS, READINGS, N, make_inputs, prepare
 from oracles import assert_close, per_example_grads, squared, value_and_grad
 
 import jaxbp as bp
@@ -58,7 +58,8 @@ def test_a_reading_inside_the_sweep_is_the_same_as_after_it(case, name, key):
 
 @every_network
 def test_check_passes(case, key):
-    report = bp.check(case.make(), key, case.shape).raise_if_wrong()
+    tokens = None if case.vocabulary is None else make_inputs(case, key)
+    report = bp.check(case.make(), key, case.shape, inputs=tokens).raise_if_wrong()
     assert report.largest_error <= 1e-10
 
 

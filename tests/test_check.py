@@ -51,6 +51,18 @@ def test_a_planted_mistake_is_found_and_its_place_said(layer, wrong, key):
         report.raise_if_wrong()
 
 
+def test_a_layer_that_takes_tokens_is_checked_on_those_that_it_is_given(key):
+    good = bp.embedding(4, 3)
+
+    def backward(params, x, dy, *, read=bp.keep):
+        return good.backward(params, x, dy.at[0].set(0), read=read)
+
+    tokens = jax.random.randint(key, (3, 5), 0, 4)
+    assert bp.check(bp.chain(good, bp.tanh()), key, (5,), inputs=tokens).ok
+    wrong = bp.check(good._replace(backward=backward), key, (5,), inputs=tokens)
+    assert {f.what for f in wrong.findings if not f.ok} == {"params.weight", "all together"}
+
+
 @pytest.mark.parametrize("name", ["a sign in dx", "a weight's operand", "a bias doubled"])
 def test_each_witness_finds_it_on_its_own(name, key):
     report = bp.check(bp.chain(bp.flatten(), MISTAKES[name][0]), key, (2, 2))

@@ -11,6 +11,7 @@ import jaxbp as bp
 from jaxbp import (
     compose,
     direct,
+    embedding,
     errors,
     feedback,
     inner,
@@ -20,6 +21,7 @@ from jaxbp import (
     norms,
     readings,
     signals,
+    wrap,
 )
 
 MODULES = sorted(Path(bp.__file__).parent.glob("*.py"))
@@ -32,25 +34,28 @@ AUTODIFF = {
 # What each module may import of the package; `__init__` has everything.
 IMPORTS = {
     "types": set(),
-    "signals": set(),
+    "stacked": set(),
+    "signals": {"stacked"},
     "require": {"types"},
     "layers": {"types", "signals", "require"},
     "norms": {"types", "signals", "require"},
+    "embedding": {"types", "signals", "require"},
     "compose": {"types", "signals", "require"},
-    "feedback": {"types"},
+    "wrap": {"types", "stacked", "signals", "require"},
+    "feedback": {"types", "stacked"},
     "direct": {"types", "compose", "feedback"},
     "losses": {"types"},
-    "readings": {"types", "signals"},
+    "readings": {"types", "stacked", "signals"},
     "moments": {"types", "signals", "readings"},
-    "inner": {"types", "signals", "readings"},
+    "inner": {"types", "stacked", "signals", "readings"},
     "errors": {"types"},
     "noise": {"types", "signals", "readings", "inner"},
     "backprop": {"types", "readings", "feedback"},
-    "reweight": {"types", "signals", "readings", "feedback"},
+    "reweight": {"types", "stacked", "signals", "readings", "feedback"},
     "alignment": {"types", "signals", "readings", "compose", "feedback"},
     "curvature": {"readings", "backprop"},
-    "kernel": {"signals", "inner", "errors", "backprop"},
-    "kfac": {"types", "moments", "errors", "backprop"},
+    "kernel": {"stacked", "signals", "inner", "errors", "backprop"},
+    "kfac": {"types", "stacked", "moments", "errors", "backprop"},
     "train": {"backprop", "readings", "feedback"},
     "watch": {"readings", "train", "types"},
     "fit": {"train", "types", "watch", "feedback"},
@@ -126,7 +131,9 @@ def made_by(layer):
 
 def test_every_layer_is_in_the_registry():
     named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
-    assert public(layers) | public(norms) | public(compose) <= named
+    layer_modules = (layers, norms, embedding, compose, wrap)
+    there = set().union(*map(public, layer_modules))
+    assert there <= named
 
 
 def test_every_loss_is_in_the_registry():
@@ -137,7 +144,7 @@ def test_every_loss_is_in_the_registry():
 
 # What stands beside the readings in their modules, and is not one.
 NOT_READINGS = {
-    "example_norms", "layer_norms", "gram_is_less_work", "directional_derivatives",
+    "example_norms", "layer_norms", "gram_is_less_work", "each_row_once", "directional_derivatives",
 }  # fmt: skip
 
 
@@ -170,8 +177,8 @@ def test_every_kind_of_signal_is_in_the_registry():
 
 # What modules share with each other and not with users.
 INTERNAL = {
-    "gram_is_less_work", "is_signal", "as_positions", "as_rows", "joined", "not_a_signal",
-    *NOT_RULES,
+    "gram_is_less_work", "each_row_once", "is_signal", "as_positions", "as_rows", "joined",
+    "not_a_signal", *NOT_RULES,
 }  # fmt: skip
 
 
@@ -179,7 +186,9 @@ def test_what_is_public_is_exported_and_documented():
     modules = (
         layers,
         norms,
+        embedding,
         compose,
+        wrap,
         losses,
         readings,
         moments,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import READINGS, SIGNALS, N
-from oracles import assert_close, signal_gradients
+from oracles import assert_close, in_dtype, is_float, signal_gradients
 
 import jaxbp as bp
 from jaxbp import readings
@@ -97,13 +97,13 @@ def test_norms_that_cancel_are_not_negative():
 @pytest.mark.parametrize("kind", SIGNALS)
 def test_norms_of_16_bits_are_accumulated_in_32(dtype, positions, kind):
     exact = SIGNALS[kind](np.random.default_rng(3), *positions)
-    signal = jax.tree.map(lambda a: a.astype(dtype), exact)
+    signal = in_dtype(exact, dtype)
     got = bp.sq_norms(signal)
-    widened = jax.tree.map(lambda a: a.astype(jnp.float32), signal)
+    widened = in_dtype(signal, jnp.float32)
     assert got.dtype == jnp.float32
     assert_close(got, bp.sq_norms(widened))
     # 300 squares of 300 would overflow float16.
-    big = jax.tree.map(lambda a: jnp.full_like(a, 300), signal)
+    big = jax.tree.map(lambda a: jnp.full_like(a, 300) if is_float(a) else a, signal)
     assert bool(jnp.all(jnp.isfinite(bp.sq_norms(big))))
 
 
@@ -122,7 +122,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
             (
                 lambda reading=reading: reading((SIGNAL, SIGNAL)),
                 TypeError,
-                rf"{name}: takes a signal \(Outer, Bias, Scale\), one parameter's; got tuple",
+                rf"{name}: takes a signal \(Outer, Bias, Scale, Lookup\), one .*; got tuple",
             )
             for name, reading in READINGS.items()
             if name not in ("keep", "kronecker", "gram")

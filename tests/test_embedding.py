@@ -1,0 +1,175 @@
+"""Tokens and positions: tables against one-hot products, norms with repeated tokens, waves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import assert_close
+
+import jaxbp as bp
+
+TOKENS = jnp.array([[2, 0, 2, 2], [1, 1, 3, 3], [4, 3, 1, 0]])
+
+
+def one_hot_signals(key, vocabulary=5, features=3):
+    """The signal of a table, and that of the matrix which is applied to one-hot vectors."""
+    deltas = jax.random.normal(key, (*TOKENS.shape, features))
+    table = bp.Lookup(TOKENS, deltas, jnp.zeros((vocabulary, 0)))
+    return table, bp.Outer(jax.nn.one_hot(TOKENS, vocabulary), deltas)
+
+
+def test_an_embedding_is_a_matrix_applied_to_one_hot_vectors(key):
+    layer, matrix = bp.embedding(5, 3), bp.dense(3, use_bias=False)
+    params, out_shape = layer.init(key, (4,))
+    y, cache = layer.forward(params, TOKENS)
+    assert out_shape == (4, 3)
+    assert_close(y, matrix.forward(params, jax.nn.one_hot(TOKENS, 5))[0])
+    dx, signals = layer.backward(params, cache, y)
+    assert dx is None
+    assert_close(signals["weight"], bp.Lookup(TOKENS, y, jnp.zeros((5, 0))))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [bp.total, bp.mean, bp.per_example, bp.sq_norms, bp.second_moment, bp.variance, bp.diagonal,
+     bp.per_example_diagonal, bp.gram],
+)  # fmt: skip
+def test_what_is_read_of_a_table_is_what_is_read_of_the_matrix(read, key):
+    table, matrix = one_hot_signals(key)
+    assert_close(jax.jit(read)(table), read(matrix))
+
+
+def test_the_norm_with_repeated_tokens_is_that_of_the_sum(key):
+    table, _ = one_hot_signals(key)
+    d = np.asarray(table.deltas)
+    rows = [d[0, 0] + d[0, 2] + d[0, 3], d[0, 1]]  # token 2 three times, token 0 once
+    np.testing.assert_allclose(bp.sq_norms(table)[0], sum(np.sum(row**2) for row in rows))
+    # What one would get by taking every position for a token of its own.
+    assert abs(float(bp.sq_norms(table)[0]) / np.sum(d[0] ** 2) - 1) > 0.1
+
+
+def test_norms_form_no_table_for_an_example():
+    vocabulary, n, t, o = 50_000, 4, 16, 32
+    signal = bp.Lookup(
+        jax.ShapeDtypeStruct((n, t), int),
+        jax.ShapeDtypeStruct((n, t, o), float),
+        jax.ShapeDtypeStruct((vocabulary, 0), float),
+    )
+    for read, tables in ((bp.sq_norms, 0), (bp.total, 1), (bp.diagonal, 1), (bp.gram, 0)):
+        memory = jax.jit(lambda s, read=read: read(s)).lower(signal).compile().memory_analysis()
+        held = memory.temp_size_in_bytes + memory.output_size_in_bytes
+        # One for a total; and the compiler may keep a second while it adds to it.
+        assert held < (2 * tables + 0.05) * 8 * vocabulary * o, read
+
+
+@pytest.mark.parametrize("vocabulary", [5, 500])
+def test_inner_products_of_two_batches_by_both_ways(vocabulary, key):
+    """Of few rows by the gradients, of many by the pairs of positions that look up the same."""
+    table, matrix = one_hot_signals(key, vocabulary)
+    one, other = (jax.tree.map(lambda a: a[:1], s) for s in (table, matrix))
+    one = one._replace(table=table.table)
+    assert_close(jax.jit(bp.gram)(table, one), bp.gram(matrix, other))
+    direction = jax.random.normal(key, (vocabulary, 3))
+    assert_close(
+        bp.directional_derivatives(table, direction),
+        bp.directional_derivatives(matrix, direction),
+    )
+
+
+@pytest.mark.parametrize("token", [-1, 5, 700])
+def test_what_is_no_token_has_a_vector_that_is_not_a_number(token, key):
+    layer = bp.embedding(5, 3)
+    params, _ = layer.init(key, (2,))
+    y, _ = jax.jit(layer.forward)(params, jnp.array([[1, token]]))
+    assert jnp.isnan(y).tolist() == [[[False] * 3, [True] * 3]]
+
+
+def test_tokens_may_be_of_any_integers(key):
+    layer = bp.embedding(5, 3)
+    params, _ = layer.init(key, (4,))
+    for dtype in (jnp.uint8, jnp.int16, jnp.int64):
+        y, cache = layer.forward(params, TOKENS.astype(dtype))
+        assert_close(y, params["weight"][TOKENS])
+        _, grads = layer.backward(params, cache, y, read=bp.per_example)
+        assert grads["weight"].shape == (3, 5, 3)
+
+
+def test_learned_positions_are_added(key):
+    layer = bp.learned_positions(7)
+    params, _ = layer.init(key, (4, 3))
+    x = jax.random.normal(key, (2, 4, 3))
+    y, cache = layer.forward(params, x)
+    assert_close(y, x + params["weight"][None, :4])
+    # A sequence may be shorter than the one that it was made for.
+    assert_close(layer.forward(params, x[:, :2])[0], y[:, :2])
+    _, grads = layer.backward(params, cache, y, read=bp.total)
+    assert_close(grads["weight"], jnp.concatenate([y.sum(0), jnp.zeros((3, 3))]))
+
+
+def test_sinusoidal_positions_are_waves():
+    y, _ = bp.sinusoidal_positions(base=100.0).forward((), jnp.zeros((1, 5, 4)))
+    want = [[np.sin(t), np.cos(t), np.sin(t / 10), np.cos(t / 10)] for t in range(5)]
+    assert_close(y[0], jnp.asarray(want))
+
+
+EMBEDDING = {"weight": np.ones((5, 3))}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: bp.embedding(0, 3), "embedding: vocabulary is 0; it takes a positive integer"),
+        (lambda: bp.embedding(5, 2.0), r"embedding: features is 2\.0"),
+        (
+            lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.ones((2, 4))),
+            r"embedding\(5, 3\) got inputs of dtype float64 and shape \[2, 4\]; it takes tokens",
+        ),
+        (lambda: bp.embedding(5, 3).forward(EMBEDDING, [[1]]), "got inputs of type list"),
+        (lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.int32(1)), r"int32 and shape \[\]"),
+        (
+            lambda: bp.embedding(6, 3).forward(EMBEDDING, jnp.ones((2, 4), int)),
+            r"got a weight of shape \[5, 3\]; it takes \[6, 3\]\. Is it that of another",
+        ),
+        (
+            lambda: bp.embedding(5, 3).backward(
+                EMBEDDING, jnp.ones((2, 4), int), jnp.ones((2, 4, 1))
+            ),
+            r"got a dy of shape \[2, 4, 1\]; its outputs are \[2, 4, 3\]",
+        ),
+        (lambda: bp.learned_positions(True), "learned_positions: length is True"),
+        (
+            lambda: bp.learned_positions(5).init(jax.random.key(0), (6, 3)),
+            r"learned_positions\(5\) got 6 positions; it has vectors for 5",
+        ),
+        (
+            lambda: bp.learned_positions(5).forward(EMBEDDING, jnp.ones((2, 6, 3))),
+            r"learned_positions\(5\) got 6 positions",
+        ),
+        (
+            lambda: bp.learned_positions(5).forward(EMBEDDING, jnp.ones((2, 3))),
+            r"got inputs of shape \[N, 3\]; it takes \[N, T, O\]",
+        ),
+        (
+            lambda: bp.learned_positions(5).forward(EMBEDDING, jnp.ones((2, 5, 4))),
+            r"got a weight of shape \[5, 3\]; it takes \[5, 4\]",
+        ),
+        (
+            lambda: bp.learned_positions(5).backward(
+                EMBEDDING, jnp.ones((0, 4, 3)), jnp.ones((2, 3, 3))
+            ),
+            r"got a dy of shape \[2, 3, 3\]; its outputs are \[2, 4, 3\]",
+        ),
+        (
+            lambda: bp.sinusoidal_positions().init(jax.random.key(0), (4, 3)),
+            "sinusoidal_positions got 3 outputs; sine and cosine take two each",
+        ),
+        (lambda: bp.sinusoidal_positions(0), "sinusoidal_positions: base is 0"),
+        (
+            lambda: bp.sinusoidal_positions().forward((), jnp.ones((2, 4, 4), int)),
+            "sinusoidal_positions got inputs of dtype int64",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
