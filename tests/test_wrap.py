@@ -119,6 +119,19 @@ def test_reweighted_sums(options, key):
     assert_close(unstacked(answer(stacked, params)), answer(chained, unstacked(params)))
 
 
+def test_weights_per_layer_may_be_any_function_of_its_norms(key):
+    """Ranks among the examples, and not among those of all layers."""
+    stacked, _, params, x, targets = two_ways(key)
+
+    def ranks(norms):
+        assert norms.shape == (N,)
+        return jnp.argsort(norms).astype(float)
+
+    answer = bp.reweighted(stacked, bp.squared_error, ranks, per_layer=True)(params, x, targets)
+    for weights in jax.tree.leaves(unstacked(answer.weights)):
+        assert sorted(np.asarray(weights).tolist()) == [0, 1, 2]
+
+
 def test_inner_products_sum_over_the_layers(key):
     stacked, chained, params, x, targets = two_ways(key)
     direction = optax.tree.random_like(key, params)
@@ -212,6 +225,17 @@ def test_uniform_magnitudes_are_one_number_for_each_layer(key):
     state = bp.sign_symmetric().make(key, net, (3,))
     assert state.magnitudes.layers["weight"].shape == (L,)
     assert len(set(np.asarray(state.magnitudes.layers["weight"]).tolist())) == L
+
+
+def test_random_magnitudes_are_drawn_for_each_layer(key):
+    net = bp.stack(bp.dense(3), L)
+    params, _ = net.init(key, (3,))
+    for magnitudes in ("fixed", "batchwise"):
+        rule = bp.sign_symmetric(magnitudes)
+        tree = rule.choose(rule.make(key, net, (3,)), params, key=key)
+        first, second, _ = jnp.abs(tree.layers["weight"])
+        scale = jnp.linalg.norm(first) / jnp.linalg.norm(second)
+        assert not np.allclose(first, scale * second)
 
 
 def test_the_where_of_a_rule_sees_one_layer(key):
