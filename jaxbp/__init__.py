@@ -2,6 +2,9 @@
 
 from jaxbp.alignment import Alignment as Alignment
 from jaxbp.alignment import alignment as alignment
+from jaxbp.attention import attention as attention
+from jaxbp.attention import dot_product_attention as dot_product_attention
+from jaxbp.attention import rotary as rotary
 from jaxbp.backprop import backprop as backprop
 from jaxbp.backprop import value_and_grad as value_and_grad
 from jaxbp.check import Finding as Finding
@@ -96,6 +99,7 @@ from jaxbp.types import Loss as Loss
 from jaxbp.types import Rule as Rule
 from jaxbp.watch import NonFiniteError as NonFiniteError
 from jaxbp.wrap import cast as cast
+from jaxbp.wrap import masked as masked
 from jaxbp.wrap import remat as remat
 from jaxbp.wrap import repeat as repeat
 from jaxbp.wrap import stack as stack

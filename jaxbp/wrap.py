@@ -1,9 +1,10 @@
-"""Combinators of one layer: many times over, once more on the way back, or in other numbers.
+"""Combinators of one layer: many times over, once more on the way back, in other numbers, masked.
 
   repeat    n times, with the same parameters
   stack     n times, each with its own, in one compiled loop
   remat     again on the way back, in place of what it would have kept
   cast      in numbers of 16 bits
+  masked    made anew for the mask that comes with each batch
 
 Parameters and readings are those of the layer; of a stack, those of every one of its layers.
 """
@@ -268,6 +269,57 @@ def cast(layer, compute=jnp.bfloat16):
                 _as(compute, tree), cache, dy.astype(compute), read=read_wide
             )
         return _as(dy.dtype, dx), readings
+
+    return Layer(name, init, forward, backward)
+
+
+def masked(make):
+    """A layer whose inputs come with a mask: make(mask), for (x, mask) in the place of x.
+
+    What positions of an example are there is known with the batch, and concerns layers anywhere in
+    a network, such as `attention(..., mask=mask)`. So the network is a function of it. Making one
+    costs nothing: it happens as the program is traced. The mask has no derivative, and dx is that
+    of x alone.
+
+    Args:
+      make: `make(mask) -> layer`; with None, as for `init`, every position is there.
+
+    Raises:
+      TypeError: `make(None)` is not a Layer.
+      LayerError: the inputs are not such a pair, or the layer refuses its inputs or parameters.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.masked(lambda mask: bp.chain(bp.attention(4, 2, mask=mask), bp.dense(3)))
+      >>> params, out_shape = net.init(jax.random.key(0), ((5, 4), (5,)))
+      >>> x, mask = jnp.ones((2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
+      >>> y, cache = net.forward(params, (x, mask))
+      >>> out_shape, y.shape
+      ((5, 3), (2, 5, 3))
+    """
+    unmasked = make(None)
+    require_layers("masked: part", (unmasked,))
+    name = f"masked({unmasked.name})"
+
+    def require_pair(pair):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise LayerError(name, "got inputs that are not a pair, (x, mask).")
+        return pair
+
+    def init(key, shape):
+        with placed("masked", unmasked):
+            return unmasked.init(key, require_pair(shape)[0])
+
+    def forward(params, x, *, key=None):
+        x, mask = require_pair(x)
+        with placed("masked", unmasked):
+            y, cache = make(mask).forward(params, x, key=key)
+        return y, (cache, mask)
+
+    def backward(params, cache, dy, *, read=keep):
+        cache, mask = cache
+        with placed("masked", unmasked):
+            return make(mask).backward(params, cache, dy, read=read)
 
     return Layer(name, init, forward, backward)
 

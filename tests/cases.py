@@ -73,6 +73,21 @@ LAYERS = {
     "embedding of tokens in two axes": Case(lambda: bp.embedding(3, 2), (2, 3), vocabulary=3),
     "learned_positions": Case(lambda: bp.learned_positions(7), (5, 4)),
     "sinusoidal_positions": Case(bp.sinusoidal_positions, (5, 4)),
+    "rotary": Case(lambda: bp.rotary(2), (3, 8)),
+    "dot_product_attention": Case(lambda: bp.dot_product_attention(2), (3, 12)),
+    "dot_product_attention, causal, grouped and turned": Case(
+        lambda: bp.dot_product_attention(4, kv_heads=2, causal=True, rotary=True), (5, 16)
+    ),
+    "dot_product_attention, lean and masked": Case(
+        lambda: bp.dot_product_attention(
+            1, lean=True, causal=True, mask=jnp.array([False, True, True, False, True])
+        ),
+        (5, 6),
+    ),
+    "attention": Case(lambda: bp.attention(4, 2, causal=True), (3, 4)),
+    "attention to the same": Case(
+        lambda: bp.attention(6, 2, kv_heads=1, use_bias=False, rotary=False), (2, 4)
+    ),
     "stack": Case(
         lambda: bp.stack(bp.residual(bp.layer_norm(), bp.dense(4), bp.dropout(0.3)), 3), (2, 4)
     ),
@@ -138,6 +153,17 @@ NETWORKS = {
             bp.gated(bp.dense(3), bp.chain(bp.dense(3), bp.sigmoid())),
         ),
         (3,),
+    ),
+    "transformer": Case(
+        lambda: bp.chain(
+            bp.embedding(5, 4),
+            bp.learned_positions(4),
+            bp.residual(bp.layer_norm(), bp.attention(4, 2, causal=True)),
+            bp.residual(bp.rms_norm(), bp.dense(6), bp.gelu(), bp.dropout(0.2), bp.dense(4)),
+            bp.dense(3),
+        ),
+        (3,),
+        vocabulary=5,
     ),
     "nested": Case(
         lambda: bp.chain(

@@ -414,6 +414,59 @@ def test_a_network_of_tokens_is_cast_to_the_numbers_of_its_parameters(key):
     assert dx is None
 
 
+def masked_network():
+    """Two attending blocks in a stack, without the mask's shape anywhere but in the mask."""
+
+    def make(mask):
+        block = bp.residual(bp.layer_norm(), bp.attention(4, 2, mask=mask))
+        return bp.chain(bp.dense(4), bp.stack(block, 2), bp.dense(3))
+
+    return bp.masked(make), make
+
+
+def test_a_masked_layer_is_the_layer_of_its_mask(key):
+    net, make = masked_network()
+    params, out_shape = net.init(key, ((5, 4), (5,)))
+    assert out_shape == (5, 3)
+    x, mask = jax.random.normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
+    dy = jnp.ones((2, 5, 3))
+
+    @jax.jit
+    def sweep(params, x, mask):
+        y, cache = net.forward(params, (x, mask))
+        return y, *net.backward(params, cache, dy, read=bp.per_example)
+
+    layer = make(mask)
+    want, cache = layer.forward(params, x)
+    want = (want, *layer.backward(params, cache, dy, read=bp.per_example))
+    assert_close(sweep(params, x, mask), want)
+    # A mask that is false nowhere is none.
+    y, _ = net.forward(params, (x, jnp.ones_like(mask)))
+    assert_close(y, make(None).forward(params, x)[0])
+
+
+def test_what_is_padded_changes_nothing_and_learns_nothing(key):
+    net, _ = masked_network()
+    params, _ = net.init(key, ((5, 4), (5,)))
+    x, mask = jax.random.normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
+    loss = bp.weighted(bp.squared_error)
+    sweep = jax.jit(bp.backprop(net, loss, read=bp.per_example))
+    targets = jnp.zeros((2, 5, 3)), mask.astype(float)
+
+    def answers(padding):
+        return sweep(params, (jnp.where(mask[..., None], x, padding), mask), targets)
+
+    assert_close(answers(0.0), answers(1e6))
+    # The first example is that of three positions.
+    alone = bp.backprop(net, bp.squared_error, read=bp.per_example)
+    values, grads = alone(params, (x[:1, :3], mask[:1, :3]), jnp.zeros((1, 3, 3)))
+    got = answers(0.0)
+    first = jax.tree.map(
+        lambda g, axes: jnp.take(g, jnp.array([0]), axes), got[1], stack_axes(got[1])
+    )
+    assert_close((got[0][:1], first), (values, grads))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -451,6 +504,12 @@ def test_a_network_of_tokens_is_cast_to_the_numbers_of_its_parameters(key):
         (lambda: bp.remat(bp.relu), TypeError, r"remat: part 1 is .*relu\(\)\?"),
         (lambda: bp.cast(bp.relu), TypeError, r"cast: part 1 is .*relu\(\)\?"),
         (lambda: bp.cast(bp.relu(), int), TypeError, "compute is <class 'int'>; it takes a floa"),
+        (lambda: bp.masked(lambda mask: 3), TypeError, "masked: part 1 is 3; it takes a Layer"),
+        (
+            lambda: bp.masked(lambda mask: bp.relu()).forward((), jnp.ones((3, 2))),
+            bp.LayerError,
+            r"masked\(relu\) got inputs that are not a pair, \(x, mask\)",
+        ),
         (
             lambda: bp.total(bp.Stacked(bp.Bias(jnp.ones((2, 3, 4))))),
             TypeError,
