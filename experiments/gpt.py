@@ -1,0 +1,621 @@
+"""A GPT learns to write, one character at a time, by explicit backpropagation.
+
+It reads T characters and predicts, at each of them, the one that comes next. The network is made of
+L blocks that are alike and stacked in one compiled loop, each of them attention and a feed-forward
+network about a residual stream. By default the text is that on the Python language which comes with
+Python itself; `--text FILE` is any other.
+
+One sweep a step answers the gradient, and what the figure shows beside the loss:
+
+  the error signal   sqrt(mean_n |delta_n|^2) at the outputs of every block
+  the noise scale    tr S / |G|^2, with G the expectation of an example's gradient and S the
+                     covariance: the batch size at which noise and signal are equal
+
+both of examples, which are sequences of T characters with the sum of their T losses. What the
+noise scale takes of a parameter is the mean of |g_n|^2 and the square of the mean gradient. Those
+of the gains and biases of the normalisation layers cost little, and predict the noise scale of all
+parameters up to a factor. Some of the steps read all, to compare.
+
+The baselines know how frequent each character is, and how frequent after the one before it. They
+are counted in the training part, each count plus one, and measured, as the network is, on the part
+held out: the last tenth, cut into sequences of T, of which the first characters have little
+before them to go by.
+
+Sources:
+  "Language Models are Unsupervised Multitask Learners", Radford et al., 2019: the network.
+  "An Empirical Model of Large-Batch Training", McCandlish, Kaplan, Amodei, 2018: the noise scale.
+  "Normalization Layer Per-Example Gradients are Sufficient to Predict Gradient Noise Scale in
+  Transformers", Gray, Tiwari, Bergsma, Hestness, 2024.
+"""
+
+import importlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import jaxbp as bp
+from experiments import figures
+from experiments.flags import wrong_flags
+from jaxbp.watch import is_finite
+
+LOSS = bp.softmax_cross_entropy
+HELD_OUT = 0.1  # of the text, its end
+WARM_UP = 0.1  # of the steps
+WEIGHT_DECAY = 0.1  # of matrices and tables
+EVERY = 5  # chunks, after which the held-out loss is measured and all parameters are read
+SMOOTHING = 0.7  # what is left, after a chunk, of the average before it
+TOLERANCE = 1e-10  # of the check
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a GPT on the characters of a text, by default one that comes with Python."""
+
+    text: Path | None = None
+    """A file of text in UTF-8, in place of that on the Python language."""
+    blocks: int = 4
+    """How many blocks of attention and feed-forward network, one after another."""
+    features: int = 128
+    """The width of the stream that runs through them."""
+    heads: int = 4
+    """Of each attention; they have to divide the features."""
+    positions: int = 64
+    """How many characters the network sees at a time, T."""
+    batch_size: int = 16
+    """Sequences of T characters per step, at least 2."""
+    steps: int = 1000
+    """Of training."""
+    chunk: int = 20
+    """How many of these are one compiled loop, after which the progress bar moves."""
+    learning_rate: float = 3e-3
+    """The highest step size of AdamW, to which it warms up and from which it decays."""
+    remat: bool = False
+    """Compute anew on the way back what is inside a block: less memory, more time."""
+    check: bool = False
+    """First compare the gradient of every parameter with autodiff's, in float64."""
+    prompt: str | None = None
+    """What the sample goes on from; by default the first T characters that are held out."""
+    length: int = 500
+    """Characters of the sample."""
+    temperature: float = 0.7
+    """Of the sample: at 0, always the most probable character; at 1, as the network has it."""
+    quick: bool = False
+    """Make a fifth of the steps, for a first look."""
+    seed: int = 0
+    """Of the initial weights, the sequences of each step and the sample."""
+    out: Path = Path("out")
+    """The folder for the figure."""
+
+
+class Sizes(NamedTuple):
+    """The squares that are read off one parameter, with L first in a stack.
+
+    Attributes:
+      of_examples: mean_n |g_n|^2.
+      of_mean: |mean_n g_n|^2.
+      of_errors: mean_n |delta_n|^2, over all positions and outputs.
+    """
+
+    of_examples: jax.Array
+    of_mean: jax.Array
+    of_errors: jax.Array
+
+
+class Noise(NamedTuple):
+    """The scatter of the examples' gradients.
+
+    Attributes:
+      trace: tr S.
+      sq_norm: |G|^2.
+    """
+
+    trace: float
+    sq_norm: float
+
+
+class Point(NamedTuple):
+    """What is known of a chunk of steps, on average.
+
+    Attributes:
+      step: the last of it, counted from 1.
+      loss: of training, in nats per character.
+      errors: the error signal of every block, [L].
+      noise: of the normalisation layers.
+      whole_noise: of all parameters; None where they were not read.
+      held_out: the loss after the last step; None where it was not measured.
+    """
+
+    step: int
+    loss: float
+    errors: np.ndarray
+    noise: Noise
+    whole_noise: Noise | None
+    held_out: float | None
+
+
+class Result(NamedTuple):
+    """What a training has come to.
+
+    Attributes:
+      points: on the way.
+      losses: held out, in nats per character: of the unigrams, the bigrams and the network.
+      sample: what the network wrote.
+    """
+
+    points: list[Point]
+    losses: dict[str, float]
+    sample: str
+
+
+def main(config):
+    """Trains, prints a sample, draws the figure, and returns the `Result`."""
+    started = perf_counter()
+    if config.quick:
+        config = shortened(config)
+    require(config)
+    text = reference_text() if config.text is None else read_text(config.text)
+    characters, tokens = tokenize(text)
+    train, held_out = split(tokens, config.positions)
+    prompt = text[len(train) :][: config.positions] if config.prompt is None else config.prompt
+    require_prompt(prompt, characters)
+    net = make_network(config, len(characters))
+    print(
+        f"{'the text on Python' if config.text is None else config.text}: {len(train):,} "
+        f"characters to train on, {len(held_out):,} held out, {len(characters)} different ones\n"
+    )
+    print_network(net, config)
+    if config.check:
+        check(net, jax.random.key(config.seed), config.positions, len(characters))
+
+    losses = baselines(train, *sequences(held_out, config.positions), len(characters))
+    params, points = learn(net, train, held_out, config)
+    losses["network"] = points[-1].held_out
+    print_losses(losses)
+    print_noise(points)
+    sample = write(net, params, prompt, characters, config)
+    print_sample(prompt, sample, config)
+    figures.save(draw(points, losses, config), config.out / "gpt.png")
+    print(f"done in {perf_counter() - started:.0f} s, compilation included")
+    return Result(points, losses, sample)
+
+
+def shortened(config):
+    chunks = max(config.steps // (5 * max(config.chunk, 1)), 1)
+    return replace(config, steps=chunks * config.chunk)
+
+
+def require(config):
+    wrong = []
+    least = {"batch_size": 2, "length": 0}
+    counts = "blocks", "features", "heads", "positions", "batch_size", "steps", "chunk", "length"
+    for name in counts:
+        value = getattr(config, name)
+        if value < least.get(name, 1):
+            flag = name.replace("_", "-")
+            wrong.append(f"{flag} is {value}; it takes at least {least.get(name, 1)}")
+    if config.chunk > 0 and config.steps % config.chunk:
+        wrong.append(f"steps is {config.steps}; it takes a multiple of chunk, {config.chunk}")
+    if not 0 <= config.temperature < math.inf:
+        wrong.append(f"temperature is {config.temperature}; it takes 0 or a positive number")
+    wrong += wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)}.")
+
+
+# The text.
+
+
+def reference_text():
+    """The topics that Python's `help` knows of, one after another.
+
+    Some contain others. A paragraph that has been there before is left out, lest what is held out
+    should have been trained on.
+    """
+    try:
+        topics = importlib.import_module("pydoc_data.topics").topics
+    except ImportError:
+        raise ValueError("this Python comes without pydoc_data. Give a file by --text?") from None
+    paragraphs = (part for topic in topics.values() for part in topic.strip("\n").split("\n\n"))
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
+def read_text(path):
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        raise ValueError(f"{path}: {byte} is not UTF-8.") from None
+
+
+def tokenize(text):
+    """The different characters in their order, and the number of each in the text."""
+    characters = sorted(set(text))
+    numbers = {character: number for number, character in enumerate(characters)}
+    return characters, np.array([numbers[character] for character in text], np.int32)
+
+
+def split(tokens, positions):
+    """The part to train on, and the part held out, which comes after it."""
+    cut = len(tokens) - round(HELD_OUT * len(tokens))
+    parts = tokens[:cut], tokens[cut:]
+    if min(map(len, parts)) <= positions:
+        raise ValueError(
+            f"positions is {positions}: of a text of {len(tokens)} characters, {len(parts[1])} are "
+            "held out; it takes more than there are positions."
+        )
+    return parts
+
+
+def require_prompt(prompt, characters):
+    if not prompt:
+        raise ValueError("prompt is empty; it takes at least one character.")
+    if unknown := sorted(set(prompt) - set(characters)):
+        raise ValueError(f"prompt has {', '.join(map(repr, unknown))}, never in the text.")
+
+
+def windows(tokens, starts, positions):
+    """The sequences of T tokens from each start on, and of those that come next, [N, T] each."""
+    places = starts[:, None] + np.arange(positions + 1)
+    return tokens[places[:, :-1]], tokens[places[:, 1:]]
+
+
+def sequences(tokens, positions):
+    """All there are, one after another."""
+    return windows(tokens, np.arange(0, len(tokens) - positions, positions), positions)
+
+
+def draw_sequences(rng, tokens, n, positions):
+    """So many, from anywhere."""
+    return windows(tokens, rng.integers(len(tokens) - positions, size=n), positions)
+
+
+def baselines(train, inputs, targets, vocabulary):
+    """The losses of unigrams and bigrams in nats per character, each count plus one."""
+    single = 1.0 + np.bincount(train, minlength=vocabulary)
+    double = np.ones((vocabulary, vocabulary))
+    np.add.at(double, (train[:-1], train[1:]), 1)
+    after = double / np.sum(double, axis=1, keepdims=True)
+    return {
+        "unigrams": float(-np.mean(np.log(single / np.sum(single))[targets])),
+        "bigrams": float(-np.mean(np.log(after[inputs, targets]))),
+    }
+
+
+# The network.
+
+
+def make_block(config):
+    features = config.features
+    return bp.chain(
+        bp.residual(bp.layer_norm(), bp.attention(features, config.heads, causal=True)),
+        bp.residual(bp.layer_norm(), bp.dense(4 * features), bp.gelu(), bp.dense(features)),
+    )
+
+
+def make_network(config, vocabulary):
+    block = make_block(config)
+    return bp.chain(
+        bp.embedding(vocabulary, config.features),
+        bp.learned_positions(config.positions),
+        bp.stack(bp.remat(block) if config.remat else block, config.blocks),
+        bp.layer_norm(),
+        bp.dense(vocabulary),
+    )
+
+
+def groups(tree):
+    """The parts of a tree like the parameters, by what they are for."""
+    embedding, positions, stack, last_norm, head = tree
+    (norm_1, attention), (norm_2, *feed_forward) = stack.layers
+    return {
+        "embedding": embedding,
+        "positions": positions,
+        "attention": attention,
+        "feed-forward": feed_forward,
+        "normalisation": (norm_1, norm_2, last_norm),
+        "head": head,
+    }
+
+
+def print_network(net, config):
+    params = jax.eval_shape(lambda key: net.init(key, (config.positions,))[0], jax.random.key(0))
+    total = 0
+    print(f"{'part':18}{'parameters':>14}")
+    for name, part in groups(params).items():
+        count = sum(leaf.size for leaf in jax.tree.leaves(part))
+        total += count
+        print(f"{name:18}{count:>14,}")
+    print(f"{'all':18}{total:>14,}\n")
+
+
+def check(net, key, positions, vocabulary):
+    """Compares the explicit gradient with autodiff's, in float64, and stops where they differ."""
+    errors = gradient_errors(net, key, positions, vocabulary)
+    print(f"{'gradient of':18}{'largest relative difference from autodiff':>44}")
+    for name, error in errors.items():
+        print(f"{name:18}{error:>44.1e}")
+    print()
+    wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
+    if wrong:
+        raise ValueError(f"the gradient of {', '.join(wrong)} is not that of autodiff.")
+
+
+def gradient_errors(net, key, positions, vocabulary, *, batch_size=3):
+    """For each group of parameters, the largest difference relative to an array's largest entry."""
+    init_key, move_key, token_key = jax.random.split(key, 3)
+    with jax.enable_x64(True):
+        params, _ = net.init(init_key, (positions,))
+        # Gains of 1 and biases of 0 would hide that they are left out.
+        moves = jax.tree.map(jnp.asarray, optax.tree.random_like(move_key, params))
+        params = jax.tree.map(lambda p, v: p + 0.1 * v, params, moves)
+        tokens = jax.random.randint(token_key, (batch_size, positions + 1), 0, vocabulary)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+
+        def mean_loss(params):
+            outputs, _ = net.forward(params, inputs)
+            return jnp.mean(LOSS(outputs, targets)[0])
+
+        _, explicit = jax.jit(bp.value_and_grad(net, LOSS))(params, inputs, targets)
+        _, expected = jax.jit(jax.value_and_grad(mean_loss))(params)
+
+        def error(got, want):
+            return float(jnp.max(jnp.abs(got - want)) / jnp.max(jnp.abs(want)))
+
+        errors = groups(jax.tree.map(error, explicit, expected))
+    return {name: np.max(jax.tree.leaves(part)) for name, part in errors.items()}
+
+
+# Training.
+
+
+def sizes(signal):
+    """A reading: the `Sizes` of a parameter."""
+    deltas = signal.deltas
+    return Sizes(
+        of_examples=jnp.mean(bp.sq_norms(signal)),
+        of_mean=jnp.sum(jnp.square(bp.mean(signal))),
+        of_errors=jnp.sum(jnp.square(deltas)) / len(deltas),
+    )
+
+
+def make_stream_sizes(features):
+    """The same of the gains and biases as wide as the stream alone, to which it costs less.
+
+    A reading sees a signal and not where it stands: of biases, those of the normalisation layers
+    are told from others later, by `groups`.
+    """
+
+    def stream_sizes(signal):
+        is_vector = isinstance(signal, bp.Scale | bp.Bias)
+        return sizes(signal) if is_vector and signal.deltas.shape[-1] == features else ()
+
+    return stream_sizes
+
+
+def make_optimizer(config):
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, round(WARM_UP * config.steps), config.steps
+    )
+
+    def decays(params):
+        return jax.tree.map_with_path(lambda path, _: path[-1].key == "weight", params)
+
+    return optax.adamw(schedule, b2=0.99, weight_decay=WEIGHT_DECAY, mask=decays)
+
+
+def learn(net, train, held_out, config):
+    """The parameters in the end, and a `Point` for each chunk of steps."""
+    n, positions = config.batch_size, config.positions
+    optimizer = make_optimizer(config)
+    rng = np.random.default_rng(config.seed)
+    state = bp.init_state(net, optimizer, jax.random.key(config.seed), (positions,))
+    # Each chunk of steps is an epoch, on sequences that are drawn for it.
+    some, all_ = (
+        bp.make_epoch(net, LOSS, optimizer, batch_size=n, read={"sizes": read})
+        for read in (make_stream_sizes(config.features), sizes)
+    )
+    measure = bp.evaluate(net, LOSS, batch_size=64)
+    held_out = sequences(held_out, positions)
+    points = []
+    chunks = config.steps // config.chunk
+    total = config.steps * n * positions
+    with tqdm(total=total, unit="token", unit_scale=True) as bar:
+        for i in range(1, chunks + 1):
+            looks = i % EVERY == 0 or i == chunks
+            examples = draw_sequences(rng, train, config.chunk * n, positions)
+            before = state
+            state, record = (all_ if looks else some)(before, *examples)
+            if not is_finite((record["loss"], state.params)):
+                explain(net, optimizer, before, examples, n)
+            loss = float(measure(state.params, *held_out)["loss"]) if looks else None
+            points.append(make_point(i * config.chunk, record, loss, config))
+            bar.update(config.chunk * n * positions)
+            bar.set_postfix(step=points[-1].step, loss=f"{points[-1].loss:.3f}")
+    return state.params, points
+
+
+def explain(net, optimizer, state, examples, batch_size):
+    """Says which of the steps from this state was the first to go wrong, and where."""
+    first, last = int(state.step) + 1, int(state.step) + len(examples[0]) // batch_size
+    where = f"one of steps {first} to {last}: a value is not finite."
+    try:  # `fit` makes the same steps, and looks at each
+        bp.fit(net, LOSS, optimizer, examples, state=state, epochs=1, batch_size=batch_size)
+    except bp.NonFiniteError as error:
+        step = int(error.state.step) + 1
+        where = f"step {step}: the first value that is not finite came from {error.place}."
+    raise ValueError(f"{where} A smaller learning rate?")
+
+
+def make_point(step, record, held_out, config):
+    """The `Point` of a chunk, of whose steps the record is the mean."""
+    read = groups(jax.tree.map(np.asarray, record["sizes"]))
+    # Of a block's last bias the error is that at its outputs.
+    errors = np.sqrt(read["feed-forward"][-1]["bias"].of_errors)
+    return Point(
+        step,
+        float(record["loss"]) / config.positions,
+        errors,
+        noise_in(read["normalisation"], config.batch_size),
+        None if held_out is None else noise_in(read, config.batch_size),
+        None if held_out is None else held_out / config.positions,
+    )
+
+
+def noise_in(tree, n):
+    """The `Noise` of the parameters in a tree of `Sizes`, from n examples, without bias."""
+    parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Sizes))
+    of_examples = sum(float(np.sum(part.of_examples)) for part in parts)
+    of_mean = sum(float(np.sum(part.of_mean)) for part in parts)
+    trace = (of_examples - of_mean) * n / (n - 1)
+    return Noise(trace, of_mean - trace / n)
+
+
+def noise_scales(noises, *, smoothing=0.0):
+    """The ratios tr S / |G|^2, each of an average in which the last weighs most, [K].
+
+    They are nan where the average of |G|^2 is not positive, and the noise hides how large it is.
+    """
+    averages = [noises[0]]
+    for noise in noises[1:]:
+        averages.append(smoothing * np.array(averages[-1]) + (1 - smoothing) * np.array(noise))
+    trace, sq_norm = np.array(averages).T
+    return trace / np.where(sq_norm > 0, sq_norm, np.nan)
+
+
+def print_losses(losses):
+    print(f"\n{'held-out loss':18}{'nats / character':>18}{'bits / character':>18}")
+    for name, loss in losses.items():
+        print(f"{name:18}{loss:>18.3f}{loss / math.log(2):>18.3f}")
+
+
+def print_noise(points):
+    """By how much the noise scale of all parameters is above that of the normalisation layers."""
+    looks = [point for point in points if point.whole_noise is not None]
+    norms = noise_scales([point.noise for point in looks])
+    ratios = noise_scales([point.whole_noise for point in looks]) / norms
+    ratios = ratios[np.isfinite(ratios)]
+    if len(ratios):
+        low, median, high = np.quantile(ratios, (0, 0.5, 1))
+        print(
+            "\nthe gradient noise scale of all parameters is that of the normalisation layers\n"
+            f"times {median:.2f} (median of {len(ratios)} chunks of steps; {low:.2f} to {high:.2f})"
+        )
+
+
+# The sample.
+
+
+def write(net, params, prompt, characters, config):
+    """What the network writes after the prompt."""
+    numbers = {character: number for number, character in enumerate(characters)}
+    tokens = jnp.array([numbers[character] for character in prompt], jnp.int32)
+    generate = make_generator(net, config.positions, config.length, config.temperature)
+    written = generate(params, tokens, jax.random.key(config.seed))
+    return "".join(characters[token] for token in np.asarray(written))
+
+
+def make_generator(net, positions, length, temperature):
+    """`generate(params, tokens, key) -> tokens [length]`, each drawn after the T before it."""
+
+    def draw_next(params, window, end, key):
+        # What stands after the end is not seen, the attention being causal.
+        outputs, _ = net.forward(params, window[None])
+        scores = outputs[0, end - 1]
+        if temperature == 0:
+            return jnp.argmax(scores)
+        return jax.random.categorical(key, scores / temperature)
+
+    @jax.jit
+    def generate(params, tokens, key):
+        tokens = tokens[-positions:]
+
+        def step(carry, step_key):
+            window, end = carry
+            token = draw_next(params, window, end, step_key).astype(window.dtype)
+            full = end == positions
+            window = jnp.where(full, jnp.roll(window, -1), window)
+            end = jnp.where(full, end, end + 1)
+            return (window.at[end - 1].set(token), end), token
+
+        window = jnp.zeros(positions, tokens.dtype).at[: len(tokens)].set(tokens)
+        start = window, jnp.asarray(len(tokens))
+        return jax.lax.scan(step, start, jax.random.split(key, length))[1]
+
+    return generate
+
+
+def print_sample(prompt, sample, config):
+    rule = "-" * 72
+    print(
+        f"\na sample at temperature {config.temperature:g}, after a prompt of {len(prompt)} "
+        f"characters\n{rule}\n{prompt}{sample}\n{rule}"
+    )
+
+
+# The figure.
+
+
+def draw(points, losses, config):
+    """The loss, the error signals of the blocks, and the noise scale from few and from all."""
+    figure = Figure(figsize=(13.5, 4.2))
+    curves, errors, noise = figure.subplots(1, 3)
+    draw_losses(curves, points, losses)
+    draw_errors(errors, points)
+    draw_noise(noise, points, config)
+    for axes in figure.axes:
+        axes.set(xlabel="steps", xlim=(0, 1.02 * points[-1].step))
+    return figure
+
+
+def draw_losses(axes, points, losses):
+    looks = [point for point in points if point.held_out is not None]
+    axes.plot([p.step for p in points], [p.loss for p in points], label="training")
+    axes.plot([p.step for p in looks], [p.held_out for p in looks], "o-", ms=4, label="held out")
+    for name, style in (("unigrams", ":"), ("bigrams", "--")):
+        axes.axhline(losses[name], color=figures.BLACK, linestyle=style, linewidth=1, label=name)
+    axes.set(title="It learns more than pairs of characters", ylabel="nats per character")
+    axes.legend()
+
+
+def draw_errors(axes, points):
+    """Of every block, the darker the nearer to the inputs."""
+    steps, errors = [p.step for p in points], np.array([p.errors for p in points])
+    shades = colormaps["viridis"](np.linspace(0, 0.85, errors.shape[1]))
+    for depth, (curve, shade) in enumerate(zip(errors.T, shades, strict=True), 1):
+        axes.plot(steps, curve, color=shade, label=f"block {depth}")
+    axes.set(title="Error signals, from block to block", ylim=(0, None))
+    axes.set_ylabel(r"$|\delta|$ at the outputs, root mean square")
+    axes.legend(ncols=math.ceil(len(shades) / 6))
+
+
+def draw_noise(axes, points, config):
+    """After the warm-up, at whose beginning the gradient is many times as large as ever after."""
+    points = [point for point in points if point.step > WARM_UP * config.steps]
+    looks = [point for point in points if point.whole_noise is not None]
+    norms = noise_scales([p.noise for p in points], smoothing=SMOOTHING)
+    whole = noise_scales([p.whole_noise for p in looks])
+    axes.semilogy([p.step for p in points], norms, label="from normalisation layers, smoothed")
+    label = f"from all parameters, over {config.chunk} steps"
+    axes.semilogy([p.step for p in looks], whole, "o", color=figures.RED, label=label)
+    axes.axhline(config.batch_size, color="gray", linestyle=":", label="batch size")
+    axes.set(title="Normalisation layers predict the noise scale")
+    axes.set_ylabel(f"sequences of {config.positions} characters")
+    axes.legend()
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"gpt: {error}") from None
