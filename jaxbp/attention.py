@@ -39,11 +39,12 @@ from jaxbp.signals import keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
 BASE = 10000.0
-# The positions that ask are taken in so many bands, one after another. Causal ones see no further
-# than the end of their band, so that two bands leave out a quarter of the work and of what is kept.
-# More would leave out more, in smaller products and with more sums.
+# Queries are taken in so many bands of neighbouring positions. Causal ones see no further than to
+# the end of their band: two leave out a quarter of the work and of what is kept. More would leave
+# out more, in smaller products and with more sums. A CPU runs bands side by side, where XLA has one
+# core for all the products of a batch; so they pay without causality too.
 BANDS = 2
-# How many positions ask at a time in the lean form.
+# Of how many queries the lean form holds the probabilities at one time.
 LEAN_ROWS = 64
 
 
@@ -152,6 +153,7 @@ def dot_product_attention(
     _require_groups("dot_product_attention", heads, groups)
     _require_mask("dot_product_attention", mask)
     group = heads // groups
+    at_once = LEAN_ROWS if lean else None
     name = f"dot_product_attention({heads})"
 
     def require(shape, n: int | str = "N"):
@@ -163,18 +165,22 @@ def dot_product_attention(
     def to_rows(x, group):
         """Heads [N, T, G group, d] as rows [N, G, T group, d]: in turn those of each position."""
         n, t, _, size = x.shape
-        return jnp.moveaxis(x.reshape(n, t, groups, group, size), 1, 2).reshape(n, groups, -1, size)
+        x = jnp.moveaxis(x.reshape(n, t, groups, group, size), 1, 2)
+        return x.reshape(n, groups, t * group, size)
 
     def to_heads(rows, group):
         """What `to_rows` took."""
-        n, _, _, size = rows.shape
-        rows = jnp.moveaxis(rows.reshape(n, groups, -1, group, size), 1, 2)
-        return rows.reshape(n, -1, groups * group, size)
+        n, _, n_rows, size = rows.shape
+        x = jnp.moveaxis(rows.reshape(n, groups, n_rows // group, group, size), 1, 2)
+        return x.reshape(n, n_rows // group, groups * group, size)
 
     def split(x):
         """The queries over sqrt(d), [N, G, T H / G, d], the keys and the values, [N, G, T, d]."""
-        x = x.reshape(*x.shape[:2], heads + 2 * groups, -1)
-        q, k, v = jnp.split(x, [heads, heads + groups], axis=2)
+        n, t, features = x.shape
+        n_heads = heads + 2 * groups
+        q, k, v = jnp.split(
+            x.reshape(n, t, n_heads, features // n_heads), [heads, heads + groups], axis=2
+        )
         if rotary:
             q, k = _turned(q, 1), _turned(k, 1)
         if mask is not None:
@@ -189,7 +195,8 @@ def dot_product_attention(
         dk, dv = to_heads(dk, 1), to_heads(dv, 1)
         if rotary:
             dq, dk = _turned(dq, -1), _turned(dk, -1)
-        return jnp.concatenate([dq, dk, dv], axis=2).reshape(*dq.shape[:2], -1)
+        dx = jnp.concatenate([dq, dk, dv], axis=2)
+        return dx.reshape(*dx.shape[:2], dx.shape[2] * dx.shape[3])
 
     def bands(t):
         """The rows of each band of queries, and the keys that they may see, as slices."""
@@ -206,27 +213,29 @@ def dot_product_attention(
         past = jnp.arange(keys) <= rows[:, None] // group
         return past if see is None else see & past
 
-    def forward_band(start, q, k, v):
-        """The outputs for rows of queries, the first of them at `start`, and what is kept."""
+    def forward_band(rows, keys, q, k, v):
+        """The outputs for these rows of queries, and what is kept of them."""
+        k, v = k[..., keys, :], v[..., keys, :]
 
         def step(_, rows, q):
-            y, p, log_sums = _attend(q, k, v, sees(rows, k.shape[2]))
+            y, p, log_sums = _attend(q, k, v, sees(rows, keys.stop))
             return None, (y, log_sums if lean else p)
 
-        return _by_rows(step, None, start, (q,), LEAN_ROWS if lean else None)[1]
+        _, outputs = _by_rows(step, None, rows.start, (q[..., rows, :],), at_once)
+        return outputs
 
-    def backward_band(start, q, k, v, kept, dy):
-        """The derivatives dq, dk and dv."""
+    def backward_band(rows, keys, q, k, v, kept, dy):
+        """The part of these rows in the derivatives: dq, and what they add to dk and dv."""
+        k, v = k[..., keys, :], v[..., keys, :]
 
         def step(sums, rows, q, kept, dy):
-            p = jnp.exp(_scores(q, k, sees(rows, k.shape[2])) - kept) if lean else kept
+            p = jnp.exp(_scores(q, k, sees(rows, keys.stop)) - kept) if lean else kept
             dq, dk, dv = _attend_backward(q, k, v, p, dy)
             return (sums[0] + dk, sums[1] + dv), (dq,)
 
         zeros = jnp.zeros(k.shape, _wide_dtype(k))
-        (dk, dv), (dq,) = _by_rows(
-            step, (zeros, zeros), start, (q, kept, dy), LEAN_ROWS if lean else None
-        )
+        of_rows = q[..., rows, :], kept, dy[..., rows, :]
+        (dk, dv), (dq,) = _by_rows(step, (zeros, zeros), rows.start, of_rows, at_once)
         return dq, dk, dv
 
     def init(key, shape):
@@ -239,34 +248,22 @@ def dot_product_attention(
         require_floats(name, x)
         require(x.shape[1:], len(x))
         q, k, v = split(x)
-        outputs, kept = zip(
-            *(
-                forward_band(rows.start, q[..., rows, :], k[..., keys, :], v[..., keys, :])
-                for rows, keys in bands(x.shape[1])
-            ),
-            strict=True,
-        )
+        parts = [forward_band(*band, q, k, v) for band in bands(x.shape[1])]
+        outputs, kept = zip(*parts, strict=True)
         y = to_heads(jnp.concatenate(outputs, axis=2), group)
-        return y.reshape(*x.shape[:2], -1), (q, k, v, kept)
+        return y.reshape(*y.shape[:2], heads * y.shape[3]), (q, k, v, kept)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
         q, k, v, kept = cache
         n, _, t, size = k.shape
         require_delta(name, dy, (n, t, heads * size))
-        dys = to_rows(dy.reshape(n, t, heads, size), group)
+        dy_rows = to_rows(dy.reshape(n, t, heads, size), group)
         dqs, dk, dv = [], 0, 0
-        for (rows, keys), band in zip(bands(t), kept, strict=True):
-            dq, *of_seen = backward_band(
-                rows.start,
-                q[..., rows, :],
-                k[..., keys, :],
-                v[..., keys, :],
-                band,
-                dys[..., rows, :],
-            )
+        for (rows, keys), kept_of_band in zip(bands(t), kept, strict=True):
+            dq, *added = backward_band(rows, keys, q, k, v, kept_of_band, dy_rows)
             to_all = [(0, 0), (0, 0), (0, t - keys.stop), (0, 0)]
-            dk, dv = (sums + jnp.pad(d, to_all) for sums, d in zip((dk, dv), of_seen, strict=True))
+            dk, dv = (sums + jnp.pad(d, to_all) for sums, d in zip((dk, dv), added, strict=True))
             dqs.append(dq)
         return join(jnp.concatenate(dqs, axis=2), dk, dv).astype(dy.dtype), ()
 
@@ -415,7 +412,7 @@ def _require_mask(name, mask):
     if mask is not None and (
         not hasattr(mask, "dtype") or mask.dtype != bool or mask.ndim not in (1, 2)
     ):
-        got = show_shape(jnp.shape(mask))
+        got = show_shape(np.shape(mask))
         raise ValueError(
             f"{name}: mask is of type {getattr(mask, 'dtype', type(mask).__name__)} and shape "
             f"{got}; it takes an array of booleans, [T] or [N, T]."
