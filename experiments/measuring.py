@@ -15,7 +15,7 @@ import numpy as np
 
 SAMPLE_SECONDS = 0.01
 VERSIONS = (
-    "jax", "jaxlib", "optax", "torch", "scikit-learn", "backpack-for-pytorch", "opacus",
+    "jax", "jaxlib", "optax", "flax", "torch", "scikit-learn", "backpack-for-pytorch", "opacus",
     "jax-privacy", "biotorch",
 )  # fmt: skip
 
