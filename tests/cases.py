@@ -159,8 +159,8 @@ NETWORKS = {
             bp.embedding(5, 4),
             bp.learned_positions(4),
             bp.residual(bp.layer_norm(), bp.attention(4, 2, causal=True)),
-            bp.residual(bp.rms_norm(), bp.dense(6), bp.gelu(), bp.dropout(0.2), bp.dense(4)),
-            bp.dense(3),
+            bp.residual(bp.dense(4), bp.gelu(), bp.dropout(0.2)),
+            bp.dense(2),
         ),
         (3,),
         vocabulary=5,
@@ -342,6 +342,11 @@ def make_inputs(case, key, n=N):
     if case.vocabulary is None:
         return jax.random.normal(key, (n, *case.shape))
     return jax.random.randint(key, (n, *case.shape), 0, case.vocabulary)
+
+
+def output_shape(layer, params, x):
+    """The shape of a layer's outputs, without computing them."""
+    return jax.eval_shape(layer.forward, params, x)[0].shape
 
 
 def prepare(case, key, n=N):

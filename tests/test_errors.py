@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ERRORS, LOSSES, NETWORKS, READINGS, N, prepare
+from cases import ERRORS, LOSSES, NETWORKS, READINGS, N, output_shape, prepare
 from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_examples
 
 import jaxbp as bp
@@ -39,7 +39,7 @@ def test_ggn_columns_give_the_diagonal_of_every_loss(case, key):
 @every_network
 def test_ggn_columns_give_the_diagonal_of_every_network(case, key):
     net, params, x, draw_key = prepare(case, key)
-    targets = jax.random.normal(key, net.forward(params, x)[0].shape)
+    targets = jax.random.normal(key, output_shape(net, params, x))
     sweep = jax.jit(bp.backprop(net, bp.huber, read=CURVATURE, error=bp.ggn_columns))
     _, got = sweep(params, x, targets, key=draw_key)
     matrices = gauss_newton(net, bp.huber, params, x, targets, draw_key)
@@ -51,7 +51,7 @@ def test_ggn_columns_give_the_diagonal_of_every_network(case, key):
 @every_network
 def test_jacobian_rows_give_the_jacobian(case, key):
     net, params, x, draw_key = prepare(case, key)
-    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    targets = jnp.zeros(output_shape(net, params, x))
     read = {"rows": bp.per_example, "sq_norms": bp.sq_norms}
     sweep = jax.jit(bp.backprop(net, bp.squared_error, read=read, error=bp.jacobian_rows))
     _, got = sweep(params, x, targets, key=draw_key)
@@ -200,7 +200,7 @@ class TestProducts:
         _, vector, _, _ = prepare(case, jax.random.fold_in(key, 1))
         loss, targets = (
             bp.sigmoid_cross_entropy,
-            jax.random.uniform(key, net.forward(params, x)[0].shape),
+            jax.random.uniform(key, output_shape(net, params, x)),
         )
         args = params, x, targets, vector
         got = jax.jit(bp.hessian_vector_product(net, loss))(*args, key=draw_key)
@@ -254,7 +254,7 @@ def test_every_reading_takes_every_error(error, key):
     net = bp.chain(bp.dense(3), bp.tanh(), bp.dense(2))
     params, _ = net.init(key, (2, 4))
     x = jax.random.normal(key, (N, 2, 4))
-    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    targets = jnp.zeros(output_shape(net, params, x))
     sweep = jax.jit(bp.backprop(net, bp.squared_error, read=READINGS, error=ERRORS[error]))
     values, answers = sweep(params, x, targets, error_key=key)
     outputs, cache = net.forward(params, x)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, POSITIONS, SIGNALS, N, prepare
+from cases import NETWORKS, POSITIONS, SIGNALS, N, output_shape, prepare
 from oracles import (
     assert_close,
     in_dtype,
@@ -111,8 +111,9 @@ def test_directional_derivatives_are_products_with_the_direction(case, key):
 
 
 def signals_and_grads(net, params, x):
-    targets = jnp.zeros(net.forward(params, x)[0].shape)
-    _, signals = bp.backprop(net, bp.squared_error, read=bp.keep)(params, x, targets)
+    targets = jnp.zeros(output_shape(net, params, x))
+    sweep = jax.jit(bp.backprop(net, bp.squared_error, read=bp.keep))
+    _, signals = sweep(params, x, targets)
     grads = per_example_grads(net, squared, params, x, targets)
     return signals, ravel_examples(grads)
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, N, prepare
+from cases import NETWORKS, N, output_shape, prepare
 from oracles import assert_close, per_example_grads, ravel_examples, squared
 
 import jaxbp as bp
@@ -19,7 +19,7 @@ def read_noise(net, params, x, targets):
 @pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
 def test_every_scalar_is_its_formula(case, key):
     net, params, x, _ = prepare(case, key)
-    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    targets = jnp.zeros(output_shape(net, params, x))
     got = jax.jit(read_noise, static_argnums=0)(net, params, x, targets)
     g = np.asarray(ravel_examples(per_example_grads(net, squared, params, x, targets)))
     m = g.mean(0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import NETWORKS, N, prepare
+from cases import NETWORKS, N, output_shape, prepare
 from oracles import assert_close, per_example_grads, ravel, ravel_examples, squared, value_and_grad
 
 import jaxbp as bp
@@ -19,7 +19,7 @@ both_ways = pytest.mark.parametrize("sweeps", [1, 2])
 
 def problem(case, key):
     net, params, x, draw_key = prepare(case, key)
-    return net, params, x, jnp.zeros(net.forward(params, x)[0].shape), draw_key
+    return net, params, x, jnp.zeros(output_shape(net, params, x)), draw_key
 
 
 @every_network
