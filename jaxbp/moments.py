@@ -214,15 +214,11 @@ def kronecker(signal, *, bias="folded", shared="expand", columns=None) -> Kronec
       `Kronecker(inputs=A, deltas=G)`.
 
     Raises:
-      TypeError: `signal` is of a kind without Kronecker factors.
+      TypeError: `signal` is not of a kind known here.
       ValueError: `bias` or `shared` is neither of its two words.
     """
     del bias, shared, columns
-    raise TypeError(
-        f"kronecker: a {type(signal).__name__} has no Kronecker factors: only the gradient of a "
-        "weight matrix or of its bias (Outer, Bias) is a product of inputs and deltas. For another "
-        "parameter, such as a gain, read its diagonal?"
-    )
+    raise not_a_signal("kronecker", signal)
 
 
 @kronecker.register

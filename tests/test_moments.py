@@ -134,14 +134,6 @@ def test_16_bits_are_accumulated_in_32(signal, reading, dtype):
 OUTER = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
 
 
-def test_a_gain_has_no_kronecker_factors():
-    class Scale:
-        pass
-
-    with pytest.raises(TypeError, match=r"kronecker: a Scale has no Kronecker factors.*diagonal\?"):
-        bp.kronecker(Scale())
-
-
 @pytest.mark.parametrize("signal", [OUTER, bp.Bias(jnp.ones((3, 4)))], ids=["Outer", "Bias"])
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -125,7 +125,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
                 rf"{name}: takes a signal \(Outer, Bias, Scale, Lookup\), one .*; got tuple",
             )
             for name, reading in READINGS.items()
-            if name not in ("keep", "kronecker", "gram")
+            if name not in ("keep", "gram")
         ),
         (
             lambda: bp.total(SIGNAL, weights=jnp.ones(4)),
