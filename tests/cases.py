@@ -3,6 +3,7 @@
 A new public layer, loss, reading or rule joins by a line; `test_package` fails until it has.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -350,12 +351,22 @@ def output_shape(layer, params, x):
 
 
 def prepare(case, key, n=N):
-    """A layer of the registry with parameters away from zero, inputs, and a key for its draws."""
+    """A layer of the registry with parameters away from zero, inputs, and a key if it draws.
+
+    They are made once for all tests that ask for the same, which then share what is compiled too.
+    """
+    return _prepare(case, tuple(jax.random.key_data(key).tolist()), n, jax.config.jax_enable_x64)
+
+
+@functools.cache
+def _prepare(case, key_data, n, x64):
+    del x64  # by which the dtypes of the arrays differ
     layer = case.make()
+    key = jax.random.wrap_key_data(np.array(key_data, np.uint32))
     init_key, input_key, move_key, draw_key = jax.random.split(key, 4)
     params, _ = layer.init(init_key, case.shape)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(move_key, len(leaves))
     leaves = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    inputs = make_inputs(case, input_key, n)
-    return layer, structure.unflatten(leaves), inputs, draw_key
+    draw_key = draw_key if "dropout" in layer.name else None
+    return layer, structure.unflatten(leaves), make_inputs(case, input_key, n), draw_key

@@ -3,6 +3,8 @@
 Autodiff appears in the tests here and nowhere else. Tolerances are here too.
 """
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -43,6 +45,11 @@ def by_example(tree):
     return jax.tree.map(lambda a, axes: jnp.moveaxis(a, axes, 0), tree, stack_axes(tree))
 
 
+# A layer, or a network, is a tuple of functions, by which its compiled oracle is found again.
+of_layer = functools.partial(jax.jit, static_argnums=0)
+of_layer_and_loss = functools.partial(jax.jit, static_argnums=(0, 1))
+
+
 def function_of(layer, x, key=None):
     """The layer as a function of what has a derivative: (parameters, x), or parameters alone."""
     if is_float(x):
@@ -50,10 +57,11 @@ def function_of(layer, x, key=None):
     return lambda p: layer.forward(p, x, key=key)[0], ()
 
 
+@of_layer
 def layer_vjp(layer, params, x, dy, key=None):
     """(dx, gradients) of the layer for the cotangent dy; dx is None for integers."""
     function, inputs = function_of(layer, x, key)
-    grads, *dx = jax.jit(lambda *primals: jax.vjp(function, *primals)[1](dy))(params, *inputs)
+    grads, *dx = jax.vjp(function, params, *inputs)[1](dy)
     return dx[0] if dx else None, grads
 
 
@@ -62,6 +70,7 @@ def slope(function, x):
     return jax.grad(lambda x: jnp.sum(function(x)))(x)
 
 
+@of_layer
 def layer_jvp(layer, params, x, params_dot, x_dot, key=None):
     """J v of the layer."""
     function, inputs = function_of(layer, x, key)
@@ -74,11 +83,13 @@ def check_layer_by_finite_differences(layer, params, x, key=None):
     check_grads(jax.jit(function), (params, *inputs), order=1, modes=["rev"])
 
 
+@of_layer
 def loss_delta(loss, outputs, targets):
     """The derivative of the sum of the examples' values."""
     return jax.grad(lambda y: jnp.sum(loss(y, targets)[0]))(outputs)
 
 
+@of_layer
 def loss_hessian(loss, outputs, targets):
     """The Hessian of one position's loss with respect to its outputs: outputs [O]."""
     return jax.hessian(lambda y: jnp.sum(loss(y[None], targets)[0]))(outputs)
@@ -89,13 +100,14 @@ def squared(outputs, targets):
     return jnp.sum((outputs - targets) ** 2 / 2, axis=range(1, outputs.ndim))
 
 
+@of_layer_and_loss
 def value_and_grad(net, values_of, params, x, targets, key=None):
     """The mean of `values_of(outputs, targets)` [N] and its gradient."""
 
     def objective(params):
         return jnp.mean(values_of(net.forward(params, x, key=key)[0], targets))
 
-    return jax.jit(jax.value_and_grad(objective))(params)
+    return jax.value_and_grad(objective)(params)
 
 
 def value_and_grad_function(net, values_of):
@@ -107,15 +119,17 @@ def value_and_grad_function(net, values_of):
     return jax.value_and_grad(objective)
 
 
+@of_layer_and_loss
 def per_example_grads(net, values_of, params, x, targets, key=None):
     """The gradient of each example's own value, [N, ...]: a Jacobian, row by row."""
 
     def values(params):
         return values_of(net.forward(params, x, key=key)[0], targets)
 
-    return jax.jit(jax.jacrev(values))(params)
+    return jax.jacrev(values)(params)
 
 
+@of_layer
 def layer_per_example_grads(layer, params, x, dy, key=None):
     """The gradient of <y_n, dy_n> for each example, [N, ...]."""
 
@@ -124,7 +138,7 @@ def layer_per_example_grads(layer, params, x, dy, key=None):
 
     if not jax.tree.leaves(params):
         return params  # jacrev wants at least one
-    return jax.jit(jax.jacrev(values))(params)
+    return jax.jacrev(values)(params)
 
 
 def signal_gradients(signal):
@@ -222,6 +236,7 @@ def angle(a, b):
     return np.degrees(np.arccos(np.clip(cosine, -1, 1)))
 
 
+@of_layer
 def jacobian(net, params, x, key=None):
     """The derivative of every output of every example by all parameters, [N, K, P]."""
     flat, unravel = ravel_pytree(params)
@@ -229,9 +244,10 @@ def jacobian(net, params, x, key=None):
     def outputs(flat):
         return net.forward(unravel(flat), x, key=key)[0].reshape(len(x), -1)
 
-    return jax.jit(jax.jacrev(outputs))(flat)
+    return jax.jacrev(outputs)(flat)
 
 
+@of_layer
 def output_hessians(loss, outputs, targets):
     """The Hessian of each example's loss by all of its outputs, [N, K, K]."""
 
@@ -241,9 +257,10 @@ def output_hessians(loss, outputs, targets):
 
         return jax.hessian(value)(y.ravel())
 
-    return jax.jit(jax.vmap(hessian))(outputs, targets)
+    return jax.vmap(hessian)(outputs, targets)
 
 
+@of_layer_and_loss
 def gauss_newton(net, loss, params, x, targets, key=None):
     """The Gauss-Newton matrix of each example's loss by all parameters, J^T H J, [N, P, P]."""
     rows = jacobian(net, params, x, key)
@@ -251,6 +268,7 @@ def gauss_newton(net, loss, params, x, targets, key=None):
     return jnp.einsum("nkp,nkl,nlq->npq", rows, output_hessians(loss, outputs, targets), rows)
 
 
+@of_layer_and_loss
 def hessian(net, loss, params, x, targets, key=None):
     """The Hessian of the mean loss by all parameters, [P, P]."""
     flat, unravel = ravel_pytree(params)
@@ -258,7 +276,7 @@ def hessian(net, loss, params, x, targets, key=None):
     def objective(flat):
         return jnp.mean(loss(net.forward(unravel(flat), x, key=key)[0], targets)[0])
 
-    return jax.jit(jax.hessian(objective))(flat)
+    return jax.hessian(objective)(flat)
 
 
 def ravel(tree):
