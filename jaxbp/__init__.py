@@ -15,6 +15,8 @@ from jaxbp.compose import chain as chain
 from jaxbp.compose import gated as gated
 from jaxbp.compose import parallel as parallel
 from jaxbp.compose import residual as residual
+from jaxbp.convolution import conv as conv
+from jaxbp.convolution import conv_transpose as conv_transpose
 from jaxbp.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from jaxbp.curvature import hessian_vector_product as hessian_vector_product
 from jaxbp.direct import DirectState as DirectState
@@ -70,6 +72,10 @@ from jaxbp.noise import gradient_noise as gradient_noise
 from jaxbp.norms import group_norm as group_norm
 from jaxbp.norms import layer_norm as layer_norm
 from jaxbp.norms import rms_norm as rms_norm
+from jaxbp.pooling import avg_pool as avg_pool
+from jaxbp.pooling import global_pool as global_pool
+from jaxbp.pooling import max_pool as max_pool
+from jaxbp.pooling import upsample as upsample
 from jaxbp.readings import example_norms as example_norms
 from jaxbp.readings import layer_norms as layer_norms
 from jaxbp.readings import mean as mean
@@ -82,6 +88,7 @@ from jaxbp.reweight import clip_weights as clip_weights
 from jaxbp.reweight import private_gradient as private_gradient
 from jaxbp.reweight import reweighted as reweighted
 from jaxbp.signals import Bias as Bias
+from jaxbp.signals import Conv as Conv
 from jaxbp.signals import Lookup as Lookup
 from jaxbp.signals import Outer as Outer
 from jaxbp.signals import Scale as Scale
@@ -98,6 +105,7 @@ from jaxbp.types import LayerError as LayerError
 from jaxbp.types import Loss as Loss
 from jaxbp.types import Rule as Rule
 from jaxbp.watch import NonFiniteError as NonFiniteError
+from jaxbp.windows import Geometry as Geometry
 from jaxbp.wrap import cast as cast
 from jaxbp.wrap import masked as masked
 from jaxbp.wrap import remat as remat

@@ -20,9 +20,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings import gram_is_less_work, per_example, total
+from jaxbp.patches import patched, windowed
+from jaxbp.products import convolve, exchanged
+from jaxbp.readings import by_place_is_less_work, gram_is_less_work, per_example, total
 from jaxbp.signals import (
     Bias,
+    Conv,
     Lookup,
     Outer,
     Scale,
@@ -40,7 +43,8 @@ def gram(signals, other=None):
 
     For a weight matrix it is (x_n . x_m) (d_n . d_m). With positions it is sum_st (x_ns . x_mt)
     (d_ns . d_mt), or the product of the gradients themselves, whichever is less work
-    (`gram_is_less_work`). Numbers of 16 bits are accumulated in 32.
+    (`gram_is_less_work`). A kernel is a matrix that patches share. Numbers of 16 bits are
+    accumulated in 32.
 
     Args:
       signals: a tree of signals, of N examples.
@@ -106,10 +110,23 @@ def _(signal: Lookup, other):
     return per_example(signal).reshape(n, -1) @ per_example(other).reshape(m, -1).T
 
 
+@_gram.register
+def _(signal: Conv, other):
+    if by_place_is_less_work(signal):  # for a norm, and then all the more for products with many
+        gradients = per_example(signal).reshape(len(signal.deltas), -1)
+        others = per_example(other).reshape(len(other.deltas), -1)
+        return gradients @ others.T
+    first = patched(signal)
+    if other is signal:
+        return jnp.sum(jax.vmap(lambda outer: _gram(outer, outer))(first), axis=0)
+    return jnp.sum(jax.vmap(_gram)(first, patched(other)), axis=0)
+
+
 def directional_derivatives(signals, direction):
     """The derivative of each example's loss along a direction of the parameters, g_n . v, [N].
 
-    For a weight matrix it is sum_t (V^T x_nt) . d_nt: one more product of the forward pass's size.
+    For a weight matrix it is sum_t (V^T x_nt) . d_nt: one more product of the forward pass's size,
+    and for a kernel one more convolution.
     Numbers of 16 bits are accumulated in 32.
 
     Args:
@@ -159,6 +176,16 @@ def _(signal, direction):
 def _(signal: Lookup, direction):
     rows = direction[signal.indices.reshape(len(signal.indices), -1)]
     return jnp.sum(rows * as_positions(signal.deltas), axis=(1, 2))
+
+
+@_along.register
+def _(signal: Conv, direction):
+    x, y = windowed(signal)
+    geometry = signal.geometry
+    if geometry.transposed:
+        direction = exchanged(direction, geometry.groups)
+    moved = convolve(x.reshape(-1, *x.shape[2:]), direction, geometry)
+    return jnp.sum((moved.reshape(y.shape) * y).reshape(len(y), -1), axis=1)
 
 
 def _wide_signals(name, tree):

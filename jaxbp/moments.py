@@ -25,6 +25,7 @@ Example:
 Sources:
   "BackPACK: Packing more into backprop", Dangel, Kunstner, Hennig, 2020: moments and the diagonal.
   "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse, 2015.
+  "A Kronecker-factored approximate Fisher matrix for convolution layers", Grosse, Martens, 2016.
   "Kronecker-Factored Approximate Curvature for Modern Neural Network Architectures", Eschenhagen,
   Immer, Turner, Schneider, Hennig, 2023: weights that positions share, expand and reduce.
 """
@@ -35,9 +36,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.patches import patched_outputs
 from jaxbp.readings import each_row_once, mean, per_example, total
 from jaxbp.signals import (
     Bias,
+    Conv,
     Lookup,
     Outer,
     Scale,
@@ -88,6 +91,14 @@ def _(signal: Scale, *, columns=None):
 @per_example_diagonal.register
 def _(signal: Lookup, *, columns=None):
     return per_example(_squared(signal, columns))
+
+
+@per_example_diagonal.register
+def _(signal: Conv, *, columns=None):
+    signal = jax.tree.map(widened, signal)
+    return _sum_squares(
+        lambda d: per_example(signal._replace(deltas=d)), _every_column(signal.deltas, columns)
+    )
 
 
 def _squared(signal, columns):
@@ -145,6 +156,17 @@ def _(signal: Lookup, *, columns=None):
     return total(_squared(signal, columns))
 
 
+@diagonal.register
+def _(signal: Conv, *, columns=None):
+    x, d = widened(signal.inputs), _every_column(widened(signal.deltas), columns)
+    example = jnp.tile(jnp.arange(len(x)), len(d))
+
+    def gradient(pair):
+        return per_example(signal._replace(inputs=x[pair[0]][None], deltas=pair[1][None]))[0]
+
+    return _sum_squares(gradient, (example, d.reshape(-1, *d.shape[2:])))
+
+
 def second_moment(signal) -> jax.Array:
     """The mean over examples of the squared gradient, sum_n g_n^2 / N, of the parameter's shape.
 
@@ -173,6 +195,8 @@ def variance(signal) -> jax.Array:
 
 class Kronecker(NamedTuple):
     """Two factors whose Kronecker product stands for the curvature of one weight matrix [I, O].
+
+    That of a kernel [*K, I, O] is [K I, O]; of one in G groups there are G pairs.
 
     As matrices over the entries (i, o) of the weight, row by row: `jnp.kron(inputs, deltas)`.
 
@@ -204,6 +228,9 @@ def kronecker(signal, *, bias="folded", shared="expand", columns=None) -> Kronec
     A weight cannot tell whether it has a bias: folded, A is [I + 1, I + 1] in any case, and
     A[:-1, :-1] is that of x alone. A gain and a table have no such factors, and get ().
 
+    A kernel [*K, I, O] is a matrix [K I, O] that is applied to patches, one for each output, and
+    has the factors of that; in G groups it is G of them, and the factors have G as first axis.
+
     Args:
       signal: the operands of one parameter.
       bias: `folded` or `apart`.
@@ -230,6 +257,15 @@ def _(signal: Outer, *, bias="folded", shared="expand", columns=None):
     if shared == "reduce":
         a = jnp.mean(a, axis=1, keepdims=True)
     return Kronecker(_products(a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
+
+
+@kronecker.register
+def _(signal: Conv, *, bias="folded", shared="expand", columns=None):
+    signal = jax.tree.map(widened, signal)
+    factors = jax.vmap(lambda outer: kronecker(outer, bias=bias, shared=shared, columns=columns))(
+        patched_outputs(signal)
+    )
+    return jax.tree.map(lambda a: a[0], factors) if signal.geometry.groups == 1 else factors
 
 
 @kronecker.register
@@ -264,7 +300,10 @@ def _products(x):
 
 def _all_columns(deltas, columns):
     """Deltas [N, ..., O] of every column of the sweep, [K, N, T, O]; K = 1 if there is no axis."""
-    deltas = as_positions(widened(deltas))
+    return _every_column(as_positions(widened(deltas)), columns)
+
+
+def _every_column(deltas, columns):
     return deltas[None] if columns is None else jax.lax.all_gather(deltas, columns)
 
 

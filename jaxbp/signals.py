@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.stacked import map_layers
+from jaxbp.windows import Geometry
 
 
 class Outer(NamedTuple):
@@ -68,7 +69,25 @@ class Lookup(NamedTuple):
     table: jax.Array
 
 
-KINDS = (Outer, Bias, Scale, Lookup)
+class Conv(NamedTuple):
+    """The signal of a kernel [*K, I / G, O]: dE_n/dW_k = sum_t inputs_nu deltas_nt^T.
+
+    Here u is the position that the window at t sees at its place k (see `windows`); of a transposed
+    convolution t are the positions of the inputs, and u those of the deltas.
+
+    Attributes:
+      inputs: the images, [N, ..., *S, I].
+      deltas: the error at what the kernel gave, [N, ..., *S', O]. The axes that stand between, in
+        both, are of images that share the kernel.
+      geometry: where the windows lie.
+    """
+
+    inputs: jax.Array
+    deltas: jax.Array
+    geometry: Geometry
+
+
+KINDS = (Outer, Bias, Scale, Lookup, Conv)
 
 
 def is_signal(node):
@@ -108,6 +127,11 @@ def as_positions(x):
     return x.reshape(len(x), -1, x.shape[-1])
 
 
+def as_images(signal, x):
+    """[N, ..., *S, C] of a convolution's signal as [N, T, *S, C], with T images that share it."""
+    return x.reshape(len(x), -1, *x.shape[-1 - len(signal.geometry.kernel) :])
+
+
 def joined(signals):
     """One signal of several uses of the same parameter: their operands side by side, as positions.
 
@@ -119,6 +143,11 @@ def joined(signals):
         indices = [s.indices.reshape(len(s.indices), -1) for s in signals]
         deltas = [as_positions(s.deltas) for s in signals]
         return Lookup(jnp.concatenate(indices, 1), jnp.concatenate(deltas, 1), first.table)
+    if isinstance(first, Conv):
+        # Every use is an image of its own: side by side, windows would reach from one to the next.
+        inputs = [as_images(s, s.inputs) for s in signals]
+        deltas = [as_images(s, s.deltas) for s in signals]
+        return Conv(jnp.concatenate(inputs, 1), jnp.concatenate(deltas, 1), first.geometry)
     operands = zip(*signals, strict=True)
     return type(first)(*(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands))
 

@@ -60,6 +60,29 @@ LAYERS = {
     "group_norm": Case(lambda: bp.group_norm(2), (6,)),
     "group_norm at positions": Case(lambda: bp.group_norm(3), (2, 2, 6)),
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
+    "conv": Case(lambda: bp.conv(4, (3, 2)), (4, 3, 3)),
+    "conv in groups": Case(
+        lambda: bp.conv(
+            4, (3,), strides=2, padding=((1, 3),), dilation=2, groups=2, use_bias=False
+        ),
+        (6, 4),
+    ),
+    "conv_transpose": Case(
+        lambda: bp.conv_transpose(4, (3, 2), strides=(2, 1), padding=((1, 0), (0, 1)), groups=2),
+        (2, 3, 4),
+    ),
+    "max_pool": Case(lambda: bp.max_pool((3, 2), strides=(2, 1), padding="SAME"), (5, 4, 2)),
+    "avg_pool": Case(
+        lambda: bp.avg_pool((3, 2), strides=(2, 1), padding=((1, 2), (0, 1))), (5, 4, 2)
+    ),
+    "global_pool": Case(bp.global_pool, (3, 2, 4)),
+    "upsample": Case(lambda: bp.upsample((1, 3)), (3, 2, 4)),
+    "repeat of a conv": Case(
+        lambda: bp.repeat(bp.repeat(bp.chain(bp.conv(2, (3,)), bp.tanh()), 2), 2), (4, 2)
+    ),
+    "stack of a conv": Case(
+        lambda: bp.stack(bp.remat(bp.residual(bp.conv(2, (3,), dilation=2), bp.tanh())), 2), (5, 2)
+    ),
     "chain": Case(lambda: bp.chain(bp.dense(4), bp.tanh(), bp.dense(3)), (5,)),
     "chain of nothing": Case(bp.chain, (5,)),
     "gated": Case(
@@ -165,6 +188,16 @@ NETWORKS = {
         ),
         (3,),
         vocabulary=5,
+    ),
+    "convolutional": Case(
+        lambda: bp.chain(
+            bp.conv(4, (3, 2), groups=2),
+            bp.relu(),
+            bp.max_pool((2, 2)),
+            bp.flatten(),
+            bp.dense(3),
+        ),
+        (4, 4, 2),
     ),
     "nested": Case(
         lambda: bp.chain(
@@ -323,8 +356,45 @@ ERRORS = {
     "jacobian_rows": bp.jacobian_rows,
 }
 
+
+def convolution(*, i=4, o=6, images=(), **geometry):
+    """A function that makes the signal of a convolution, by how many windows there are."""
+    geometry = bp.Geometry(**geometry)
+
+    def make(rng, *t):
+        counts = (*[1] * (len(geometry.kernel) - len(t)), *t)
+        # A position more than the windows need, where they do not see it.
+        more = (s - 1 for s in geometry.strides)
+        axes = zip(geometry.covered(counts), geometry.padding, more, strict=True)
+        sizes = tuple(covered - sum(pair) + rest for covered, pair, rest in axes)
+        if geometry.transposed:
+            sizes, counts = counts, sizes
+        return bp.Conv(
+            jnp.asarray(rng.normal(size=(N, *images, *sizes, i))),
+            jnp.asarray(rng.normal(size=(N, *images, *counts, o))),
+            geometry,
+        )
+
+    return make
+
+
 # A signal of each kind, by the shape of the positions.
 SIGNALS = {
+    "Conv": convolution(
+        kernel=(1, 2, 2),
+        strides=(1, 1, 3),
+        padding=((0, 0), (1, 0), (0, 2)),
+        dilation=(1, 3, 2),
+        groups=2,
+        images=(2,),
+    ),
+    "Conv, transposed": convolution(
+        kernel=(2, 3),
+        strides=(2, 1),
+        padding=((1, 0), (0, 1)),
+        dilation=(2, 1),
+        transposed=True,
+    ),
     "Outer": lambda rng, *t: bp.Outer(
         jnp.asarray(rng.normal(size=(N, *t, 5))), jnp.asarray(rng.normal(size=(N, *t, 4)))
     ),
@@ -337,6 +407,12 @@ SIGNALS = {
     ),
 }
 POSITIONS = ((), (1,), (2,), (7,), (2, 3))
+# Convolutions have positions in any case, and take the longest to compile.
+SIGNALS_AT_POSITIONS = [
+    (kind, t)
+    for kind in SIGNALS
+    for t in (POSITIONS[-1:] if kind.startswith("Conv") else POSITIONS)
+]
 
 
 def make_inputs(case, key, n=N):

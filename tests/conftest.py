@@ -1,6 +1,5 @@
 """Strict by default: float64, no silent promotion of dtypes, and (in pyproject) no warnings."""
 
-import itertools
 import mmap
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ import jax
 import jaxlib
 import numpy as np
 import pytest
-from cases import POSITIONS, SIGNALS
+from cases import SIGNALS, SIGNALS_AT_POSITIONS
 
 # Small programs, compiled once and run once: the less is done for their speed, the sooner the suite
 # is through. What is asserted of cost (FLOP, bytes) is decided before that.
@@ -49,9 +48,7 @@ def key():
     return jax.random.key(20)
 
 
-@pytest.fixture(
-    params=itertools.product(SIGNALS, POSITIONS), ids=lambda case: f"{case[0]} at {list(case[1])}"
-)
+@pytest.fixture(params=SIGNALS_AT_POSITIONS, ids=lambda case: f"{case[0]} at {list(case[1])}")
 def signal(request):
     """A signal of each kind, at positions of each shape."""
     kind, positions = request.param

@@ -141,8 +141,64 @@ def layer_per_example_grads(layer, params, x, dy, key=None):
     return jax.jacrev(values)(params)
 
 
+def seen_by(geometry, counts, sizes):
+    """Every t, k and the u that the window at t sees at its place k, if it is one of S."""
+    for t in np.ndindex(*counts):
+        for k in np.ndindex(*geometry.kernel):
+            axes = zip(t, k, geometry.strides, geometry.dilation, geometry.padding, strict=True)
+            u = tuple(s * t + d * k - before for t, k, s, d, (before, _) in axes)
+            if all(0 <= at < size for at, size in zip(u, sizes, strict=True)):
+                yield t, k, u
+
+
+def images_of(signal):
+    """The inputs and the deltas of a convolution's signal as [N, T, *S, C], and their sizes."""
+    rank = len(signal.geometry.kernel)
+    arrays = [np.asarray(a) for a in (signal.inputs, signal.deltas)]
+    images = [a.reshape(len(a), -1, *a.shape[-1 - rank :]) for a in arrays]
+    return *images, *(a.shape[2:-1] for a in images)
+
+
+def convolution_gradients(signal):
+    """Those of a kernel by their definition, one pair of an input and an output at a time."""
+    geometry = signal.geometry
+    inputs, deltas, sizes, out_sizes = images_of(signal)
+    n, _, *_, i = inputs.shape
+    o, groups = deltas.shape[-1], geometry.groups
+    kernel = np.zeros((n, *geometry.kernel, i // groups, o))
+    pair = (sizes, out_sizes) if geometry.transposed else (out_sizes, sizes)
+    for t, k, u in seen_by(geometry, *pair):
+        inputs_at, deltas_at = (t, u) if geometry.transposed else (u, t)
+        x, d = inputs[(..., *inputs_at, slice(None))], deltas[(..., *deltas_at, slice(None))]
+        for out in range(o):
+            first = out // (o // groups) * (i // groups)
+            seen = x[..., first : first + i // groups]
+            kernel[(slice(None), *k, slice(None), out)] += np.sum(seen * d[..., out, None], axis=1)
+    return kernel
+
+
+def convolution_operands(signal):
+    """For each group, what each output is made of [N, T, K I / G], and the deltas at it."""
+    geometry = signal.geometry
+    inputs, deltas, sizes, out_sizes = images_of(signal)
+    rows = np.zeros((*inputs.shape[:2], *out_sizes, *geometry.kernel, inputs.shape[-1]))
+    pair = (sizes, out_sizes) if geometry.transposed else (out_sizes, sizes)
+    for t, k, u in seen_by(geometry, *pair):
+        inputs_at, outputs_at = (t, u) if geometry.transposed else (u, t)
+        rows[(..., *outputs_at, *k, slice(None))] = inputs[(..., *inputs_at, slice(None))]
+    n, images = inputs.shape[:2]
+    for x, d in zip(
+        np.split(rows, geometry.groups, axis=-1), np.split(deltas, geometry.groups, axis=-1),
+        strict=True,
+    ):  # fmt: skip
+        t = images * int(np.prod(out_sizes))
+        yield x.reshape(n, t, -1), d.reshape(n, t, -1)
+
+
 def signal_gradients(signal):
     """The gradient of each example by its definition: a loop over examples and positions."""
+    if isinstance(signal, bp.Conv):
+        return jnp.asarray(convolution_gradients(signal))
     deltas = np.asarray(signal.deltas)
     rows = []
     for n in range(len(deltas)):

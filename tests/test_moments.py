@@ -9,7 +9,7 @@ import pytest
 from cases import SIGNALS, N
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_close, in_dtype, is_float, signal_gradients
+from oracles import assert_close, convolution_operands, in_dtype, is_float, signal_gradients
 
 import jaxbp as bp
 
@@ -90,14 +90,26 @@ def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias,
     ):
         assert got == ()
         return
+    if isinstance(signal, bp.Conv):
+        each = [
+            factors_by_loops(with_ones(x) if bias == "folded" else x, d, shared)
+            for x, d in convolution_operands(signal)
+        ]
+        # One pair for each group.
+        want = jax.tree.map(lambda *a: jnp.stack(a), *each) if len(each) > 1 else each[0]
+        assert_close(got, want)
+        return
     deltas = np.asarray(signal.deltas).reshape(N, -1, signal.deltas.shape[-1])
-    ones = np.ones((*deltas.shape[:2], 1))
     if isinstance(signal, bp.Bias):
-        inputs = ones
+        inputs = np.ones((*deltas.shape[:2], 1))
     else:
         inputs = np.asarray(signal.inputs).reshape(N, -1, signal.inputs.shape[-1])
-        inputs = np.concatenate([inputs, ones], axis=-1) if bias == "folded" else inputs
+        inputs = with_ones(inputs) if bias == "folded" else inputs
     assert_close(got, factors_by_loops(inputs, deltas, shared))
+
+
+def with_ones(inputs):
+    return np.concatenate([inputs, np.ones((*inputs.shape[:2], 1))], axis=-1)
 
 
 def test_the_two_ways_to_share_are_not_the_same_with_positions_and_are_without():
@@ -129,7 +141,7 @@ def test_16_bits_are_accumulated_in_32(signal, reading, dtype):
     big = jax.tree.map(
         lambda a: jnp.full_like(a, 300) if is_float(a) else a, short
     )  # of which squares overflow float16
-    assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(reading(big)))
+    assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(read(big)))
 
 
 OUTER = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))

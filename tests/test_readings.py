@@ -98,13 +98,14 @@ def test_norms_that_cancel_are_not_negative():
 def test_norms_of_16_bits_are_accumulated_in_32(dtype, positions, kind):
     exact = SIGNALS[kind](np.random.default_rng(3), *positions)
     signal = in_dtype(exact, dtype)
-    got = bp.sq_norms(signal)
+    sq_norms = jax.jit(bp.sq_norms)
+    got = sq_norms(signal)
     widened = in_dtype(signal, jnp.float32)
     assert got.dtype == jnp.float32
-    assert_close(got, bp.sq_norms(widened))
+    assert_close(got, sq_norms(widened))
     # 300 squares of 300 would overflow float16.
     big = jax.tree.map(lambda a: jnp.full_like(a, 300) if is_float(a) else a, signal)
-    assert bool(jnp.all(jnp.isfinite(bp.sq_norms(big))))
+    assert bool(jnp.all(jnp.isfinite(sq_norms(big))))
 
 
 def test_example_norms_join_all_parameters():
@@ -122,7 +123,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
             (
                 lambda reading=reading: reading((SIGNAL, SIGNAL)),
                 TypeError,
-                rf"{name}: takes a signal \(Outer, Bias, Scale, Lookup\), one .*; got tuple",
+                rf"{name}: takes a signal \(Outer, Bias, Scale, Lookup, Conv\), one .*; got tuple",
             )
             for name, reading in READINGS.items()
             if name not in ("keep", "gram")
