@@ -1,7 +1,8 @@
 """KFAC: a natural gradient from the Kronecker factors that the sweep reads off.
 
-Each dense layer's block of the Fisher information is approximated by A x G, with A the second
-moment of its inputs and G that of its error signals (see `kronecker`). Then F^-1 g is
+The block of the Fisher information of each dense layer, and of each convolution, is approximated by
+A x G, with A the second moment of its inputs and G that of its error signals (see `kronecker`; a
+kernel [*K, I, O] is a matrix [K I, O] there). Then F^-1 g is
 
   A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias,
 
@@ -12,6 +13,7 @@ each as its root, shared out by pi, the ratio of their mean eigenvalues:
 
 Source:
   "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse, 2015.
+  "A Kronecker-factored approximate Fisher matrix for convolution layers", Grosse, Martens, 2016.
 """
 
 import functools
@@ -34,7 +36,7 @@ ERROR_STREAM = 2**31
 
 
 def kfac_factors(net, loss, *, error=sampled, shared="expand"):
-    """The Kronecker factors of a network's dense layers on a batch, as `scale_by_kfac` takes them.
+    """The Kronecker factors of a network's layers on a batch, as `scale_by_kfac` takes them.
 
     They are of exact sweeps, whatever the rule of the gradient that they multiply.
 
@@ -73,7 +75,7 @@ class KfacState(NamedTuple):
 
 
 def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
-    """An optax transformation: gradients to natural gradients, A^-1 g G^-1 for each dense layer.
+    """An optax transformation: gradients to natural gradients, A^-1 g G^-1 for each layer.
 
     Its update takes the factors of the batch, `update(grads, state, params, factors=factors)`, as
     `kfac_factors` computes them; `fit`, `make_epoch` and `make_step` hand them over by
@@ -88,8 +90,9 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
       every: how many steps the inverses are kept for.
 
     Raises:
-      ValueError: an argument is out of range; at `init`, parameters are not those of dense layers;
-        at `update`, there are no factors, or those of another network.
+      ValueError: an argument is out of range; at `init`, parameters are not those of dense layers
+        and convolutions; at `update`, there are no factors, or those of another network, or a
+        convolution is in groups.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -119,8 +122,8 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
         raise ValueError(f"scale_by_kfac: {'; '.join(wrong)}.")
 
     def init(params):
-        _require_dense(params)
-        zeros = map_layers(_no_factors, params, is_leaf=_is_dense)
+        _require_layers(params)
+        zeros = map_layers(_no_factors, params, is_leaf=_is_layer)
         return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(updates, state, params=None, *, factors=None, **extra_args):
@@ -140,7 +143,7 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
             ),
             lambda: state.inverses,
         )
-        updates = map_layers(_natural, updates, inverses, is_leaf=_is_dense)
+        updates = map_layers(_natural, updates, inverses, is_leaf=_is_layer)
         return updates, KfacState(step, averages, inverses)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -166,9 +169,11 @@ def _inverse(matrix, shift):
 
 def _natural(grads, inverses):
     """A^-1 g G^-1 of one layer, the bias as the last row of g."""
-    rows = widened(jnp.vstack([grads[name] for name in ("weight", "bias") if name in grads]))
+    weight = grads["weight"]
+    matrix = weight.reshape(-1, weight.shape[-1])
+    rows = widened(jnp.vstack([matrix, grads["bias"]]) if "bias" in grads else matrix)
     rows = inverses.inputs @ rows @ inverses.deltas
-    natural = {"weight": rows[: len(grads["weight"])], "bias": rows[-1]}
+    natural = {"weight": rows[: len(matrix)].reshape(weight.shape), "bias": rows[-1]}
     return {name: natural[name].astype(g.dtype) for name, g in grads.items()}
 
 
@@ -176,28 +181,28 @@ def _is_factors(node):
     return isinstance(node, Kronecker)
 
 
-def _is_dense(node):
-    """Whether a node of a tree of parameters is those of a dense layer."""
+def _is_layer(node):
+    """Whether a node of a tree of parameters is those of a dense layer or a convolution."""
     return (
         isinstance(node, dict)
         and set(node) in ({"weight"}, {"weight", "bias"})
-        and getattr(node["weight"], "ndim", None) == 2
+        and getattr(node["weight"], "ndim", 0) >= 2
     )
 
 
 def _no_factors(layer):
-    i, o = layer["weight"].shape
-    i += "bias" in layer
+    *rows, o = layer["weight"].shape
+    i = math.prod(rows) + ("bias" in layer)
     dtype = widened(layer["weight"]).dtype
     return Kronecker(jnp.zeros((i, i), dtype), jnp.zeros((o, o), dtype))
 
 
-def _require_dense(params):
-    for path, leaf in jax.tree.leaves_with_path(one_layer(params), is_leaf=_is_dense):
-        if not _is_dense(leaf):
+def _require_layers(params):
+    for path, leaf in jax.tree.leaves_with_path(one_layer(params), is_leaf=_is_layer):
+        if not _is_layer(leaf):
             raise ValueError(
-                "scale_by_kfac: takes the parameters of dense layers, dicts of a weight [I, O] and "
-                f"a bias; got {show_path(path)} of shape "
+                "scale_by_kfac: takes the parameters of dense layers and convolutions, dicts of a "
+                f"weight [..., I, O] and a bias; got {show_path(path)} of shape "
                 f"{show_shape(jnp.shape(leaf))}. Give others an optimizer of their own by "
                 "optax.partition?"
             )
@@ -212,7 +217,7 @@ def _own_factors(params, factors, like):
         )
 
     def own(layer, factors):
-        if not _is_dense(layer):  # it is another optimizer's, by optax.partition
+        if not _is_layer(layer):  # it is another optimizer's, by optax.partition
             return layer
         a, g = factors["weight"]
         dtype = widened(layer["weight"]).dtype
@@ -221,11 +226,12 @@ def _own_factors(params, factors, like):
         return Kronecker(a.astype(dtype), g.astype(dtype))
 
     def is_own(node):
-        return _is_dense(node) or isinstance(node, optax.MaskedNode)
+        return _is_layer(node) or isinstance(node, optax.MaskedNode)
 
     problem = (
-        "scale_by_kfac: the factors are not those of this network's dense layers with their biases "
-        "folded in, as kfac_factors computes them."
+        "scale_by_kfac: the factors are not those of this network's layers with their biases "
+        "folded in, as kfac_factors computes them. (A convolution in groups has a pair for each of "
+        "them, which is for an optimizer of its own by optax.partition.)"
     )
     try:
         batch = map_layers(own, params, factors, is_leaf=is_own)

@@ -94,6 +94,39 @@ def test_a_layer_without_bias_has_the_factors_of_its_inputs_alone(key):
     assert_close(got[0]["weight"], jnp.asarray(natural.reshape(5, 4)))
 
 
+def test_a_kernel_is_a_matrix(key):
+    """[*K, I, O] as [K I, O], with the same factors."""
+    rows, deltas = jax.random.normal(key, (2, 40, 40))
+    factors = bp.Kronecker(rows[:, :13].T @ rows[:, :13], deltas[:, :3].T @ deltas[:, :3])
+    grads = {"weight": rows[:12, 13:16], "bias": rows[12, 13:16]}
+    kernel = {**grads, "weight": grads["weight"].reshape(3, 2, 2, 3)}
+    kfac = bp.scale_by_kfac(damping=0.1)
+
+    def update(grads):
+        tree = {"weight": factors, "bias": ()}
+        return kfac.update(grads, kfac.init(grads), grads, factors=tree)[0]
+
+    got, want = update(kernel), update(grads)
+    assert_close(got, {**want, "weight": want["weight"].reshape(3, 2, 2, 3)})
+    assert_close(want, solve(grads, factors, 0.1))
+
+
+def test_a_convnet_has_an_update_for_each_layer_and_groups_are_refused(key):
+    x, labels = jax.random.normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
+    kfac = bp.scale_by_kfac()
+
+    def update(groups):
+        net = bp.chain(bp.conv(4, (3, 3), groups=groups), bp.tanh(), bp.flatten(), bp.dense(3))
+        params, _ = net.init(key, (4, 4, 2))
+        factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
+        return params, kfac.update(params, kfac.init(params), params, factors=factors)[0]
+
+    params, updates = jax.eval_shape(lambda: update(1))
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+    with pytest.raises(ValueError, match=r"A convolution in groups has a pair for each of them"):
+        jax.eval_shape(lambda: update(2))
+
+
 def test_damping_may_follow_a_schedule(batch, key):
     params, x, labels, grads = batch
     factors = factors_of(params, x, labels, key)
@@ -268,7 +301,7 @@ def test_what_is_wrong_is_said(batch, key):
         kfac.update(grads, state, params)
     apart = bp.backprop(NET, LOSS, read=lambda s: bp.kronecker(s, bias="apart"))
     _, factors = apart(params, x, labels)
-    with pytest.raises(ValueError, match="not those of this network's dense layers with their"):
+    with pytest.raises(ValueError, match="not those of this network's layers with their"):
         kfac.update(grads, state, params, factors=factors)
-    with pytest.raises(ValueError, match="not those of this network's dense layers"):
+    with pytest.raises(ValueError, match="not those of this network's layers"):
         kfac.update(grads, state, params, factors=factors[:1])
