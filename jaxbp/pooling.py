@@ -6,13 +6,12 @@ no maximum and counts in no mean. Both are taken along one axis after another, t
 is less work than over all places of a window at once.
 """
 
-import functools
 import math
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.products import placed, taps
+from jaxbp.products import placed, summed, taps
 from jaxbp.require import require_count, require_delta, require_floats, require_shape
 from jaxbp.signals import keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
@@ -64,7 +63,7 @@ def max_pool(window, *, strides=None, padding="VALID"):
 
     def unpool(winner, dy, geometry, size):
         parts = [jnp.where(winner == number(k), dy, 0) for k in range(*geometry.kernel)]
-        return functools.reduce(jnp.add, placed(parts, geometry, (size,)))
+        return summed(placed(parts, geometry, (size,)), dy.dtype)
 
     return _pooling(windows, pool, unpool)
 
@@ -97,13 +96,13 @@ def avg_pool(window, *, strides=None, padding="VALID"):
     windows = _windows("avg_pool", window, strides, padding)
 
     def pool(x, geometry):
-        y = functools.reduce(jnp.add, taps(widened(x), geometry))
+        y = summed(taps(x, geometry), widened(x).dtype)
         return (y / inside(geometry, x.shape[1], y.dtype)).astype(x.dtype), ()
 
     def unpool(kept, dy, geometry, size):
         del kept
         part = widened(dy) / inside(geometry, size, widened(dy).dtype)
-        return functools.reduce(jnp.add, placed(part, geometry, (size,))).astype(dy.dtype)
+        return summed(placed(part, geometry, (size,)), dy.dtype)
 
     def inside(geometry, size, dtype):
         (axis,) = geometry.axes

@@ -19,16 +19,20 @@ import numpy as np
 from jax import lax
 
 from jaxbp.signals import as_rows
+from jaxbp.types import widened
 
 
 def convolve(x, weight, geometry):
     """y_t = sum_k x_u W_k: [N, *S, I] and [*K, I / G, O] to [N, *S', O]."""
     if _is_depthwise(weight, geometry):
         copies = weight.shape[-1] // geometry.groups
-        products = zip(taps(x, geometry), _by_place(weight), strict=True)
-        return _sum(jnp.repeat(seen, copies, axis=-1) * at[0] for seen, at in products)
+        pairs = zip(taps(x, geometry), _by_place(weight), strict=True)
+        return summed((jnp.repeat(seen, copies, axis=-1) * at[0] for seen, at in pairs), x.dtype)
     if geometry.groups > 1:
         return _group_by_group(convolve, geometry, x, weight)
+    if _is_small(x.shape[1:-1], geometry):
+        pairs = zip(taps(x, geometry), _by_place(weight), strict=True)
+        return summed((seen @ at for seen, at in pairs), x.dtype)
     return lax.conv_general_dilated(
         x,
         weight,
@@ -47,11 +51,14 @@ def convolve_transpose(y, weight, geometry, sizes):
     if _is_depthwise(weight, geometry):
         copies = (*y.shape[:-1], geometry.groups, -1)
         parts = [jnp.sum((y * at[0]).reshape(copies), axis=-1) for at in _by_place(weight)]
-        return _sum(placed(parts, geometry, sizes))
+        return summed(placed(parts, geometry, sizes), y.dtype)
     if geometry.groups > 1:
         return _group_by_group(
             functools.partial(convolve_transpose, sizes=sizes), geometry, y, weight
         )
+    if _is_small(y.shape[1:-1], geometry):
+        parts = [y @ at.T for at in _by_place(weight)]
+        return summed(placed(parts, geometry, sizes), y.dtype)
     rank = len(geometry.kernel)
     padding = [
         (axis.span - 1 - axis.before, size - axis.stride * (n - 1) - 1 + axis.before)
@@ -169,6 +176,11 @@ def placed(x, geometry, sizes):
         yield lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *pairs, (0, 0, 0)])
 
 
+def summed(arrays, dtype):
+    """The sum of arrays of one dtype, which of numbers of 16 bits is taken in 32."""
+    return functools.reduce(jnp.add, map(widened, arrays)).astype(dtype)
+
+
 def _is_depthwise(weight, geometry):
     """Whether each output sees one input, so that there are products of numbers and no matrices.
 
@@ -177,6 +189,16 @@ def _is_depthwise(weight, geometry):
     in 4 and not 24. In four groups, one by one: 8 and not 33, 11 and not 56, 11 and not 880.
     """
     return weight.shape[-2] == 1 < geometry.groups
+
+
+def _is_small(sizes, geometry):
+    """Whether an image has fewer positions along an axis than the kernel has places.
+
+    XLA for CPUs then convolves without matrix products (JAX 0.10.2). By places instead, 64 images
+    of 2 x 2 x 128 and 3 x 3 places: forward in 0.9 ms and not 6.7, its transpose in 1.1 and not
+    5.5; 6 x 6 x 64 and 7 x 7 places: in 8 and not 69, and in 11 and not 67.
+    """
+    return any(size < k for size, k in zip(sizes, geometry.kernel, strict=True))
 
 
 def _group_by_group(function, geometry, *operands):
@@ -189,10 +211,6 @@ def _group_by_group(function, geometry, *operands):
 def _by_place(weight):
     """A kernel [*K, I, O] as [K, I, O]."""
     return weight.reshape(-1, *weight.shape[-2:])
-
-
-def _sum(arrays):
-    return functools.reduce(jnp.add, arrays)
 
 
 def _padded(x, geometry, fill=0.0):

@@ -40,7 +40,7 @@ IMPORTS = {
     "stacked": set(),
     "windows": {"types"},
     "signals": {"stacked", "windows"},
-    "products": {"signals"},
+    "products": {"types", "signals"},
     "patches": {"signals", "products"},
     "require": {"types"},
     "layers": {"types", "signals", "require"},
