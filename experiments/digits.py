@@ -3,7 +3,7 @@
 The loop is the whole story: feedforward, compare the prediction with the label, spread the error
 backwards to every weight by the chain rule, update, until the model is good. The same code trains
 on one's own data: `--data table.csv` with a column of classes, or `--data folder` with MNIST's
-files.
+files. With `--model conv` there are convolutions before the dense layers, which see images.
 
 The figure shows the loop at work: the loss and accuracy, the size of the error signal that arrives
 at each layer (the root of the mean square of delta, which the same sweep reads off), and the
@@ -51,8 +51,12 @@ OPTIMIZERS = {
 class Config:
     """Trains a classifier by explicit backpropagation, by default on real handwritten digits."""
 
+    model: Literal["mlp", "conv"] = "mlp"
+    """Dense layers alone, or convolutions of 3 x 3 and pooling before them."""
+    channels: tuple[int, ...] = (32, 64)
+    """Outputs of each convolution, after each of which an image is half as wide and as high."""
     hidden: tuple[int, ...] = (512, 256)
-    """Units of each hidden layer."""
+    """Units of each hidden layer that is dense."""
     activation: Literal[*ACTIVATIONS] = "relu"
     """The activation of the hidden layers."""
     dropout: float = 0.4
@@ -83,6 +87,8 @@ def main(config):
     """Trains, and returns the accuracy on the test data."""
     started = perf_counter()
     dataset = data.load(config.data, target=config.target, seed=config.seed)
+    if config.model == "conv":
+        dataset = with_images(dataset)
     parts, net = make_network(config, len(dataset.class_names))
     if not 0 < config.learning_rate < math.inf:
         raise ValueError(f"learning-rate is {config.learning_rate}; it takes a positive number.")
@@ -119,11 +125,28 @@ def main(config):
     return accuracy
 
 
+def with_images(dataset):
+    """The same data, of which an input is an image [H, W, 1] and no vector."""
+    if dataset.image_shape is None:
+        raise ValueError(f"model is 'conv', which takes images; {dataset.name} has none.")
+
+    def reshape(part):
+        inputs, labels = part
+        return inputs.reshape(-1, *dataset.image_shape, 1), labels
+
+    train, validation, test = map(reshape, dataset[1:4])
+    return dataset._replace(train=train, validation=validation, test=test)
+
+
 def make_network(config, classes):
     """The parts of the network, and their chain."""
-    parts = []
+    activation, parts = ACTIVATIONS[config.activation], []
+    if config.model == "conv":
+        for channels in config.channels:
+            parts += [bp.conv(channels, (3, 3)), activation(), bp.max_pool((2, 2))]
+        parts.append(bp.flatten())
     for units in config.hidden:
-        parts += [bp.dense(units), ACTIVATIONS[config.activation]()]
+        parts += [bp.dense(units), activation()]
         if config.dropout:
             parts.append(bp.dropout(config.dropout))
     parts.append(bp.dense(classes))
@@ -204,8 +227,8 @@ def draw_curves(axes, records):
 
 def draw_signals(axes, records, parts):
     epochs = [record["epoch"] for record in records]
-    dense = [i for i, part in enumerate(parts) if part.name.startswith("dense")]
-    for depth, i in enumerate(dense, 1):
+    layers = [i for i, part in enumerate(parts) if part.name.startswith(("conv", "dense"))]
+    for depth, i in enumerate(layers, 1):
         sizes = [record["error_size"][i]["bias"] for record in records]
         axes.semilogy(epochs, sizes, label=f"layer {depth}, {parts[i].name}")
     axes.set(title="and its error signals fade", xlabel="epoch", ylabel="rms of delta")

@@ -43,6 +43,24 @@ def test_every_activation_and_dropout_make_a_network(activation):
     assert params[0]["weight"].shape == (4, 7)
 
 
+def test_convolutions_stand_before_the_dense_layers():
+    config = digits.Config(model="conv", channels=(4, 6), hidden=(7,))
+    parts, net = digits.make_network(config, 3)
+    assert [part.name.split("(")[0] for part in parts] == [
+        *["conv", "relu", "max_pool"] * 2, "flatten", "dense", "relu", "dropout", "dense",
+    ]  # fmt: skip
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), (8, 8, 1))[0])
+    assert shapes[3]["weight"].shape == (3, 3, 4, 6)
+    assert shapes[7]["weight"].shape == (2 * 2 * 6, 7)
+
+
+def test_convolutions_take_images(tmp_path):
+    path = write_csv(tmp_path / "flowers.csv")
+    config = digits.Config(model="conv", data=path, target="species", out=tmp_path / "out")
+    with pytest.raises(ValueError, match="model is 'conv', which takes images; flowers has none"):
+        digits.main(config)
+
+
 @pytest.mark.parametrize("optimizer", digits.OPTIMIZERS)
 def test_every_optimizer_makes_a_step(optimizer):
     net = bp.chain(bp.dense(3))
@@ -90,7 +108,8 @@ def test_a_bad_cell_is_named_and_nothing_is_written(tmp_path):
     assert files_in(tmp_path) == ["flowers.csv"]
 
 
-def test_a_folder_of_images(tmp_path):
+@pytest.mark.parametrize("model", ["mlp", "conv"])
+def test_a_folder_of_images(model, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for part, n in (("train", 60), ("t10k", 20)):
         labels = np.arange(n, dtype=np.uint8) % 2
@@ -100,9 +119,13 @@ def test_a_folder_of_images(tmp_path):
             header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
             with gzip.open(tmp_path / f"{part}-{name}-ubyte.gz", "wb") as file:
                 file.write(header + array.tobytes())
-    config = digits.Config(**SMALL, data=tmp_path, out=tmp_path / "out")
-    assert digits.main(config) > 0.9
+    options = {"model": model, "channels": (5,), "data": tmp_path, "out": tmp_path / "out"}
+    assert digits.main(digits.Config(**SMALL, **options)) > 0.9
     assert files_in(tmp_path / "out") == [f"{tmp_path.name}.png"]
+    # 3 x 3 x 5 + 5 on images of 4 x 3, of which pooling leaves 2 x 1.
+    assert ("conv(5, (3, 3))        4x3x5            50" in capsys.readouterr().out) == (
+        model == "conv"
+    )
 
 
 @pytest.mark.parametrize(

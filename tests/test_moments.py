@@ -141,7 +141,7 @@ def test_16_bits_are_accumulated_in_32(signal, reading, dtype):
     big = jax.tree.map(
         lambda a: jnp.full_like(a, 300) if is_float(a) else a, short
     )  # of which squares overflow float16
-    assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(read(big)))
+    assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(reading(big)))
 
 
 OUTER = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
