@@ -7,6 +7,10 @@ from jaxbp.attention import dot_product_attention as dot_product_attention
 from jaxbp.attention import rotary as rotary
 from jaxbp.backprop import backprop as backprop
 from jaxbp.backprop import value_and_grad as value_and_grad
+from jaxbp.cells import Cell as Cell
+from jaxbp.cells import gru as gru
+from jaxbp.cells import lstm as lstm
+from jaxbp.cells import simple_rnn as simple_rnn
 from jaxbp.check import Finding as Finding
 from jaxbp.check import Report as Report
 from jaxbp.check import check as check
@@ -82,6 +86,9 @@ from jaxbp.readings import mean as mean
 from jaxbp.readings import per_example as per_example
 from jaxbp.readings import sq_norms as sq_norms
 from jaxbp.readings import total as total
+from jaxbp.recurrent import ForwardInTime as ForwardInTime
+from jaxbp.recurrent import bidirectional as bidirectional
+from jaxbp.recurrent import recurrent as recurrent
 from jaxbp.reweight import Reweighted as Reweighted
 from jaxbp.reweight import automatic_weights as automatic_weights
 from jaxbp.reweight import clip_weights as clip_weights

@@ -31,7 +31,9 @@ from jaxbp.layers import dense
 from jaxbp.require import (
     require_count,
     require_delta,
+    require_fit,
     require_floats,
+    require_mask,
     require_positive,
     require_shape,
 )
@@ -151,7 +153,7 @@ def dot_product_attention(
     """
     groups = heads if kv_heads is None else kv_heads
     _require_groups("dot_product_attention", heads, groups)
-    _require_mask("dot_product_attention", mask)
+    require_mask("dot_product_attention", mask)
     group = heads // groups
     at_once = LEAN_ROWS if lean else None
     name = f"dot_product_attention({heads})"
@@ -159,7 +161,7 @@ def dot_product_attention(
     def require(shape, n: int | str = "N"):
         """The d of inputs [n, *shape]."""
         size = _require_size(name, shape, heads + 2 * groups, "(H + 2 G) d", even=rotary)
-        _require_fit(name, mask, n, shape)
+        require_fit(name, mask, n, shape)
         return size
 
     def to_rows(x, group):
@@ -408,17 +410,6 @@ def _require_groups(name, heads, groups):
         raise ValueError(f"{name}: kv_heads is {groups}, which does not divide {heads} heads.")
 
 
-def _require_mask(name, mask):
-    if mask is not None and (
-        not hasattr(mask, "dtype") or mask.dtype != bool or mask.ndim not in (1, 2)
-    ):
-        got = show_shape(np.shape(mask))
-        raise ValueError(
-            f"{name}: mask is of type {getattr(mask, 'dtype', type(mask).__name__)} and shape "
-            f"{got}; it takes an array of booleans, [T] or [N, T]."
-        )
-
-
 def _require_size(name, shape, heads, letters, *, even):
     """The size d of each of so many heads side by side, in an example of this shape."""
     got = f"got inputs of shape {show_shape(('N', *shape))}"
@@ -430,16 +421,3 @@ def _require_size(name, shape, heads, letters, *, even):
     if even and size % 2:
         raise LayerError(name, f"{got}, which makes d = {size}; pairs take an even one.")
     return size
-
-
-def _require_fit(name, mask, n, shape):
-    """Refuses a mask that is not of the positions of inputs [n, *shape], n a letter before init."""
-    if mask is None or mask.shape == shape[:1]:
-        return
-    if mask.ndim == 2 and mask.shape[1] == shape[0] and n in ("N", mask.shape[0]):
-        return
-    raise LayerError(
-        name,
-        f"has a mask of shape {show_shape(mask.shape)}; inputs of shape "
-        f"{show_shape((n, *shape))} take [{shape[0]}] or {show_shape((n, shape[0]))}.",
-    )

@@ -3,6 +3,7 @@
 import contextlib
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbp.types import Layer, LayerError, show_shape
 
@@ -53,6 +54,31 @@ def require_floats(name, x, dtype=None):
         raise LayerError(
             name, f"got inputs of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
         )
+
+
+def require_mask(name, mask):
+    """Refuses a mask that is not an array of booleans, for positions, or for each example's."""
+    if mask is not None and (
+        not hasattr(mask, "dtype") or mask.dtype != bool or mask.ndim not in (1, 2)
+    ):
+        got = show_shape(np.shape(mask))
+        raise ValueError(
+            f"{name}: mask is of type {getattr(mask, 'dtype', type(mask).__name__)} and shape "
+            f"{got}; it takes an array of booleans, [T] or [N, T]."
+        )
+
+
+def require_fit(name, mask, n, shape):
+    """Refuses a mask that is not of the positions of inputs [n, *shape], n a letter before init."""
+    if mask is None or mask.shape == shape[:1]:
+        return
+    if mask.ndim == 2 and mask.shape[1] == shape[0] and n in ("N", mask.shape[0]):
+        return
+    raise LayerError(
+        name,
+        f"has a mask of shape {show_shape(mask.shape)}; inputs of shape "
+        f"{show_shape((n, *shape))} take [{shape[0]}] or {show_shape((n, shape[0]))}.",
+    )
 
 
 def require_delta(name, dy, shape):

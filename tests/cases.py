@@ -112,6 +112,15 @@ LAYERS = {
     "attention to the same": Case(
         lambda: bp.attention(6, 2, kv_heads=1, use_bias=False, rotary=False), (2, 4)
     ),
+    "recurrent": Case(lambda: bp.recurrent(bp.simple_rnn(3)), (4, 2)),
+    "recurrent, masked and backwards": Case(
+        lambda: bp.recurrent(
+            bp.lstm(2), mask=jnp.array([True, True, False]), reverse=True, learn_initial=True
+        ),
+        (3, 4),
+    ),
+    "recurrent in segments": Case(lambda: bp.recurrent(bp.gru(2), segment=2), (4, 3)),
+    "bidirectional": Case(lambda: bp.bidirectional(bp.gru(1)), (2, 2)),
     "stack": Case(
         lambda: bp.stack(bp.residual(bp.layer_norm(), bp.dense(4), bp.dropout(0.3)), 3), (2, 4)
     ),
@@ -198,6 +207,9 @@ NETWORKS = {
             bp.dense(3),
         ),
         (4, 4, 2),
+    ),
+    "sequence by lstm": Case(
+        lambda: bp.chain(bp.recurrent(bp.lstm(3)), bp.dropout(0.2), bp.dense(2)), (3, 2)
     ),
     "nested": Case(
         lambda: bp.chain(

@@ -343,3 +343,52 @@ def ravel(tree):
 def ravel_examples(tree):
     """The leaves [N, ...] as one matrix [N, P], in the order of `ravel`."""
     return jax.vmap(ravel)(tree)
+
+
+def recurrent_step(kind, params, x, state, heard=None):
+    """A step of a recurrent cell for one example, gate by gate: x [I], a state of vectors [H].
+
+    What comes back through the recurrent weights is `heard`, the outputs before if it is None.
+    """
+    outputs = state[0] if heard is None else heard
+    own = slice(None), *[slice(k * len(outputs), (k + 1) * len(outputs)) for k in range(4)]
+
+    def drive(gate):
+        return x @ params["weight"][:, own[gate]] + params["bias"][own[gate]]
+
+    def echo(gate):
+        e = outputs @ params["recurrent"][:, own[gate]]
+        return e + params["recurrent_bias"][own[gate]] if kind == "gru" else e
+
+    if kind == "simple_rnn":
+        return (jnp.tanh(drive(1) + echo(1)),)
+    if kind == "lstm":
+        i, f, o = (jax.nn.sigmoid(drive(gate) + echo(gate)) for gate in (1, 2, 4))
+        memory = f * state[1] + i * jnp.tanh(drive(3) + echo(3))
+        return o * jnp.tanh(memory), memory
+    r, z = (jax.nn.sigmoid(drive(gate) + echo(gate)) for gate in (1, 2))
+    return ((1 - z) * jnp.tanh(drive(3) + r * echo(3)) + z * state[0],)
+
+
+def _first_state(kind, params):
+    """That which is learned, or zero."""
+    zeros = jnp.zeros(len(params["recurrent"]))
+    return params.get("initial", (zeros, zeros) if kind == "lstm" else (zeros,))
+
+
+def recurrent_outputs(kind, params, x, *, mask=None, horizon=None, reverse=False):
+    """The outputs of a recurrent layer, step by step; autodiff of them is cut at every horizon."""
+    t = x.shape[1]
+    mask = jnp.ones(x.shape[:2], bool) if mask is None else jnp.broadcast_to(mask, x.shape[:2])
+
+    def one(x, mask):
+        state, outputs = _first_state(kind, params), [None] * t
+        for passed, now in enumerate(reversed(range(t)) if reverse else range(t)):
+            if horizon and passed and passed % horizon == 0:
+                state = jax.lax.stop_gradient(state)
+            after = recurrent_step(kind, params, x[now], state)
+            state = tuple(jnp.where(mask[now], a, b) for a, b in zip(after, state, strict=True))
+            outputs[now] = state[0]
+        return jnp.stack(outputs)
+
+    return jax.vmap(one)(x, mask)

@@ -1,6 +1,7 @@
 """What the files must keep to: where autodiff may stand, which way imports run, who is tested."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 import jaxbp as bp
 from jaxbp import (
-    attention,
+    cells,
     compose,
     convolution,
     direct,
@@ -25,6 +26,11 @@ from jaxbp import (
     readings,
     signals,
     wrap,
+)
+
+# Where the name in the package is that of the layer.
+attention, recurrent = (
+    importlib.import_module(f"jaxbp.{name}") for name in ("attention", "recurrent")
 )
 
 MODULES = sorted(Path(bp.__file__).parent.glob("*.py"))
@@ -49,6 +55,8 @@ IMPORTS = {
     "convolution": {"types", "signals", "require", "windows", "products"},
     "pooling": {"types", "signals", "require", "windows", "products"},
     "attention": {"types", "signals", "require", "layers", "compose"},
+    "cells": {"require"},
+    "recurrent": {"types", "signals", "require", "compose", "cells"},
     "compose": {"types", "signals", "require"},
     "wrap": {"types", "stacked", "signals", "require"},
     "feedback": {"types", "stacked"},
@@ -140,7 +148,9 @@ def made_by(layer):
 
 def test_every_layer_is_in_the_registry():
     named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
-    layer_modules = (layers, norms, embedding, convolution, pooling, attention, compose, wrap)
+    layer_modules = (
+        layers, norms, embedding, convolution, pooling, attention, cells, recurrent, compose, wrap,
+    )  # fmt: skip
     there = set().union(*map(public, layer_modules))
     assert there - {"masked"} <= named  # whose inputs are a pair
 
@@ -200,6 +210,8 @@ def test_what_is_public_is_exported_and_documented():
         convolution,
         pooling,
         attention,
+        cells,
+        recurrent,
         compose,
         wrap,
         losses,
