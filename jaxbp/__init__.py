@@ -21,6 +21,9 @@ from jaxbp.compose import parallel as parallel
 from jaxbp.compose import residual as residual
 from jaxbp.convolution import conv as conv
 from jaxbp.convolution import conv_transpose as conv_transpose
+from jaxbp.credit import eprop as eprop
+from jaxbp.credit import rtrl as rtrl
+from jaxbp.credit import snap1 as snap1
 from jaxbp.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from jaxbp.curvature import hessian_vector_product as hessian_vector_product
 from jaxbp.direct import DirectState as DirectState

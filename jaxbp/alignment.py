@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxbp.compose import Direct
 from jaxbp.feedback import require_rule
 from jaxbp.readings import total
+from jaxbp.recurrent import ForwardInTime
 from jaxbp.signals import map_signals
 from jaxbp.types import widened
 
@@ -89,9 +90,10 @@ def alignment(net, loss, *, rule):
         # No angle depends on N; but so the rule's sweep is that of `value_and_grad`, which a step
         # without readings makes anyway.
         delta = delta / len(delta)
+        inside = _inside(tree)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)
-        return map_signals(compare, exact, ruled, _inside(tree), params)
+        return map_signals(compare, exact, ruled, inside, params)
 
     return function
 
@@ -100,9 +102,13 @@ def _inside(tree):
     """A tree for backward with the parts of every chain in place of its `Direct`."""
 
     def parts(node):
+        if isinstance(node, ForwardInTime):
+            raise ValueError(
+                "alignment: rtrl carries no error back through time, and its gradient is exact."
+            )
         return _inside(node.parts) if isinstance(node, Direct) else node
 
-    return jax.tree.map(parts, tree, is_leaf=lambda node: isinstance(node, Direct))
+    return jax.tree.map(parts, tree, is_leaf=lambda node: isinstance(node, Direct | ForwardInTime))
 
 
 def _angle(a, b):

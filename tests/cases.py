@@ -346,6 +346,10 @@ RULES = {
         *blocks,
         rules=[bp.kolen_pollack(), *[bp.sign_symmetric("batchwise") for _ in blocks[1:]]],
     ),
+    # Of recurrent layers, whose gradients by these rules are in `test_credit`.
+    "rtrl": lambda *blocks: bp.rtrl(),
+    "snap1": lambda *blocks: bp.snap1(),
+    "eprop": lambda *blocks: bp.eprop(),
 }
 
 READINGS = {

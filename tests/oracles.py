@@ -392,3 +392,42 @@ def recurrent_outputs(kind, params, x, *, mask=None, horizon=None, reverse=False
         return jnp.stack(outputs)
 
     return jax.vmap(one)(x, mask)
+
+
+def credit_by_definition(kind, rule, params, x, dy):
+    """The gradients of each example, [N, ...], by influences that are carried forward in time.
+
+    rtrl     M_t = D_t M_(t-1) + I_t, of the whole state by all parameters
+    snap1    the same, with M_t set to zero where the state and the parameter are of two units
+    eprop    D_t of the state at what was heard before, without the way through U
+    """
+    flat, unravel = ravel_pytree(params)
+    first = jax.jacobian(lambda p: ravel_pytree(_first_state(kind, unravel(p)))[0])(flat)
+    _, as_state = ravel_pytree(_first_state(kind, params))
+    h = len(params["recurrent"])
+    of_unit = [
+        jnp.broadcast_to(jnp.arange(p.shape[-1]) % h, p.shape) for p in jax.tree.leaves(params)
+    ]
+    units = jnp.concatenate([u.ravel() for u in of_unit])
+    units_of_state = jnp.arange(len(first)) % h
+
+    def step(p, x, state, heard):
+        return ravel_pytree(recurrent_step(kind, unravel(p), x, as_state(state), heard))[0]
+
+    def one(x, dy):
+        state, influence, gradient = ravel_pytree(_first_state(kind, params))[0], first, 0
+        for now in range(len(x)):
+            heard = as_state(state)[0]
+            here = jax.jacobian(step)(flat, x[now], state, heard)
+            transition = jax.jacobian(step, 2)(flat, x[now], state, heard)
+            if rule != "eprop":
+                through = jax.jacobian(step, 3)(flat, x[now], state, heard)
+                transition = transition.at[:, : len(heard)].add(through)
+            influence = transition @ influence + here
+            if rule == "snap1":
+                influence = jnp.where(units_of_state[:, None] == units, influence, 0)
+            gradient = gradient + dy[now] @ influence[: len(heard)]
+            state = step(flat, x[now], state, heard)
+        return gradient
+
+    return jax.vmap(unravel)(jax.jit(jax.vmap(one))(x, dy))

@@ -13,6 +13,7 @@ from jaxbp import (
     cells,
     compose,
     convolution,
+    credit,
     direct,
     embedding,
     errors,
@@ -61,6 +62,7 @@ IMPORTS = {
     "wrap": {"types", "stacked", "signals", "require"},
     "feedback": {"types", "stacked"},
     "direct": {"types", "compose", "feedback"},
+    "credit": {"feedback", "recurrent"},
     "losses": {"types"},
     "readings": {"types", "stacked", "signals", "products", "patches"},
     "moments": {"types", "signals", "readings", "patches"},
@@ -69,7 +71,7 @@ IMPORTS = {
     "noise": {"types", "signals", "readings", "inner"},
     "backprop": {"types", "readings", "feedback"},
     "reweight": {"types", "stacked", "signals", "readings", "feedback"},
-    "alignment": {"types", "signals", "readings", "compose", "feedback"},
+    "alignment": {"types", "signals", "readings", "compose", "recurrent", "feedback"},
     "curvature": {"readings", "backprop"},
     "kernel": {"stacked", "signals", "inner", "errors", "backprop"},
     "kfac": {"types", "stacked", "moments", "errors", "backprop"},
@@ -183,7 +185,7 @@ NOT_RULES = {"matrices", "require_rule", "wrong_state"}
 
 def test_every_rule_is_in_the_registry():
     named = {part.split(",")[0] for name in cases.RULES for part in name.split(" of ")}
-    assert (public(feedback) | public(direct)) - NOT_RULES <= named
+    assert (public(feedback) | public(direct) | public(credit)) - NOT_RULES <= named
 
 
 def test_every_kind_of_signal_is_in_the_registry():
@@ -222,6 +224,7 @@ def test_what_is_public_is_exported_and_documented():
         signals,
         feedback,
         direct,
+        credit,
     )
     for module in modules:
         for name in public(module) - INTERNAL:
