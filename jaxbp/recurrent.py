@@ -9,10 +9,9 @@ and back, with ds_t what came from the step after, and dy_t added to its first p
   da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T                 backpropagation through
   dW = sum_t x_t da_t^T     dU = sum_t h_(t-1) de_t^T     dx_t = da_t W^T        time (BPTT)
 
-So the loops over time hold a product with U and what is elementwise. Everything else is one product
-over all steps: the drives before the loop, and after the way back the gradients, from operands
-that have the steps for positions. Between the loops, one array of memory holds in turn the drives,
-what is kept of them, and their deltas.
+So the loops over time (`through_time`) hold a product with U and what is elementwise. Everything
+else is one product over all steps: the drives before the loop, and after the way back the
+gradients, from operands that have the steps for positions.
 
 Letters are those of `types` and `cells`.
 """
@@ -37,6 +36,7 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals import Bias, Outer, keep
+from jaxbp.through_time import carry_influences, run_steps, sweep_steps, take_steps
 from jaxbp.types import Layer, LayerError, show_shape
 
 
@@ -195,13 +195,13 @@ def recurrent(
             x = jnp.where(there[..., None], x, 0)
         state = to_begin_with(params, x)
         if segment is None:
-            y, _, kept, before = _run(cell, params, x, there, state, reverse)
+            y, _, kept, before = run_steps(cell, params, x, there, state, reverse)
             return y, (x, y, state, (kept, before))
 
         def run(carry, start):
             state, y = carry
-            own, own_mask = (_steps(array, start, segment) for array in (x, there))
-            new, after, *_ = _run(cell, params, own, own_mask, state, reverse)
+            own, own_mask = (take_steps(array, start, segment) for array in (x, there))
+            new, after, *_ = run_steps(cell, params, own, own_mask, state, reverse)
             return (after, jax.lax.dynamic_update_slice_in_dim(y, new, start, axis=1)), state
 
         y = jnp.zeros((*x.shape[:2], features), x.dtype)
@@ -217,7 +217,7 @@ def recurrent(
         require_delta(name, dy, y.shape)
         h = _before(y, state[0], reverse)
         cuts = _cuts(x.shape[1], horizon, reverse)
-        sweep = functools.partial(_sweep, cell, carrier["recurrent"], reverse=reverse)
+        sweep = functools.partial(sweep_steps, cell, carrier["recurrent"], reverse=reverse)
         dstate = tuple(map(jnp.zeros_like, state))
         if segment is None:
             kept, before = rest
@@ -230,9 +230,9 @@ def recurrent(
                 start, state = own
                 # Not before the error is there: what is kept of a segment would be kept of all.
                 state, dstate = jax.lax.optimization_barrier((state, dstate))
-                steps = functools.partial(_steps, start=start, size=segment)
+                steps = functools.partial(take_steps, start=start, size=segment)
                 there = steps(masks(x))
-                _, _, kept, before = _run(cell, params, steps(x), there, state, reverse)
+                _, _, kept, before = run_steps(cell, params, steps(x), there, state, reverse)
                 before = steps(h), *before
                 new, dstate = sweep(kept, before, there, steps(cuts, axis=0), steps(dy), dstate)
                 put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
@@ -254,9 +254,9 @@ def recurrent(
             signals["initial"] = tuple(map(Bias, dstate))
         if forward_in_time:
             if segment is not None:
-                _, _, *rest = _run(cell, rest[0], x, masks(x), state, reverse)
+                _, _, *rest = run_steps(cell, rest[0], x, masks(x), state, reverse)
             kept, before = rest
-            grads = _influences(
+            grads = carry_influences(
                 cell, carrier, x, kept, (h, *before), masks(x), cuts, dy, reverse=reverse
             )
             signals = {leaf: _as_signals(grads[leaf]) for leaf in leaves}
@@ -324,123 +324,6 @@ def bidirectional(
     return parallel(*directions, combine="concatenate")._replace(name=f"bidirectional({cell.name})")
 
 
-def _run(cell, params, x, mask, state, reverse):
-    """The outputs, the last state, what is kept, and the state before each step, without its h."""
-    drive = x @ params["weight"] + params["bias"]
-    y = jnp.zeros((*x.shape[:2], cell.features), x.dtype)
-
-    def step(carry, t):
-        state, kept, before, y = carry
-        echo = state[0] @ params["recurrent"]
-        if cell.recurrent_bias:
-            echo = echo + params["recurrent_bias"]
-        after, new = cell.forward(_at(kept[0], t), echo, state)
-        kept, before = _put(kept, new, t), _put(before, state[1:], t)
-        state = _where(mask, t, after, state)
-        return (state, kept, before, *_put((y,), state[:1], t)), None
-
-    kept = (drive, *[jnp.zeros_like(drive)] * cell.recurrent_bias)
-    start = state, kept, (y,) * (cell.parts - 1), y
-    (state, kept, before, y), _ = jax.lax.scan(step, start, _times(y), reverse=reverse)
-    return y, state, kept, before
-
-
-def _sweep(cell, recurrent, kept, before, mask, cuts, dy, dstate, *, reverse):
-    """The deltas of all steps, in the place of what was kept, and dE/d of the first state."""
-    times = _times(dy)
-    following = jnp.clip(times + (1 if reverse else -1), 0, len(times) - 1)
-
-    def step(carry, now):
-        dstate, own, kept = carry
-        t, following, cut = now
-        here = dstate[0] + _at(dy, t), *dstate[1:]
-        new, dbefore = cell.backward(own, _all_at(before, t), here)
-        new = _where(mask, t, new, tuple(map(jnp.zeros_like, new)))
-        dbefore = dbefore[0] + new[-1] @ recurrent.T, *dbefore[1:]
-        dbefore = _where(mask, t, dbefore, here)
-        if cuts is not None:
-            dbefore = tuple(jnp.where(cut, 0, part) for part in dbefore)
-        # What the next step reads is read behind what this one writes, or XLA would copy the array
-        # to keep the two apart.
-        kept = _put(kept, new, t)
-        return (dbefore, _all_at(kept, following), kept), None
-
-    first = _all_at(kept, 0 if reverse else -1)
-    (dstate, _, deltas), _ = jax.lax.scan(
-        step, (dstate, first, kept), (times, following, cuts), reverse=not reverse
-    )
-    return deltas, dstate
-
-
-def _influences(cell, params, x, kept, before, mask, cuts, dy, *, reverse):
-    """The gradient of each example, carried forward in time: of each parameter, [N, its shape].
-
-    The influence of a parameter on the state, M_t = ds_t / d theta, goes with time:
-
-      M_t = D_t M_(t-1) + (what theta does to s_t at this step),   D_t = ds_t / ds_(t-1)
-
-    and the gradient is sum_t dy_t . M_t, of the rows of h. Of a cell's derivatives at one-hot
-    dstates, all the units at once, are made D_t and the influence at the step.
-
-    Shapes: M is [N, P, H, ...] with P the parts of the state, and then [R, G, H] for the R rows of
-    W and b, or U and c, which see what is before the drive, (x, 1), or the echo, (h, 1); [P, H]
-    for the first state.
-    """
-    n, _, h = dy.shape
-    p, g = cell.parts, cell.gates
-    eye, units = jnp.eye(h, dtype=dy.dtype), params["recurrent"].reshape(h, g, h)
-
-    def rows(x, bias):
-        return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if bias else x
-
-    def step(carry, now):
-        influences, grads = carry
-        t, cut = now
-        of_drive, of_echo, of_state = [], [], []
-        for part in range(p):
-            ones = tuple(jnp.full((n, h), q == part, dy.dtype) for q in range(p))
-            deltas, dbefore = cell.backward(_all_at(kept, t), _all_at(before, t), ones)
-            of_drive.append(deltas[0].reshape(n, g, h))
-            of_echo.append(deltas[-1].reshape(n, g, h))
-            of_state.append(jnp.stack(dbefore, axis=1))
-        drive, echo = jnp.stack(of_drive, axis=1), jnp.stack(of_echo, axis=1)
-        transition = jnp.einsum("npqk,kj->npkqj", jnp.stack(of_state, axis=1), eye)
-        through_echo = jnp.einsum("npgk,jgk->npkj", echo, units)
-        transition = transition.at[:, :, :, 0].add(through_echo)
-        at_drive, at_echo = rows(_at(x, t), True), rows(_at(before[0], t), cell.recurrent_bias)
-        here = (
-            jnp.einsum("npgk,ni,kj->npkigj", drive, at_drive, eye),
-            jnp.einsum("npgk,ni,kj->npkigj", echo, at_echo, eye),
-            jnp.zeros((n, p, h, p, h), dy.dtype),
-        )
-        if cuts is not None:
-            influences = tuple(jnp.where(cut, 0, m) for m in influences)
-        after = tuple(
-            jnp.einsum("npkqj,nqj...->npk...", transition, m) + new
-            for m, new in zip(influences, here, strict=True)
-        )
-        influences = _where(mask, t, after, influences)
-        grads = tuple(
-            grad + jnp.einsum("nk,nk...->n...", _at(dy, t), m[:, 0])
-            for grad, m in zip(grads, influences, strict=True)
-        )
-        return (influences, grads), None
-
-    sizes = [(x.shape[2] + 1, g, h), (h + cell.recurrent_bias, g, h), (p, h)]
-    zeros = [jnp.zeros((n, p, h, *size), dy.dtype) for size in sizes]
-    identity = jnp.broadcast_to(jnp.eye(p * h, dtype=dy.dtype).reshape(p, h, p, h), zeros[2].shape)
-    start = (*zeros[:2], identity), tuple(m[:, 0, 0] for m in zeros)
-    (_, grads), _ = jax.lax.scan(step, start, (_times(dy), cuts), reverse=reverse)
-    drive, echo = (grad.reshape(n, grad.shape[1], g * h) for grad in grads[:2])
-    return {
-        "weight": drive[:, :-1],
-        "bias": drive[:, -1],
-        "recurrent": echo[:, :h],
-        "recurrent_bias": echo[:, -1],
-        "initial": tuple(grads[2][:, part] for part in range(p)),
-    }
-
-
 def _as_signals(grads):
     """Signals of which the gradients of the examples are these: of matrices [N, I, O], row by row.
 
@@ -452,42 +335,6 @@ def _as_signals(grads):
         return Bias(grads)
     n, i, _ = grads.shape
     return Outer(jnp.broadcast_to(jnp.eye(i, dtype=grads.dtype), (n, i, i)), grads)
-
-
-def _times(y):
-    return jnp.arange(y.shape[1])
-
-
-def _at(array, t):
-    """What is there at a step, [N, ...]."""
-    return jax.lax.dynamic_index_in_dim(array, t, axis=1, keepdims=False)
-
-
-def _all_at(arrays, t):
-    return tuple(_at(array, t) for array in arrays)
-
-
-def _put(arrays, new, t):
-    """Arrays [N, T, ...] with others [N, ...] at a step, which XLA writes in their place."""
-    put = jax.lax.dynamic_update_index_in_dim
-    return tuple(put(array, own, t, axis=1) for array, own in zip(arrays, new, strict=True))
-
-
-def _steps(array, start, size, axis=1) -> Any:
-    """So many steps of an array, [N, T, ...], or of None."""
-    return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
-
-
-def _where(mask, t, arrays, others):
-    """The arrays where there is a step, and the others where there is none."""
-    if mask is None:
-        return arrays
-    there = _at(mask, t)
-
-    def choose(a, b):
-        return jnp.where(there.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return tuple(map(choose, arrays, others))
 
 
 def _before(y, first, reverse):
