@@ -42,7 +42,7 @@ def test_every_example_s_gradient_is_that_of_the_definition(kind, rule, key):
         ("gru", {"segment": 2, "horizon": 4, "learn_initial": True}),
         ("gru", {"mask": PADDED, "horizon": 2, "reverse": True}),
     ],
-    ids=str,
+    ids=["whole", "masked and backwards", "in segments and cut", "cut, masked and backwards"],
 )
 def test_rtrl_is_backpropagation_through_time(kind, how, key):
     layer = bp.recurrent(CELLS[kind](H), **how)

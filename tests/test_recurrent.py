@@ -55,7 +55,7 @@ def by_definition(kind, params, x, dy, **how):
         {"horizon": 1},
         {"horizon": 4, "mask": PADDED, "reverse": True},
     ],
-    ids=str,
+    ids=["whole", "masked and backwards", "cut each time", "cut, masked and backwards"],
 )
 def test_outputs_and_derivatives_are_those_of_the_definition(kind, how, key):
     layer = bp.recurrent(CELLS[kind](H), learn_initial=True, **how)
