@@ -85,7 +85,7 @@ class Config:
     batch_size: int = 32
     """Sequences per step."""
     learning_rate: float = 0.03
-    """Of Adam, the same for all."""
+    """Of Adam, the same for all; the better of 0.01 and 0.03 by BPTT and e-prop, at 16 units."""
     seeds: int = 2
     """Draws of all that is random."""
     seed: int = 0
