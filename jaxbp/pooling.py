@@ -2,10 +2,10 @@
 
 Each of these maps every channel by itself. Windows lie as those of a convolution do (`windows`): an
 output at t sees the inputs at u = s t + k - p. What is added as padding is never an input: it wins
-no maximum and counts in no mean. Both are taken along one axis after another, the last first, which
-is less work than over all places of a window at once.
+no maximum and counts in no mean.
 """
 
+import functools
 import math
 
 import jax.numpy as jnp
@@ -53,17 +53,22 @@ def max_pool(window, *, strides=None, padding="VALID"):
 
     def pool(x, geometry):
         # Where all are minus infinity, the winner is still an input and not the padding.
-        (axis,) = geometry.axes
-        best = jnp.full((), -jnp.inf, x.dtype)
-        winner = jnp.asarray(np.argmax(axis.sees(x.shape[1]), axis=1)[:, None], number)
+        pairs = zip(geometry.axes, x.shape[1:-1], strict=True)
+        first = _of_places(geometry, [np.argmax(axis.sees(size), axis=1) for axis, size in pairs])
+        best, winner = jnp.full((), -jnp.inf, x.dtype), jnp.asarray(first, number)
         for k, seen in enumerate(taps(x, geometry, fill=-np.inf)):
             better = (seen > best) | (seen != seen)
             best, winner = jnp.where(better, seen, best), jnp.where(better, number(k), winner)
         return best, winner
 
-    def unpool(winner, dy, geometry, size):
-        parts = [jnp.where(winner == number(k), dy, 0) for k in range(*geometry.kernel)]
-        return summed(placed(parts, geometry, (size,)), dy.dtype)
+    def unpool(winner, dy, geometry, sizes):
+        if _are_side_by_side(geometry):
+            pairs = zip(geometry.kernel, sizes, strict=True)
+            place = _of_places(geometry, [np.arange(size) % k for k, size in pairs])
+            winner, dy = (_at_all_places(a, geometry, sizes) for a in (winner, dy))
+            return jnp.where(winner == jnp.asarray(place, number), dy, 0)
+        parts = [jnp.where(winner == number(k), dy, 0) for k in range(math.prod(geometry.kernel))]
+        return summed(placed(parts, geometry, sizes), dy.dtype)
 
     return _pooling(windows, pool, unpool)
 
@@ -97,16 +102,19 @@ def avg_pool(window, *, strides=None, padding="VALID"):
 
     def pool(x, geometry):
         y = summed(taps(x, geometry), widened(x).dtype)
-        return (y / inside(geometry, x.shape[1], y.dtype)).astype(x.dtype), ()
+        return (y / inside(geometry, x.shape[1:-1], y.dtype)).astype(x.dtype), ()
 
-    def unpool(kept, dy, geometry, size):
+    def unpool(kept, dy, geometry, sizes):
         del kept
-        part = widened(dy) / inside(geometry, size, widened(dy).dtype)
-        return summed(placed(part, geometry, (size,)), dy.dtype)
+        part = widened(dy) / inside(geometry, sizes, widened(dy).dtype)
+        if _are_side_by_side(geometry):
+            return _at_all_places(part.astype(dy.dtype), geometry, sizes)
+        return summed(placed(part, geometry, sizes), dy.dtype)
 
-    def inside(geometry, size, dtype):
-        (axis,) = geometry.axes
-        return jnp.asarray(np.sum(axis.sees(size), axis=1)[:, None], dtype)
+    def inside(geometry, sizes, dtype):
+        pairs = zip(geometry.axes, sizes, strict=True)
+        counts = [np.sum(axis.sees(size), axis=1) for axis, size in pairs]
+        return jnp.asarray(functools.reduce(np.multiply.outer, counts)[..., None], dtype)
 
     return _pooling(windows, pool, unpool)
 
@@ -246,10 +254,10 @@ def _windows(name, window, strides, padding):
 
 
 def _pooling(windows, pool, unpool):
-    """A layer that pools along one axis after another, the last first.
+    """A layer that pools in steps, each along some axes of positions.
 
-    Along one axis it is y, kept = pool(x, geometry) and dx = unpool(kept, dy, geometry, size), with
-    x [A, S, B] and y [A, S', B]: the axes before and after are folded.
+    A step is y, kept = pool(x, geometry) and dx = unpool(kept, dy, geometry, sizes), with x
+    [A, *S, B] and y [A, *S', B]: the axes before and after are folded.
     """
     name = windows.name
 
@@ -263,9 +271,9 @@ def _pooling(windows, pool, unpool):
         require_floats(name, x)
         windows.require_axes(x.shape[1:], "O")
         geometry, y, kept = windows.on(x.shape[1:-1]), x, []
-        for axis in reversed(range(len(windows.kernel))):
-            rows, own = pool(_rows(y, axis), geometry.along(axis))
-            y = rows.reshape(*y.shape[: axis + 1], rows.shape[1], *y.shape[axis + 2 :])
+        for axes in _steps(geometry):
+            rows, own = pool(_folded(y, axes), geometry.along(axes))
+            y = _unfolded(rows, y.shape, axes)
             kept.append(own)
         return y, (x[:0], tuple(kept))
 
@@ -276,18 +284,61 @@ def _pooling(windows, pool, unpool):
         geometry = windows.on(tuple(sizes))
         require_delta(name, dy, (len(dy), *geometry.count(sizes), o))
         dx = dy
-        for axis, own in enumerate(reversed(kept)):
-            rows = unpool(own, _rows(dx, axis), geometry.along(axis), sizes[axis])
-            dx = rows.reshape(*dx.shape[: axis + 1], rows.shape[1], *dx.shape[axis + 2 :])
+        for axes, own in zip(reversed(_steps(geometry)), reversed(kept), strict=True):
+            rows = unpool(own, _folded(dx, axes), geometry.along(axes), tuple(sizes[axes]))
+            dx = _unfolded(rows, dx.shape, axes)
         return dx, ()
 
     return Layer(name, init, forward, backward)
 
 
-def _rows(x, axis):
-    """[N, *S, C] as [A, S, B] for one axis of positions."""
-    before, after = x.shape[: axis + 1], x.shape[axis + 2 :]
-    return x.reshape(math.prod(before), x.shape[axis + 1], math.prod(after))
+def _steps(geometry):
+    """The axes of each step, as slices: all at once, or one after another, the last first.
+
+    On a CPU, 64 x 28 x 28 x 16 take there and back, all axes at once and one after another:
+
+      2 x 2, side by side             0.3 ms   1.4 ms
+      4 x 4, side by side             1.3      1.3
+      3 x 3, with strides of 2 or 1   3.5, 20  1.7, 7      in two steps there are 6 places, not 9
+    """
+    rank = len(geometry.kernel)
+    if _are_side_by_side(geometry) and math.prod(geometry.kernel) <= 16:
+        return [slice(0, rank)]
+    return [slice(i, i + 1) for i in reversed(range(rank))]
+
+
+def _are_side_by_side(geometry):
+    """Whether every position is in one window at most, and none is of padding."""
+    return geometry.strides == geometry.kernel and not np.any(geometry.padding)
+
+
+def _at_all_places(y, geometry, sizes):
+    """What windows side by side gave, [N, *S', C], at all places of each, [N, *S, C]; else 0."""
+    for i, (k, size) in enumerate(zip(geometry.kernel, sizes, strict=True), 1):
+        y = jnp.repeat(y, k, axis=i)
+        rest = [(0, 0)] * y.ndim
+        rest[i] = (0, size - y.shape[i])
+        y = jnp.pad(y, rest)
+    return y
+
+
+def _of_places(geometry, places):
+    """The numbers of a window's places, [..., 1], in their order, from those along each axis."""
+    number = np.zeros((), int)
+    for k, along in zip(geometry.kernel, places, strict=True):
+        number = number[..., None] * k + along
+    return number[..., None]
+
+
+def _folded(x, axes):
+    """[N, *S, C] as [A, *S, B] for some axes of positions."""
+    first, last = axes.start + 1, axes.stop + 1
+    return x.reshape(math.prod(x.shape[:first]), *x.shape[first:last], math.prod(x.shape[last:]))
+
+
+def _unfolded(rows, shape, axes):
+    """What `_folded` took, with other sizes of these axes."""
+    return rows.reshape(*shape[: axes.start + 1], *rows.shape[1:-1], *shape[axes.stop + 1 :])
 
 
 def _require_positions(name, shape):

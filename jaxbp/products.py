@@ -30,8 +30,11 @@ def convolve(x, weight, geometry):
         return summed((jnp.repeat(seen, copies, axis=-1) * at[0] for seen, at in pairs), x.dtype)
     if geometry.groups > 1:
         return _group_by_group(convolve, geometry, x, weight)
+    pairs = zip(taps(x, geometry), _by_place(weight), strict=True)
+    if _has_few_products(weight):
+        products = (seen[..., i, None] * at[i] for seen, at in pairs for i in range(len(at)))
+        return summed(products, x.dtype)
     if _is_small(x.shape[1:-1], geometry):
-        pairs = zip(taps(x, geometry), _by_place(weight), strict=True)
         return summed((seen @ at for seen, at in pairs), x.dtype)
     return lax.conv_general_dilated(
         x,
@@ -189,6 +192,17 @@ def _is_depthwise(weight, geometry):
     in 4 and not 24. In four groups, one by one: 8 and not 33, 11 and not 56, 11 and not 880.
     """
     return weight.shape[-2] == 1 < geometry.groups
+
+
+def _has_few_products(weight):
+    """Whether an output is a sum over so few inputs and places that no matrix product pays.
+
+    XLA for CPUs has one loop of sums of products for it (JAX 0.10.2): 3 x 3 places on 64 x 28 x 28
+    x 1 to 16 outputs in 0.2 ms, where a convolution takes 1.6, and on 64 x 32 x 32 x 3 in 0.7 and
+    not 2.2; to 64 outputs in 3.2 and not 4.0.
+    """
+    *kernel, i, _ = weight.shape
+    return i <= 3 and math.prod(kernel) * i <= 27
 
 
 def _is_small(sizes, geometry):

@@ -95,10 +95,10 @@ class Geometry:
         numbers = zip(self.kernel, self.strides, self.padding, self.dilation, strict=True)
         return tuple(Axis(k, s, *pair, d) for k, s, pair, d in numbers)
 
-    def along(self, i):
-        """The windows along axis i of the positions alone."""
-        one = slice(i, i + 1)
-        return Geometry(self.kernel[one], self.strides[one], self.padding[one], self.dilation[one])
+    def along(self, axes):
+        """The windows along a slice of the axes alone."""
+        numbers = self.kernel, self.strides, self.padding, self.dilation
+        return Geometry(*(each[axes] for each in numbers))
 
     def count(self, sizes):
         """S', how many windows there are on each axis of S positions."""

@@ -60,7 +60,7 @@ LAYERS = {
     "group_norm": Case(lambda: bp.group_norm(2), (6,)),
     "group_norm at positions": Case(lambda: bp.group_norm(3), (2, 2, 6)),
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
-    "conv": Case(lambda: bp.conv(4, (3, 2)), (4, 3, 3)),
+    "conv": Case(lambda: bp.conv(3, (3, 2)), (4, 3, 4)),
     "conv in groups": Case(
         lambda: bp.conv(
             4, (3,), strides=2, padding=((1, 3),), dilation=2, groups=2, use_bias=False

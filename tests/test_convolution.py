@@ -12,11 +12,13 @@ import pytest
 from cases import RULES, SIGNALS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 from oracles import assert_close, layer_vjp, seen_by, signal_gradients
 
 import jaxbp as bp
-from jaxbp import inner, readings
+from jaxbp import inner, products, readings
 from jaxbp.products import exchanged
+from jaxbp.windows import make_windows
 
 N = 2
 
@@ -67,7 +69,8 @@ def layers(draw):
         "use_bias": draw(st.booleans()),
     }
     make = draw(st.sampled_from([bp.conv, bp.conv_transpose]))
-    return make, arguments, each(5 if rank < 3 else 4), groups * draw(st.integers(1, 2))
+    inputs = groups * draw(st.sampled_from([1, 2, 5]))
+    return make, arguments, each(5 if rank < 3 else 4), inputs
 
 
 @given(layers(), st.integers(0, 99))
@@ -120,6 +123,34 @@ def every_way(signal):
                 patch.setattr(module, "gram_is_less_work", lambda *_, yes=by_gram, **__: yes)
             answers.append((bp.per_example(signal), bp.sq_norms(signal), bp.gram(signal)))
     return answers
+
+
+def test_every_way_to_convolve_is_the_same(key, monkeypatch):
+    """Equal, but not all to the bit: few products, a small image by places, and a convolution."""
+    geometry = make_windows("conv", "conv", (3, 3), (1, 2), "SAME").on((2, 5))
+    x, weight = jax.random.normal(key, (N, 2, 5, 2)), jax.random.normal(key, (3, 3, 2, 4))
+    answers = []
+    for few, small in ((True, False), (False, True), (False, False)):
+        monkeypatch.setattr(products, "_has_few_products", lambda *_, yes=few: yes)
+        monkeypatch.setattr(products, "_is_small", lambda *_, yes=small: yes)
+
+        @jax.jit
+        def there_and_back(x, weight):
+            y = products.convolve(x, weight, geometry)
+            return y, products.convolve_transpose(y, weight, geometry, (2, 5))
+
+        answers.append(there_and_back(x, weight))
+    for answer in answers[1:]:
+        assert_close(answer, answers[0])
+    assert any(not np.array_equal(answer[0], answers[0][0]) for answer in answers)
+
+
+@pytest.mark.parametrize(("size", "k", "s", "d"), [(6, 3, 2, 1), (7, 3, 2, 2), (5, 2, 1, 1)])
+def test_same_is_that_of_jax(size, k, s, d):
+    """Where what is missing is odd, there is more of it behind."""
+    geometry = make_windows("conv", "conv", (k,), s, "SAME", d).on((size,))
+    (axis,) = geometry.axes
+    assert list(geometry.padding) == lax.padtype_to_pads((size,), (axis.span,), (s,), "SAME")
 
 
 def dummy_params(arguments, i):

@@ -10,6 +10,7 @@ from jax import lax
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
+from jaxbp import pooling
 
 
 def reference(how, window, strides, padding):
@@ -35,7 +36,8 @@ def reference(how, window, strides, padding):
 def pools(draw):
     rank = draw(st.integers(1, 3))
     window = tuple(draw(st.integers(1, 3)) for _ in range(rank))
-    strides = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+    apart = tuple(draw(st.integers(1, 4)) for _ in range(rank))
+    strides = draw(st.sampled_from([window, apart]))
     pairs = tuple(
         (draw(st.integers(0, size - 1)), draw(st.integers(0, size - 1))) for size in window
     )
@@ -63,6 +65,19 @@ def test_every_geometry_agrees_with_that_of_jax(how, drawn, seed):
     y, want, dx = both(x, dy)
     assert_close(y, want)
     assert_close(dx, layer_vjp(peer, (), x, dy)[0])
+
+
+@pytest.mark.parametrize("make", [bp.max_pool, bp.avg_pool])
+def test_windows_side_by_side_are_pooled_at_once_as_axis_by_axis(make, key, monkeypatch):
+    x = jax.random.normal(key, (2, 5, 7, 3))  # of which the windows leave a row and a column
+    layer, answers = make((2, 3)), []
+    for alike in (True, False):
+        if not alike:
+            monkeypatch.setattr(pooling, "_are_side_by_side", lambda geometry: False)
+        answers.append(jax.jit(lambda x: there_and_back(layer, x))(x))
+        _, (_, kept) = layer.forward((), x)
+        assert len(kept) == (1 if alike else 2)
+    assert_close(*answers)
 
 
 def there_and_back(layer, x):
