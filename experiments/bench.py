@@ -117,17 +117,21 @@ def main(
       seed: of weights and data.
       json: a file for the same figures, unrounded.
     """
+    run_sections("bench", {name: SECTIONS[name] for name in sections}, repeats, quick, seed, json)
+
+
+def run_sections(program, sections, repeats, quick, seed, json):
+    """Measures the sections of a program and prints and saves their tables."""
     if repeats < 1:
-        raise SystemExit(f"bench: repeats is {repeats}; it takes at least 1.")
+        raise SystemExit(f"{program}: repeats is {repeats}; it takes at least 1.")
     if not 0 <= seed < 2**32:
-        raise SystemExit(f"bench: seed is {seed}; it takes an integer in [0, 2^32).")
+        raise SystemExit(f"{program}: seed is {seed}; it takes an integer in [0, 2^32).")
     if json is not None and not json.parent.is_dir():
-        raise SystemExit(f"bench: json is {json}; there is no directory {json.parent}.")
+        raise SystemExit(f"{program}: json is {json}; there is no directory {json.parent}.")
     environment = describe_environment()
     print(*(f"{name}: {what}  " for name, what in environment.items()), sep="\n")
     tables = {}
-    for name in sections:
-        section = SECTIONS[name]
+    for name, section in sections.items():
         cases = section.cases[:1] if quick else section.cases
         progress = tqdm(cases, desc=name, leave=False, disable=None)
         tables[name] = [row for case in progress for row in section.rows(case, repeats, seed)]
@@ -241,7 +245,6 @@ def rules(case, repeats, seed):
 def peer_rows(case, peer, make_runs, repeats, *, plain="its plain gradient"):
     """What a peer's quantities cost, against the plain gradient or step of its own framework."""
     row = Row(str(case), f"{peer}: {plain}", "")
-    size = gradients_bytes(case)
     try:
         runs = make_runs()
     except Exception as error:  # whatever goes wrong with a peer, the others are measured
@@ -250,7 +253,8 @@ def peer_rows(case, peer, make_runs, repeats, *, plain="its plain gradient"):
     for what, make_pair in runs.items():
         row = row._replace(what=what)
         forms_all = (peer, what) in FORM_ALL_GRADIENTS
-        if forms_all and size > PER_EXAMPLE_BYTES:
+        size = gradients_bytes(case) if forms_all else 0
+        if size > PER_EXAMPLE_BYTES:
             yield row._replace(problem=too_large(size))
             continue
         try:
@@ -327,7 +331,7 @@ def mean_loss_of(net):
 
 def gradient_and_norms_by_vmap(case):
     """The same from the gradients of all examples."""
-    return from_all_gradients(mean_and_norms, case.activation)
+    return from_all_gradients(mean_and_norms, plain_mean_loss(case.activation))
 
 
 def describe_problem(error):

@@ -15,8 +15,6 @@ multiples. Its figures, and ours beside them, are for a machine with nothing els
 
 import copy
 import functools
-import itertools
-import json as json_format
 import math
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
-from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.bench import (
@@ -35,12 +32,17 @@ from experiments.bench import (
     Section,
     describe_problem,
     fill,
-    print_table,
+    run_sections,
     too_large,
 )
-from experiments.files import whole
-from experiments.measuring import Program, compile_program, describe_environment, measure
-from experiments.peers import at_their_fastest, make_torch_data, mean_and_norms
+from experiments.measuring import Program, compile_program, measure
+from experiments.peers import (
+    at_their_fastest,
+    from_all_gradients,
+    make_torch_data,
+    mean_and_norms,
+    torch_gradient,
+)
 from experiments.quantities import gradient_and_norms, make_clipped
 from experiments.trainers import LOSS
 from experiments.transformers import (
@@ -92,26 +94,8 @@ def main(
       seed: of weights and data.
       json: a file for the same figures, unrounded.
     """
-    if repeats < 1:
-        raise SystemExit(f"bench_gpt: repeats is {repeats}; it takes at least 1.")
-    if not 0 <= seed < 2**32:
-        raise SystemExit(f"bench_gpt: seed is {seed}; it takes an integer in [0, 2^32).")
-    if json is not None and not json.parent.is_dir():
-        raise SystemExit(f"bench_gpt: json is {json}; there is no directory {json.parent}.")
-    environment = describe_environment()
-    print(*(f"{name}: {what}  " for name, what in environment.items()), sep="\n")
-    tables = {}
-    for name in sections:
-        section = SECTIONS[name]
-        cases = section.cases[:1] if quick else section.cases
-        progress = tqdm(cases, desc=name, leave=False, disable=None)
-        tables[name] = [row for case in progress for row in section.rows(case, repeats, seed)]
-        print_table(section, tables[name])
-    if json is not None:
-        rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-        with whole(json) as unfinished:
-            figures = {"environment": environment, **rows}
-            unfinished.write_text(json_format.dumps(figures, indent=1))
+    chosen = {name: SECTIONS[name] for name in sections}
+    run_sections("bench_gpt", chosen, repeats, quick, seed, json)
 
 
 def gradient(gpt, repeats, seed):
@@ -281,42 +265,13 @@ def make_program(make, *case):
 
 def torch_program(gpt, params, tokens, labels):
     """PyTorch's step, with one thread or as many as there are cores, whichever is faster."""
-    model = make_torch_gpt(gpt, params)
-    tokens, labels = make_torch_data(tokens, labels)
-
-    def run():
-        model.zero_grad()
-        loss = torch_mean_loss(model(tokens), labels)
-        loss.backward()
-        return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
-
-    (run,) = at_their_fastest(run)
-    model.zero_grad()
-    return Program(run, (), None, torch_peak_bytes(run), None)
-
-
-def torch_peak_bytes(run):
-    """The most that PyTorch had allocated at a time in a run, beyond what there was before."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run()
-    events = profiler.profiler.kineto_results.events()
-    allocations = [event for event in events if event.name() == "[memory]"]
-    allocations.sort(key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in allocations))
+    data = make_torch_data(tokens, labels)
+    return torch_gradient(make_torch_gpt(gpt, params), torch_mean_loss, *data)
 
 
 def gradient_and_norms_by_vmap(gpt):
     """The mean loss, its gradient and the norms, from the gradients of all examples."""
-    example_gradient = jax.value_and_grad(plain_mean_loss(gpt))
-
-    def function(params, tokens, labels):
-        ones = tokens[:, None], labels[:, None]  # batches of one
-        values, grads = jax.vmap(example_gradient, in_axes=(None, 0, 0))(params, *ones)
-        return jnp.mean(values), *mean_and_norms(grads)
-
-    return function
+    return from_all_gradients(mean_and_norms, plain_mean_loss(gpt))
 
 
 # Loops: a run of all epochs from the same start, which returns the last one's mean loss.

@@ -5,8 +5,9 @@
   jax_privacy   the same in JAX
   vmap(grad)    the gradients of all examples, and what follows from them, in JAX
 
-Each is written as its own users write it. From the parameters of a relu network by `make_net`, the
-inputs [N, I] and the labels [N], it has for every quantity a maker of a pair of runs: the gradient
+Each is written as its own users write it. From the parameters of a relu network by `make_net`, or
+of one by another `make_model`, the inputs [N, ...] and the labels [N], it has for every quantity a
+maker of a pair of runs: the gradient
 with the quantity, and the gradient of the mean loss as one writes it without that library.
 Privacy's noise is left out. BackPACK's quantities are of the terms of the mean loss, E_n / N, and
 stay so.
@@ -15,6 +16,7 @@ A pair of PyTorch's has one thread or as many as there are cores, whichever is f
 """
 
 import functools
+import itertools
 import warnings
 
 import jax
@@ -22,13 +24,33 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.measuring import compile_program, cores, measure
+from experiments.measuring import Program, compile_program, cores, measure
 from experiments.trainers import plain_mean_loss
 
 MAX_NORM = 1.0  # to which the gradient of an example is clipped
 
 
-def backpack_runs(params, inputs, labels):
+def make_torch_data(inputs, labels):
+    import torch
+
+    return torch.tensor(np.asarray(inputs)), torch.tensor(np.asarray(labels)).long()
+
+
+def make_torch_model(params):
+    """The network in PyTorch, whose weights are [O, I]."""
+    import torch
+
+    layers = []
+    for dense in params[::2]:
+        layer = torch.nn.Linear(*dense["weight"].shape)
+        with torch.no_grad():
+            layer.weight.copy_(torch.tensor(np.asarray(dense["weight"].T)))
+            layer.bias.copy_(torch.tensor(np.asarray(dense["bias"])))
+        layers += [layer, torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def backpack_runs(params, inputs, labels, make_model=make_torch_model):
     import torch
     from backpack import backpack, extend, extensions
 
@@ -43,7 +65,7 @@ def backpack_runs(params, inputs, labels):
     x, t = make_torch_data(inputs, labels)
 
     def make_run(extension):
-        model = extend(make_torch_model(params))
+        model = extend(make_model(params))
         loss_function = extend(torch.nn.CrossEntropyLoss())
 
         def run():
@@ -56,10 +78,10 @@ def backpack_runs(params, inputs, labels):
         return run
 
     makers = {name: functools.partial(make_run, e) for name, e in quantities.items()}
-    return pair_torch_runs(makers, params, x, t)
+    return pair_torch_runs(makers, make_model(params), x, t)
 
 
-def opacus_runs(params, inputs, labels):
+def opacus_runs(params, inputs, labels, make_model=make_torch_model):
     import torch
     from opacus import GradSampleModule
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -75,7 +97,7 @@ def opacus_runs(params, inputs, labels):
         return make(optimizer, noise_multiplier=0.0, **options)
 
     def make_hooks():
-        model = GradSampleModule(make_torch_model(params))
+        model = GradSampleModule(make_model(params))
         optimizer = wrap_optimizer(DPOptimizer, model)
 
         def run():
@@ -87,7 +109,7 @@ def opacus_runs(params, inputs, labels):
         return run
 
     def make_ghost():
-        model = make_torch_model(params)
+        model = make_model(params)
         model = GradSampleModuleFastGradientClipping(model, max_grad_norm=MAX_NORM)
         optimizer = wrap_optimizer(DPOptimizerFastGradientClipping, model)
         clipped_loss = DPLossFastGradientClipping(model, optimizer, loss_function)
@@ -100,7 +122,7 @@ def opacus_runs(params, inputs, labels):
         return run
 
     makers = {"clipped sum, hooks": make_hooks, "clipped sum, ghost": make_ghost}
-    return pair_torch_runs(makers, params, x, t)
+    return pair_torch_runs(makers, make_model(params), x, t)
 
 
 def jax_privacy_runs(params, inputs, labels):
@@ -126,7 +148,7 @@ def vmap_runs(params, inputs, labels):
     plain = jax.value_and_grad(plain_mean_loss())
 
     def make_pair(summarize):
-        function = from_all_gradients(summarize)
+        function = from_all_gradients(summarize, plain_mean_loss())
         return compile_program(function, *data).run, compile_program(plain, *data).run
 
     def clipped_sum(grads):
@@ -141,9 +163,9 @@ def vmap_runs(params, inputs, labels):
     return {name: functools.partial(make_pair, how) for name, how in quantities.items()}
 
 
-def from_all_gradients(summarize, activation="relu"):
+def from_all_gradients(summarize, mean_loss):
     """The mean loss, and what a function makes of the gradients of all examples, [N, ...]."""
-    gradient = jax.value_and_grad(plain_mean_loss(activation))
+    gradient = jax.value_and_grad(mean_loss)
 
     def function(params, inputs, labels):
         ones = inputs[:, None], labels[:, None]  # batches of one
@@ -165,31 +187,10 @@ def example_norms(grads):
     return jax.vmap(optax.tree.norm)(grads)
 
 
-def make_torch_data(inputs, labels):
+def pair_torch_runs(makers, model, x, t):
+    """Makers of pairs: of each run with that of the plain gradient of the model."""
     import torch
 
-    return torch.tensor(np.asarray(inputs)), torch.tensor(np.asarray(labels)).long()
-
-
-def make_torch_model(params):
-    """The network in PyTorch, whose weights are [O, I]."""
-    import torch
-
-    layers = []
-    for dense in params[::2]:
-        layer = torch.nn.Linear(*dense["weight"].shape)
-        with torch.no_grad():
-            layer.weight.copy_(torch.tensor(np.asarray(dense["weight"].T)))
-            layer.bias.copy_(torch.tensor(np.asarray(dense["bias"])))
-        layers += [layer, torch.nn.ReLU()]
-    return torch.nn.Sequential(*layers[:-1])
-
-
-def pair_torch_runs(makers, params, x, t):
-    """Makers of pairs: of each run with that of the plain gradient."""
-    import torch
-
-    model = make_torch_model(params)
     loss_function = torch.nn.CrossEntropyLoss()
 
     def plain():
@@ -200,6 +201,32 @@ def pair_torch_runs(makers, params, x, t):
     return {
         name: lambda make=make: at_their_fastest(make(), plain) for name, make in makers.items()
     }
+
+
+def torch_gradient(model, mean_loss, x, t):
+    """The program of a model's mean loss and gradient."""
+
+    def run():
+        model.zero_grad()
+        loss = mean_loss(model(x), t)
+        loss.backward()
+        return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+    (run,) = at_their_fastest(run)
+    model.zero_grad()
+    return Program(run, (), None, torch_peak_bytes(run), None)
+
+
+def torch_peak_bytes(run):
+    """The most that PyTorch had allocated at a time in a run, beyond what there was before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    events = profiler.profiler.kineto_results.events()
+    allocations = [event for event in events if event.name() == "[memory]"]
+    allocations.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in allocations))
 
 
 def at_their_fastest(*runs):

@@ -242,7 +242,7 @@ def test_the_memory_of_pytorch_is_the_most_at_a_time():
         kept.append(torch.zeros(500, dtype=torch.float32))
         torch.zeros(100, dtype=torch.float32)
 
-    assert bench_gpt.torch_peak_bytes(run) == 4000
+    assert peers.torch_peak_bytes(run) == 4000
 
 
 def test_the_same_training_elsewhere_comes_to_the_same():
