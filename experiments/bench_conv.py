@@ -37,7 +37,7 @@ from experiments.convnets import (
     make_torch_convnet,
     plain_mean_loss,
 )
-from experiments.measuring import Program, compile_program, measure
+from experiments.measuring import compile_program, make_program, measure
 from experiments.peers import (
     backpack_runs,
     from_all_gradients,
@@ -86,8 +86,7 @@ def gradient(case, repeats, seed):
     for peer, (make, wanted) in peers.items():
         row = Row(str(case), peer, wanted)
         try:
-            made = make(case, *data)
-            theirs = made if isinstance(made, Program) else compile_program(*made)
+            theirs = make_program(make, case, *data)
             seconds = measure([ours.run, theirs.run], repeats)
         except Exception as error:  # whatever goes wrong with a peer, the others are measured
             yield row._replace(problem=describe_problem(error))

@@ -35,7 +35,7 @@ from experiments.bench import (
     run_sections,
     too_large,
 )
-from experiments.measuring import Program, compile_program, measure
+from experiments.measuring import compile_program, make_program, measure
 from experiments.peers import (
     at_their_fastest,
     from_all_gradients,
@@ -255,12 +255,6 @@ def plain(gpt, params, tokens, labels):
 
 def flax(gpt, params, tokens, labels):
     return jax.value_and_grad(flax_mean_loss(gpt)), flax_state(gpt, params), tokens, labels
-
-
-def make_program(make, *case):
-    """What a side's maker gives as a program: compiled, if it is not yet one."""
-    made = make(*case)
-    return made if isinstance(made, Program) else compile_program(*made)
 
 
 def torch_program(gpt, params, tokens, labels):

@@ -16,7 +16,6 @@ How times are taken, and what stands beside them, is said in `bench`; and in `be
 PyTorch's memory is, and where its times hold. Flax's GRU has no bias c, and so no gradient of it.
 """
 
-import json as json_format
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,14 +23,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.bench import Row, Section, describe_problem, fill, print_table
-from experiments.bench_gpt import make_program, torch_peak_bytes
-from experiments.files import whole
-from experiments.measuring import Program, compile_program, describe_environment, measure
-from experiments.peers import at_their_fastest, make_torch_data
+from experiments.bench import Row, Section, describe_problem, fill, run_sections
+from experiments.measuring import compile_program, make_program, measure
+from experiments.peers import make_torch_data, torch_gradient
 from experiments.trainers import LOSS
 from experiments.transformers import mean_cross_entropy, torch_mean_loss
 
@@ -69,26 +65,8 @@ def main(
       seed: of weights and data.
       json: a file for the same figures, unrounded.
     """
-    if repeats < 1:
-        raise SystemExit(f"bench_time: repeats is {repeats}; it takes at least 1.")
-    if not 0 <= seed < 2**32:
-        raise SystemExit(f"bench_time: seed is {seed}; it takes an integer in [0, 2^32).")
-    if json is not None and not json.parent.is_dir():
-        raise SystemExit(f"bench_time: json is {json}; there is no directory {json.parent}.")
-    environment = describe_environment()
-    print(*(f"{name}: {what}  " for name, what in environment.items()), sep="\n")
-    tables = {}
-    for name in sections:
-        section = SECTIONS[name]
-        cases = section.cases[:1] if quick else section.cases
-        progress = tqdm(cases, desc=name, leave=False, disable=None)
-        tables[name] = [row for case in progress for row in section.rows(case, repeats, seed)]
-        print_table(section, tables[name])
-    if json is not None:
-        rows = {name: [row._asdict() for row in table] for name, table in tables.items()}
-        with whole(json) as unfinished:
-            figures = {"environment": environment, **rows}
-            unfinished.write_text(json_format.dumps(figures, indent=1))
+    chosen = {name: SECTIONS[name] for name in sections}
+    run_sections("bench_time", chosen, repeats, quick, seed, json)
 
 
 def gradient(case, repeats, seed):
@@ -220,28 +198,27 @@ def flax_state(case, params):
 
 def torch_program(case, params, inputs, labels):
     """PyTorch's step, with one thread or as many as there are cores, whichever is faster."""
-    model = make_torch(case, params)
-    inputs, labels = make_torch_data(inputs, labels)
-
-    def run():
-        model.zero_grad()
-        outputs, _ = model["rnn"](inputs)
-        loss = torch_mean_loss(model["head"](outputs), labels)
-        loss.backward()
-        return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
-
-    (run,) = at_their_fastest(run)
-    model.zero_grad()
-    return Program(run, (), None, torch_peak_bytes(run), None)
+    data = make_torch_data(inputs, labels)
+    return torch_gradient(make_torch(case, params), torch_mean_loss, *data)
 
 
 def make_torch(case, params):
     import torch
     from torch import nn
 
-    make = {"LSTM": nn.LSTM, "GRU": nn.GRU}[case.cell]
-    rnn = make(case.width, case.width, batch_first=True)
-    model = nn.ModuleDict({"rnn": rnn, "head": nn.Linear(case.width, CLASSES)})
+    layer = {"LSTM": nn.LSTM, "GRU": nn.GRU}[case.cell]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = layer(case.width, case.width, batch_first=True)
+            self.head = nn.Linear(case.width, CLASSES)
+
+        def forward(self, inputs):
+            outputs, _ = self.rnn(inputs)
+            return self.head(outputs)
+
+    model = Model()
     weights = torch_weights(params)
     model.load_state_dict({name: torch.tensor(np.asarray(w)) for name, w in weights.items()})
     return model

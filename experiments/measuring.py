@@ -44,6 +44,12 @@ def compile_program(function, *args, donate_argnums=()):
     return Program(compiled, args, seconds, temporary_bytes, cost.get("flops") if cost else None)
 
 
+def make_program(make, *case):
+    """What a side's maker gives as a program: compiled, if it is not yet one."""
+    made = make(*case)
+    return made if isinstance(made, Program) else compile_program(*made)
+
+
 def measure(runs, repeats):
     """Seconds that a call of each run takes, [runs, repeats]; the runs take turns."""
     calls = []
