@@ -94,9 +94,10 @@ def test_every_geometry_agrees_with_loops_and_autodiff(drawn, seed):
     def sweep(params, x, dy):
         y, cache = layer.forward(params, x)
         dx, signals = layer.backward(params, cache, dy)
-        return y, dx, signals, bp.map_signals(bp.total, signals), every_way(signals["weight"])
+        grads, along = bp.map_signals(bp.total, signals), along_the_kernel(signals, params)
+        return y, dx, signals, grads, along, every_way(signals["weight"])
 
-    y, dx, signals, grads, answers = sweep(params, x, dy)
+    y, dx, signals, grads, along, answers = sweep(params, x, dy)
     signal = signals["weight"]
     operands = np.asarray(x), np.asarray(params["weight"]), signal.geometry
     if make is bp.conv:
@@ -107,10 +108,15 @@ def test_every_geometry_agrees_with_loops_and_autodiff(drawn, seed):
     assert_close((dx, grads), layer_vjp(layer, params, x, dy))
     each = signal_gradients(signal)
     rows = each.reshape(N, -1)
-    for got_each, sq_norms, gram in answers:
+    assert_close(along, rows @ params["weight"].ravel())
+    for got_each, sq_norms, gram, other_gram in answers:
         assert_close(got_each, each)
         assert_close(sq_norms, jnp.sum(rows**2, axis=1))
-        assert_close(gram, rows @ rows.T)
+        assert_close((gram, other_gram), (rows @ rows.T, rows @ rows[::-1].T))
+
+
+def along_the_kernel(signals, params):
+    return bp.directional_derivatives(signals["weight"], params["weight"])
 
 
 def every_way(signal):
@@ -121,7 +127,9 @@ def every_way(signal):
             for module in (readings, inner):
                 patch.setattr(module, "by_place_is_less_work", lambda *_, yes=by_place: yes)
                 patch.setattr(module, "gram_is_less_work", lambda *_, yes=by_gram, **__: yes)
-            answers.append((bp.per_example(signal), bp.sq_norms(signal), bp.gram(signal)))
+            other = jax.tree.map(lambda a: a[::-1], signal)
+            grams = bp.gram(signal), bp.gram(signal, other)
+            answers.append((bp.per_example(signal), bp.sq_norms(signal), *grams))
     return answers
 
 
@@ -272,7 +280,7 @@ KINDS = [name for name in SIGNALS if name.startswith("Conv")]
 def test_every_way_is_taken_where_it_is_asked_for(name):
     """Equal, but not to the bit."""
     ways = jax.jit(every_way)(SIGNALS[name](np.random.default_rng(3), 7))
-    norms = [np.asarray(sq_norms) for _, sq_norms, _ in ways]
+    norms = [np.asarray(sq_norms) for _, sq_norms, *_ in ways]
     assert all(not np.array_equal(a, b) for a, b in itertools.combinations(norms, 2))
 
 
@@ -292,6 +300,12 @@ def test_the_way_is_chosen_by_the_shapes(kernel, size, i, o, groups, by_place):
     layer = bp.conv(o, kernel, groups=groups, use_bias=False)
     signal = signal_shapes(layer, (N, *sizes, i))
     assert readings.by_place_is_less_work(signal) == by_place
+
+
+def test_the_windows_of_a_transposed_convolution_are_those_on_its_outputs():
+    """There are as many as inputs, and so few that Gram matrices are less work."""
+    layer = bp.conv_transpose(64, (3, 3), strides=4, use_bias=False)
+    assert not readings.by_place_is_less_work(signal_shapes(layer, (N, 4, 4, 64)))
 
 
 def signal_shapes(layer, shape):
