@@ -119,7 +119,10 @@ def main(config):
     classes = len(dataset.class_names)
     inputs, original = dataset.train
     given = flip_labels(original, classes, config.flip, config.seed)
-    _, net = digits.make_network(config, classes)
+    _, net = digits.make_network(
+        digits.Config(hidden=config.hidden, activation=config.activation, dropout=config.dropout),
+        classes,
+    )
 
     flips = int(np.sum(given != original))
     print(

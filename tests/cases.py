@@ -224,6 +224,14 @@ NETWORKS = {
 }
 
 
+# Those of which each has something that the others have not, for what takes long to compile.
+FEW_NETWORKS = {
+    name: case
+    for name, case in NETWORKS.items()
+    if name not in ("perceptron", "two layers", "images", "nested", "deep")
+}
+
+
 class LossCase(NamedTuple):
     """A loss, the shape of one example's outputs, and targets for it of shape [N, ...]."""
 

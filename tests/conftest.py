@@ -43,6 +43,13 @@ def strict():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forgetful():
+    """A process can map only so many pieces of memory, and every program has some."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(20)

@@ -87,7 +87,9 @@ def assert_same_model(model, params):
 
 def test_every_rule_of_the_library_is_measured():
     kinds = {name.split("(")[0] for name in [*NAMES, "exact"]}
-    assert kinds == {make(*BLOCKS).name.split("(")[0] for make in RULES.values()}
+    of_recurrent_layers = {"rtrl", "snap1", "eprop"}
+    there = {make(*BLOCKS).name.split("(")[0] for make in RULES.values()}
+    assert kinds == there - of_recurrent_layers
 
 
 @pytest.mark.parametrize("rule", [EXACT, *[rule for rule, _ in MEASURED]], ids=["exact", *NAMES])

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ERRORS, LOSSES, NETWORKS, READINGS, N, output_shape, prepare
+from cases import ERRORS, FEW_NETWORKS, LOSSES, NETWORKS, READINGS, N, output_shape, prepare
 from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_examples
 
 import jaxbp as bp
 
 every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
-every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+every_network = pytest.mark.parametrize("case", FEW_NETWORKS.values(), ids=FEW_NETWORKS.keys())
 CURVATURE = {"diagonal": bp.diagonal, "per_example": bp.per_example_diagonal}
 
 

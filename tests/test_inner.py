@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, SIGNALS, SIGNALS_AT_POSITIONS, N, output_shape, prepare
+from cases import FEW_NETWORKS, SIGNALS, SIGNALS_AT_POSITIONS, N, output_shape, prepare
 from oracles import (
     assert_close,
     in_dtype,
@@ -18,7 +18,7 @@ from oracles import (
 import jaxbp as bp
 from jaxbp import inner, readings
 
-every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+every_network = pytest.mark.parametrize("case", FEW_NETWORKS.values(), ids=FEW_NETWORKS.keys())
 
 
 def flat(signal):
