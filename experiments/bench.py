@@ -336,7 +336,8 @@ def gradient_and_norms_by_vmap(case):
 
 def describe_problem(error):
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is not installed"
+        package, *_ = (error.name or str(error)).split(".")
+        return f"{package} is not installed"
     return f"failed: {type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
 
 
