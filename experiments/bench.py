@@ -31,20 +31,20 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.feedback_rules import biotorch_runs, compile_step, make_blocks, make_rules
 from experiments.files import whole
-from experiments.measuring import compile_program, describe_environment, measure
+from experiments.measuring import compile_program, describe_environment, make_program, measure
 from experiments.peers import FORM_ALL_GRADIENTS, PEERS, from_all_gradients, mean_and_norms
 from experiments.quantities import QUANTITIES, gradient_and_norms
 from experiments.trainers import (
     LOSS,
     Training,
     make_net,
+    mean_cross_entropy,
     plain_mean_loss,
     train_jaxbp,
     train_sklearn,
@@ -319,12 +319,29 @@ def step_products(case):
     return 2 * case.n * (3 * sum(weights) - weights[0])
 
 
+def gradient_rows(case, data, explicit, peers, repeats):
+    """A row for each peer: one step's gradient, by the explicit side, against theirs.
+
+    A side is a function of the case and its data (see `make_program`); `peers` has for each name
+    the side and what is wanted.
+    """
+    ours = make_program(explicit, case, *data)
+    for peer, (make, wanted) in peers.items():
+        row = Row(str(case), peer, wanted)
+        try:
+            theirs = make_program(make, case, *data)
+            seconds = measure([ours.run, theirs.run], repeats)
+        except Exception as error:  # whatever goes wrong with a peer, the others are measured
+            yield row._replace(problem=describe_problem(error))
+            continue
+        yield fill(row, seconds[0] / seconds[1], *seconds, ours, theirs)
+
+
 def mean_loss_of(net):
     """The mean loss of the library's forward pass, for autodiff."""
 
     def mean_loss(params, inputs, labels):
-        logits, _ = net.forward(params, inputs)
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return mean_cross_entropy(net.forward(params, inputs)[0], labels)
 
     return mean_loss
 

@@ -21,8 +21,8 @@ import jaxbp as bp
 from experiments.bench import (
     Row,
     Section,
-    describe_problem,
     fill,
+    gradient_rows,
     mean_loss_of,
     peer_rows,
     run_sections,
@@ -37,7 +37,7 @@ from experiments.convnets import (
     make_torch_convnet,
     plain_mean_loss,
 )
-from experiments.measuring import compile_program, make_program, measure
+from experiments.measuring import compile_program, measure
 from experiments.peers import (
     backpack_runs,
     from_all_gradients,
@@ -75,23 +75,13 @@ def main(
 
 def gradient(case, repeats, seed):
     """A row for each peer: one step's gradient against theirs."""
-    data = make_case(case, seed)
-    ours = compile_program(*explicit(case, *data))
     peers = {
         "Flax": (flax, "<= 1.00"),
         "jax.grad, the same layers": (autodiff, "<= 1.00"),
         "jax.grad, plain lax": (plain, "<= 1.00"),
         "PyTorch": (torch_program, ""),
     }
-    for peer, (make, wanted) in peers.items():
-        row = Row(str(case), peer, wanted)
-        try:
-            theirs = make_program(make, case, *data)
-            seconds = measure([ours.run, theirs.run], repeats)
-        except Exception as error:  # whatever goes wrong with a peer, the others are measured
-            yield row._replace(problem=describe_problem(error))
-            continue
-        yield fill(row, seconds[0] / seconds[1], *seconds, ours, theirs)
+    return gradient_rows(case, make_case(case, seed), explicit, peers, repeats)
 
 
 def quantities(case, repeats, seed):

@@ -32,6 +32,7 @@ from experiments.bench import (
     Section,
     describe_problem,
     fill,
+    mean_loss_of,
     run_sections,
     too_large,
 )
@@ -44,7 +45,7 @@ from experiments.peers import (
     torch_gradient,
 )
 from experiments.quantities import gradient_and_norms, make_clipped
-from experiments.trainers import LOSS
+from experiments.trainers import LOSS, mean_cross_entropy
 from experiments.transformers import (
     Gpt,
     flax_mean_loss,
@@ -54,7 +55,6 @@ from experiments.transformers import (
     make_gpt,
     make_tokens,
     make_torch_gpt,
-    mean_cross_entropy,
     plain_mean_loss,
     torch_mean_loss,
 )
@@ -241,12 +241,7 @@ def explicit(gpt, params, tokens, labels):
 
 def autodiff(gpt, params, tokens, labels):
     """Of the library's forward pass."""
-    net = make_gpt(gpt)
-
-    def mean_loss(params, tokens, labels):
-        return mean_cross_entropy(net.forward(params, tokens)[0], labels)
-
-    return jax.value_and_grad(mean_loss), params, tokens, labels
+    return jax.value_and_grad(mean_loss_of(make_gpt(gpt))), params, tokens, labels
 
 
 def plain(gpt, params, tokens, labels):

@@ -16,6 +16,7 @@ How times are taken, and what stands beside them, is said in `bench`; and in `be
 PyTorch's memory is, and where its times hold. Flax's GRU has no bias c, and so no gradient of it.
 """
 
+import functools
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,11 +26,10 @@ import numpy as np
 import tyro
 
 import jaxbp as bp
-from experiments.bench import Row, Section, describe_problem, fill, run_sections
-from experiments.measuring import compile_program, make_program, measure
-from experiments.peers import make_torch_data, torch_gradient
-from experiments.trainers import LOSS
-from experiments.transformers import mean_cross_entropy, torch_mean_loss
+from experiments.bench import Section, gradient_rows, mean_loss_of, run_sections
+from experiments.peers import flax_mean_loss_of, flax_state_of, make_torch_data, torch_gradient
+from experiments.trainers import LOSS, mean_cross_entropy
+from experiments.transformers import torch_mean_loss
 
 NAMES = ("gradient",)
 CELLS = {"LSTM": bp.lstm, "GRU": bp.gru}
@@ -71,8 +71,6 @@ def main(
 
 def gradient(case, repeats, seed):
     """A row for each peer: one step's gradient against theirs."""
-    data = make_case(case, seed)
-    ours = compile_program(*explicit(case, *data))
     wanted = "<= 0.80, memory <= 0.70"
     peers = {
         "jax.grad, the same layers": (autodiff, wanted),
@@ -80,15 +78,7 @@ def gradient(case, repeats, seed):
         "Flax, nnx.RNN": (flax, wanted),
         "PyTorch": (torch_program, ""),
     }
-    for peer, (make, wanted) in peers.items():
-        row = Row(str(case), peer, wanted)
-        try:
-            theirs = make_program(make, case, *data)
-            seconds = measure([ours.run, theirs.run], repeats)
-        except Exception as error:  # whatever goes wrong with a peer, the others are measured
-            yield row._replace(problem=describe_problem(error))
-            continue
-        yield fill(row, seconds[0] / seconds[1], *seconds, ours, theirs)
+    return gradient_rows(case, make_case(case, seed), explicit, peers, repeats)
 
 
 def make_case(case, seed):
@@ -114,12 +104,8 @@ def explicit(case, params, inputs, labels):
 
 
 def autodiff(case, params, inputs, labels):
-    net = make_net(case)
-
-    def mean_loss(params, inputs, labels):
-        return mean_cross_entropy(net.forward(params, inputs)[0], labels)
-
-    return jax.value_and_grad(mean_loss), params, inputs, labels
+    """Of the library's forward pass."""
+    return jax.value_and_grad(mean_loss_of(make_net(case))), params, inputs, labels
 
 
 def scan(case, params, inputs, labels):
@@ -153,13 +139,7 @@ def scan(case, params, inputs, labels):
 
 
 def flax(case, params, inputs, labels):
-    from flax import nnx
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_flax(case)))
-
-    def mean_loss(state, inputs, labels):
-        return mean_cross_entropy(nnx.merge(graph, state)(inputs), labels)
-
+    mean_loss = flax_mean_loss_of(functools.partial(make_flax, case))
     return jax.value_and_grad(mean_loss), flax_state(case, params), inputs, labels
 
 
@@ -182,8 +162,6 @@ def make_flax(case):
 
 def flax_state(case, params):
     """The parameters of the library, or their gradients, as a state of the network in Flax."""
-    from flax import nnx
-
     cell, head = params
     drive, echo = {"kernel": cell["weight"]}, {"kernel": cell["recurrent"]}
     (echo if case.cell == "LSTM" else drive)["bias"] = cell["bias"]
@@ -191,9 +169,7 @@ def flax_state(case, params):
         "rnn": {"cell": {"dense_i": drive, "dense_h": echo}},
         "head": {"kernel": head["weight"], "bias": head["bias"]},
     }
-    state = nnx.state(nnx.eval_shape(lambda: make_flax(case)), nnx.Param)
-    nnx.replace_by_pure_dict(state, weights)
-    return state
+    return flax_state_of(functools.partial(make_flax, case), weights)
 
 
 def torch_program(case, params, inputs, labels):

@@ -12,14 +12,16 @@ start from the same weights. Those of the library are carried over:
 so that gradients can be carried over in the same way, and compared.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxbp as bp
+from experiments.peers import flax_mean_loss_of, flax_state_of
+from experiments.trainers import mean_cross_entropy
 
 CLASSES = 10
 
@@ -75,10 +77,6 @@ def kernels_and_last(params):
     return convolutions, last
 
 
-def mean_cross_entropy(logits, labels):
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-
 def plain_mean_loss(params, images, labels):
     """The mean loss on the library's parameters, without it: as one writes it for autodiff."""
     convolutions, last = kernels_and_last(params)
@@ -114,28 +112,18 @@ def make_flax_convnet(case):
 
 def flax_state(case, params):
     """The parameters of the library, or their gradients, as a state of the network in Flax."""
-    from flax import nnx
 
     def renamed(layer):
         return {"kernel": layer["weight"], "bias": layer["bias"]}
 
     convolutions, last = kernels_and_last(params)
     weights = {"convs": dict(enumerate(map(renamed, convolutions))), "head": renamed(last)}
-    state = nnx.state(nnx.eval_shape(lambda: make_flax_convnet(case)), nnx.Param)
-    nnx.replace_by_pure_dict(state, weights)
-    return state
+    return flax_state_of(functools.partial(make_flax_convnet, case), weights)
 
 
 def flax_mean_loss(case):
     """A function of the state, the images and the labels."""
-    from flax import nnx
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_flax_convnet(case)))
-
-    def mean_loss(state, images, labels):
-        return mean_cross_entropy(nnx.merge(graph, state)(images), labels)
-
-    return mean_loss
+    return flax_mean_loss_of(functools.partial(make_flax_convnet, case))
 
 
 def make_torch_convnet(case, params):

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from experiments.measuring import Program, compile_program, cores, measure
-from experiments.trainers import plain_mean_loss
+from experiments.trainers import mean_cross_entropy, plain_mean_loss
 
 MAX_NORM = 1.0  # to which the gradient of an example is clipped
 
@@ -201,6 +201,27 @@ def pair_torch_runs(makers, model, x, t):
     return {
         name: lambda make=make: at_their_fastest(make(), plain) for name, make in makers.items()
     }
+
+
+def flax_mean_loss_of(make_model):
+    """The mean loss of a network in Flax, as a function of its state, inputs and labels."""
+    from flax import nnx
+
+    graph = nnx.graphdef(nnx.eval_shape(make_model))
+
+    def mean_loss(state, inputs, labels):
+        return mean_cross_entropy(nnx.merge(graph, state)(inputs), labels)
+
+    return mean_loss
+
+
+def flax_state_of(make_model, weights):
+    """The state of a network in Flax that has these weights, by name."""
+    from flax import nnx
+
+    state = nnx.state(nnx.eval_shape(make_model), nnx.Param)
+    nnx.replace_by_pure_dict(state, weights)
+    return state
 
 
 def torch_gradient(model, mean_loss, x, t):

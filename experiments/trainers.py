@@ -45,6 +45,12 @@ def make_net(sizes, activation="relu"):
     return bp.chain(*layers, bp.dense(sizes[-1], dtype=jnp.float32))
 
 
+def mean_cross_entropy(logits, labels):
+    """The mean over examples of the sum over positions, if there are any."""
+    terms = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(terms) / len(terms)
+
+
 def plain_mean_loss(activation="relu"):
     """The mean loss of the same network without the library, as one would write it for autodiff."""
     _, function = ACTIVATIONS[activation]
@@ -54,7 +60,7 @@ def plain_mean_loss(activation="relu"):
         for layer in hidden:
             x = function(x @ layer["weight"] + layer["bias"])
         logits = x @ last["weight"] + last["bias"]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return mean_cross_entropy(logits, labels)
 
     return mean_loss
 

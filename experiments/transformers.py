@@ -14,14 +14,16 @@ are carried over by name:
 so that gradients can be carried over in the same way, and compared.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import jaxbp as bp
+from experiments.peers import flax_mean_loss_of, flax_state_of
+from experiments.trainers import mean_cross_entropy
 
 EPS = 1e-5  # of all normalisations
 
@@ -112,22 +114,9 @@ def plain_mean_loss(gpt):
     return mean_loss
 
 
-def mean_cross_entropy(logits, labels):
-    """The mean over examples of the sum over positions."""
-    terms = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.sum(terms) / len(terms)
-
-
 def flax_mean_loss(gpt):
     """Of the network in Flax: its mean loss as a function of a state, tokens and labels."""
-    from flax import nnx
-
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_flax_gpt(gpt)))
-
-    def mean_loss(state, tokens, labels):
-        return mean_cross_entropy(nnx.merge(graph, state)(tokens), labels)
-
-    return mean_loss
+    return flax_mean_loss_of(functools.partial(make_flax_gpt, gpt))
 
 
 def make_flax_gpt(gpt):
@@ -178,11 +167,7 @@ def make_flax_gpt(gpt):
 
 def flax_state(gpt, params):
     """The parameters of the library, or their gradients, as a state of the network in Flax."""
-    from flax import nnx
-
-    state = nnx.state(nnx.eval_shape(lambda: make_flax_gpt(gpt)), nnx.Param)
-    nnx.replace_by_pure_dict(state, flax_weights(gpt, params))
-    return state
+    return flax_state_of(functools.partial(make_flax_gpt, gpt), flax_weights(gpt, params))
 
 
 def flax_weights(gpt, params):

@@ -42,6 +42,8 @@ def test_one_sweep_answers_every_reading(case, key):
     sq_norms = jax.tree.map(lambda g: (g**2).reshape(N, -1).sum(1), grads)
     assert_close(answers["sq_norms"], sq_norms)
     assert_close(bp.example_norms(answers["sq_norms"]), jnp.sqrt(sum(jax.tree.leaves(sq_norms))))
+    kept = jax.jit(lambda signals: bp.map_signals(bp.total, signals))(answers["keep"])
+    assert_close(kept, answers["total"])
 
 
 @every_network
