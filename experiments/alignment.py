@@ -56,8 +56,8 @@ from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, figures
-from experiments.flags import wrong_flags
+from experiments.common import data, figures
+from experiments.common.flags import wrong_flags
 
 EXACT, LAST = "backpropagation", "last layer only"
 KOLEN_POLLACK, MIRROR, SIGNS = "Kolen-Pollack", "weight mirror", "signs, uniform"

@@ -34,8 +34,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, figures
-from experiments.flags import wrong_flags
+from experiments.common import data, figures
+from experiments.common.flags import wrong_flags
 
 MOMENTUM = 0.9
 

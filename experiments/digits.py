@@ -25,7 +25,7 @@ from matplotlib import pyplot as plt
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, figures
+from experiments.common import data, figures
 
 LOSS = bp.softmax_cross_entropy
 ACTIVATIONS = {

@@ -45,9 +45,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, figures
-from experiments.flags import wrong_flags
-from experiments.measuring import compile_program, describe_environment
+from experiments.common import data, figures
+from experiments.common.flags import wrong_flags
+from experiments.common.measuring import compile_program, describe_environment
 
 LOSS = bp.softmax_cross_entropy
 MOMENTUM = 0.9

@@ -45,9 +45,9 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import figures
-from experiments.flags import wrong_flags
-from jaxbp.watch import is_finite
+from experiments.common import figures
+from experiments.common.flags import wrong_flags
+from jaxbp.training.nonfinite import is_finite
 
 LOSS = bp.softmax_cross_entropy
 HELD_OUT = 0.1  # of the text, its end

@@ -46,8 +46,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import figures
-from experiments.flags import wrong_flags
+from experiments.common import figures
+from experiments.common.flags import wrong_flags
 
 CELLS = {"simple_rnn": bp.simple_rnn, "lstm": bp.lstm, "gru": bp.gru}
 ALPHABET = 4

@@ -48,9 +48,10 @@ from sklearn.metrics import average_precision_score
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, digits, figures
-from experiments.files import whole
-from experiments.flags import require_flags
+from experiments import digits
+from experiments.common import data, figures
+from experiments.common.files import whole
+from experiments.common.flags import require_flags
 
 LOSS = bp.softmax_cross_entropy
 METHODS = ("self-influence", "held-out", "grand", "el2n")

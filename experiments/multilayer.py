@@ -35,8 +35,8 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 
 import jaxbp as bp
-from experiments import figures
-from experiments.flags import require_flags
+from experiments.common import figures
+from experiments.common.flags import require_flags
 
 LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is a part of it
 

@@ -30,8 +30,8 @@ import tyro
 from matplotlib.figure import Figure
 
 import jaxbp as bp
-from experiments import figures
-from experiments.flags import require_flags
+from experiments.common import figures
+from experiments.common.flags import require_flags
 
 NET = bp.dense(1)  # gives z: the sigmoid is part of the loss, which is exact for every z
 LOSS = bp.sigmoid_cross_entropy

@@ -48,8 +48,9 @@ from scipy import stats
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments import data, digits, figures
-from experiments.flags import require_flags
+from experiments import digits
+from experiments.common import data, figures
+from experiments.common.flags import require_flags
 
 LOSS = digits.LOSS
 EPSILONS = 0.01, 10.0  # e^10 promises next to nothing, and the accountant takes longer for more

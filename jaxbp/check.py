@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings import total
+from jaxbp.readings.sums import total
 from jaxbp.types import Layer, Loss, show_path
 
 AUTODIFF_TOLERANCE = 1e-10

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.test_util import check_grads
 
 import jaxbp as bp
-from jaxbp.stacked import stack_axes
+from jaxbp.signals.stacked import stack_axes
 
 # How far two ways to compute the same may be apart, relative to the largest value, by dtype.
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}

@@ -1,86 +1,46 @@
 """What the files must keep to: where autodiff may stand, which way imports run, who is tested."""
 
 import ast
+import graphlib
 import importlib
 import inspect
+import itertools
 from pathlib import Path
 
 import cases
 import pytest
 
 import jaxbp as bp
-from jaxbp import (
-    cells,
-    compose,
-    convolution,
-    credit,
-    direct,
-    embedding,
-    errors,
-    feedback,
-    inner,
-    layers,
-    losses,
-    moments,
-    norms,
-    pooling,
-    readings,
-    signals,
-    wrap,
-)
 
-# Where the name in the package is that of the layer.
-attention, recurrent = (
-    importlib.import_module(f"jaxbp.{name}") for name in ("attention", "recurrent")
-)
-
-MODULES = sorted(Path(bp.__file__).parent.glob("*.py"))
+PACKAGE = Path(bp.__file__).parent
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 AUTODIFF = {
     "grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpose", "linear_call",
     "jacfwd", "jacrev", "jacobian", "hessian", "custom_vjp", "custom_jvp", "custom_gradient",
     "closure_convert", "checkpoint", "remat", "ad", "autodiff",
 }  # fmt: skip
 
-# What each module may import of the package; `__init__` has everything.
-IMPORTS = {
+# What each chapter may import of the package: itself, and chapters that stand above it here.
+CHAPTERS = {
     "types": set(),
-    "stacked": set(),
-    "windows": {"types"},
-    "signals": {"stacked", "windows"},
-    "products": {"types", "signals"},
-    "patches": {"signals", "products"},
     "require": {"types"},
-    "layers": {"types", "signals", "require"},
-    "norms": {"types", "signals", "require"},
-    "embedding": {"types", "signals", "require"},
-    "convolution": {"types", "signals", "require", "windows", "products"},
-    "pooling": {"types", "signals", "require", "windows", "products"},
-    "attention": {"types", "signals", "require", "layers", "compose"},
-    "cells": {"require"},
-    "through_time": set(),
-    "recurrent": {"types", "signals", "require", "compose", "cells", "through_time"},
-    "compose": {"types", "signals", "require"},
-    "wrap": {"types", "stacked", "signals", "require"},
-    "feedback": {"types", "stacked"},
-    "direct": {"types", "compose", "feedback"},
-    "credit": {"feedback", "recurrent"},
-    "losses": {"types"},
-    "readings": {"types", "stacked", "signals", "products", "patches"},
-    "moments": {"types", "signals", "readings", "patches"},
-    "inner": {"types", "stacked", "signals", "readings", "products", "patches"},
-    "errors": {"types"},
-    "noise": {"types", "signals", "readings", "inner"},
-    "backprop": {"types", "readings", "feedback"},
-    "reweight": {"types", "stacked", "signals", "readings", "feedback"},
-    "alignment": {"types", "signals", "readings", "compose", "recurrent", "feedback"},
-    "curvature": {"readings", "backprop"},
-    "kernel": {"stacked", "signals", "inner", "errors", "backprop"},
-    "kfac": {"types", "stacked", "moments", "errors", "backprop"},
-    "train": {"backprop", "readings", "feedback"},
-    "watch": {"readings", "train", "types"},
-    "fit": {"train", "types", "watch", "feedback"},
-    "check": {"readings", "types"},
+    "signals": {"types"},
+    "combinators": {"types", "require", "signals"},
+    "layers": {"types", "require", "signals", "combinators"},
+    "outputs": {"types"},
+    "readings": {"types", "signals"},
+    "rules": {"types", "signals", "combinators", "layers", "readings"},
+    "sweeps": {"types", "signals", "outputs", "readings", "rules"},
+    "training": {"types", "signals", "outputs", "readings", "rules", "sweeps"},
+    "check": {"types", "readings"},
 }
+
+
+def chapter_of(module):
+    return module.split(".")[0]
 
 
 def names_of_jax(tree):
@@ -105,11 +65,11 @@ def autodiff_in(source):
     return AUTODIFF & set(names_of_jax(ast.parse(source)))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_autodiff_stays_in_the_check(path):
+@pytest.mark.parametrize("module", MODULES)
+def test_autodiff_stays_in_the_check(module):
     # Pearlmutter's product is the forward derivative of the explicit sweep, which stays explicit.
-    allowed = {"check": {"vjp", "jvp"}, "curvature": {"jvp"}}
-    assert autodiff_in(path.read_text()) == allowed.get(path.stem, set())
+    allowed = {"check": {"vjp", "jvp"}, "sweeps.curvature": {"jvp"}}
+    assert autodiff_in(MODULES[module].read_text()) == allowed.get(module, set())
 
 
 @pytest.mark.parametrize(
@@ -121,25 +81,98 @@ def test_autodiff_would_be_seen(source):
     assert autodiff_in(source)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
-def test_imports_run_one_way(path):
-    if path.stem == "__init__":
-        return
-    imported = {
-        node.module.split(".")[1]
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxbp.")
-    }
-    assert imported <= IMPORTS[path.stem]
+def imports_of(source, module):
+    """The modules of the package that a module imports, `a.b` for `jaxbp.a.b`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ["jaxbp", *module.split(".")][: -node.level or None] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, *parts = name.split(".")
+            if top == "jaxbp":
+                # `from jaxbp.a.b import c` is of the module a.b, whatever c is.
+                paths = itertools.accumulate(parts, lambda a, b: f"{a}.{b}")
+                yield max((p for p in paths if p in MODULES), key=len, default=parts[0])
 
 
-def public(module):
-    """The public functions that a module itself defines."""
-    return {
-        name
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+def runs_back(module, source):
+    """The imports of a module that its chapter may not make."""
+    if module.endswith("__init__"):
+        # A chapter's __init__ hands on its own names, that of the package those of all.
+        allowed = {chapter_of(module)} if "." in module else set(CHAPTERS)
+    else:
+        allowed = CHAPTERS[chapter_of(module)] | {chapter_of(module)}
+    return {i for i in imports_of(source, module) if chapter_of(i) not in allowed}
+
+
+def test_chapters_are_in_order():
+    above = set()
+    for chapter, may_import in CHAPTERS.items():
+        assert may_import <= above, chapter
+        above.add(chapter)
+    assert above == {chapter_of(module) for module in MODULES} - {"__init__"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    assert not runs_back(module, MODULES[module].read_text())
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [("signals.kinds", "from jaxbp.layers.linear import dense"),
+     ("readings.sums", "import jaxbp.rules.feedback"),
+     ("layers.linear", "from jaxbp import sweeps"),
+     ("combinators.wrap", "def f():\n    from ..training import fit"),
+     ("signals.__init__", "from jaxbp.types import Layer"),
+     ("types", "from . import check")],
+)  # fmt: skip
+def test_an_import_that_runs_back_would_be_seen(module, source):
+    assert runs_back(module, source)
+
+
+def test_no_module_imports_in_a_circle():
+    graph = {
+        module: set(imports_of(path.read_text(), module))
+        for module, path in MODULES.items()
+        if not module.endswith("__init__")
     }
+    tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def defined_in(*names):
+    """The public functions that modules define, those of all of its modules for a chapter."""
+    found = {}
+    for module in MODULES:
+        if not module.endswith("__init__") and (module in names or chapter_of(module) in names):
+            members = vars(importlib.import_module(f"jaxbp.{module}"))
+            found |= {
+                name: value
+                for name, value in members.items()
+                if inspect.isfunction(value)
+                and value.__module__ == f"jaxbp.{module}"
+                and name[0] != "_"
+            }
+    return found
+
+
+# What modules share with each other and not with users.
+INTERNAL = {
+    *defined_in("signals.stacked", "signals.conv_windows", "signals.conv_products"),
+    *defined_in("signals.conv_patches", "layers.through_time"),
+    "gram_is_less_work", "by_place_is_less_work", "each_row_once", "is_signal", "as_positions",
+    "as_rows", "as_images", "joined", "not_a_signal", "matrices", "require_rule", "wrong_state",
+}  # fmt: skip
+
+
+def public(*names):
+    """The functions that modules or chapters define for users."""
+    return defined_in(*names).keys() - INTERNAL
 
 
 def made_by(layer):
@@ -151,85 +184,53 @@ def made_by(layer):
 
 def test_every_layer_is_in_the_registry():
     named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
-    layer_modules = (
-        layers, norms, embedding, convolution, pooling, attention, cells, recurrent, compose, wrap,
-    )  # fmt: skip
-    there = set().union(*map(public, layer_modules))
-    assert there - {"masked"} <= named  # whose inputs are a pair
+    # `masked` has tests of its own: its inputs are a pair.
+    assert public("layers", "combinators") - {"masked"} <= named
 
 
 def test_every_loss_is_in_the_registry():
     listed = {case.loss.name for case in cases.LOSSES.values()}
-    there = {value.name for value in vars(losses).values() if isinstance(value, bp.Loss)}
+    there = {value.name for value in vars(bp.outputs).values() if isinstance(value, bp.Loss)}
     assert there | {f"weighted({name})" for name in there} <= listed
 
 
-# What stands beside the readings in their modules, and is not one.
-NOT_READINGS = {
-    "example_norms", "layer_norms", "gram_is_less_work", "by_place_is_less_work",
-    "each_row_once", "directional_derivatives",
-}  # fmt: skip
-
-
 def test_every_reading_is_in_the_registry():
-    there = public(readings) | public(moments) | public(inner) | {"keep"}
-    assert there - NOT_READINGS == set(cases.READINGS)
+    of_answers = {"example_norms", "layer_norms", "directional_derivatives"}
+    assert (public("readings") - of_answers) | {"keep"} == set(cases.READINGS)
 
 
 def test_every_error_is_in_the_registry():
-    assert public(errors) == set(cases.ERRORS)
-
-
-# What stands beside the rules in their modules, and is not one.
-NOT_RULES = {"matrices", "require_rule", "wrong_state"}
+    assert public("outputs.errors") == set(cases.ERRORS)
 
 
 def test_every_rule_is_in_the_registry():
     named = {part.split(",")[0] for name in cases.RULES for part in name.split(" of ")}
-    assert (public(feedback) | public(direct) | public(credit)) - NOT_RULES <= named
+    assert public("rules") - {"alignment"} <= named
 
 
 def test_every_kind_of_signal_is_in_the_registry():
     kinds = {
-        n
-        for n, value in vars(signals).items()
+        name
+        for name, value in vars(importlib.import_module("jaxbp.signals.kinds")).items()
         if inspect.isclass(value) and hasattr(value, "_fields")
     }
     assert kinds == {name.replace(",", "").split()[0] for name in cases.SIGNALS}
 
 
-# What modules share with each other and not with users.
-INTERNAL = {
-    "gram_is_less_work", "by_place_is_less_work", "each_row_once", "is_signal",
-    "as_positions", "as_images", "as_rows", "joined", "not_a_signal", *NOT_RULES,
-}  # fmt: skip
+CHAPTERS_OF_USERS = ("signals", "combinators", "layers", "outputs", "readings", "rules")
 
 
 def test_what_is_public_is_exported_and_documented():
-    modules = (
-        layers,
-        norms,
-        embedding,
-        convolution,
-        pooling,
-        attention,
-        cells,
-        recurrent,
-        compose,
-        wrap,
-        losses,
-        readings,
-        moments,
-        inner,
-        errors,
-        signals,
-        feedback,
-        direct,
-        credit,
-    )
-    for module in modules:
-        for name in public(module) - INTERNAL:
-            assert getattr(bp, name) is getattr(module, name)
+    functions = defined_in(*CHAPTERS_OF_USERS)
+    for name in public(*CHAPTERS_OF_USERS):
+        assert getattr(bp, name) is functions[name]
     for name, value in vars(bp).items():
-        if name[0] != "_" and not inspect.ismodule(value):
+        if name[0] != "_":
             assert inspect.getdoc(value), name
+
+
+def test_a_chapter_hands_on_what_the_package_does():
+    for chapter in CHAPTERS:
+        for name, value in vars(importlib.import_module(f"jaxbp.{chapter}")).items():
+            if f"{chapter}.__init__" in MODULES and name[0] != "_" and not inspect.ismodule(value):
+                assert getattr(bp, name) is value

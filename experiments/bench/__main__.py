@@ -1,0 +1,7 @@
+"""Runs the benchmark."""
+
+import tyro
+
+from experiments.bench.runner import main
+
+tyro.cli(main)

@@ -1,0 +1,67 @@
+"""What the figures share: colours that colour-blind readers can tell apart, and how to save.
+
+Source of the colours: "Color Universal Design", Okabe, Ito, 2008.
+"""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from experiments.common.files import whole
+
+mpl.use("Agg")  # figures go to files: no screen is needed
+
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+RED, SKY, PURPLE, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
+CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+
+mpl.rcParams.update(
+    {
+        "axes.prop_cycle": mpl.cycler(color=CYCLE),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.constrained_layout.use": True,
+        "font.size": 10,
+        "legend.frameon": False,
+        "savefig.dpi": 110,
+    }
+)
+
+
+def save(figure, path):
+    """Saves the figure as a PNG, whole or not at all, and says where."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as unfinished:
+        figure.savefig(unfinished, format="png")
+    print(f"figure saved as {path}")
+
+
+def draw_plane(axes, inputs, targets, predict):
+    """Points of two classes on the regions that a model gives them, and the boundary between.
+
+    Args:
+      axes: to draw on.
+      inputs: the points, [N, 2].
+      targets: [N, 1], 1 for blue and 0 for red.
+      predict: the model's probability that a point is blue, [M, 2] to [M, 1].
+    """
+    inputs, blue = np.asarray(inputs), np.asarray(targets)[:, 0] == 1
+    low, high = inputs.min(axis=0) - 0.4, inputs.max(axis=0) + 0.4
+    u, v = np.meshgrid(*np.linspace(low, high, 200).T)
+    y_hat = np.asarray(predict(np.stack([u.ravel(), v.ravel()], axis=-1))).reshape(u.shape)
+    axes.contourf(u, v, y_hat, levels=[-1, 0.5, 2], colors=[RED, BLUE], alpha=0.18)
+    if y_hat.min() < 0.5 < y_hat.max():
+        axes.contour(u, v, y_hat, levels=[0.5], colors=BLACK, linewidths=2)
+    shared = {"s": 22, "edgecolors": "white", "linewidths": 0.6, "zorder": 3}
+    axes.scatter(*inputs[blue].T, color=BLUE, marker="o", label="blue, $y = 1$", **shared)
+    axes.scatter(*inputs[~blue].T, color=RED, marker="^", label="red, $y = 0$", **shared)
+    axes.plot([], [], color=BLACK, linewidth=2, label=r"boundary, $\hat y = 1/2$")
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
+
+
+def draw_line(axes, weight, bias, **style):
+    """The line x . w + b = 0 in the plane, through its point nearest to the origin."""
+    nearest = -bias * weight / (weight @ weight)
+    axes.axline(nearest, nearest + np.array([-weight[1], weight[0]]), **style)

@@ -1,0 +1,333 @@
+"""Combinators: layers made of several layers.
+
+The chain rule of a composition is the composition of the chain rules in reverse: the dx of one
+part is the dy of the part before it. Nothing else passes between layers.
+"""
+
+import functools
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.require import placed, require_entries, require_layers, require_same_shape
+from jaxbp.signals.kinds import keep
+from jaxbp.types import Layer, LayerError, show_shape, split_keys
+
+
+class Direct(NamedTuple):
+    """A tree for backward that brings the error at a chain's outputs straight to each of its parts.
+
+    Attributes:
+      parts: what carries the error inside each part, as the chain's parameters.
+      matrices: B of each part but the last, which gets the error as it is. [C, O] if its outputs
+        have the positions of the chain's; else for both as flat vectors, [T C, ...].
+    """
+
+    parts: tuple[Any, ...]
+    matrices: tuple[jax.Array, ...]
+
+
+def chain(*layers):
+    """The layers one after another, y = f_n(... f_2(f_1(x))). dx = J_1^T J_2^T ... J_n^T dy.
+
+    Parameters, caches and readings are tuples with an entry for each part. If the tree for backward
+    is a `Direct`, part i gets dy B_i in place of the dx of the part after it, and no part waits for
+    another; dx is then that of the first part, for the error that it got.
+
+    Args:
+      *layers: in the order in which the forward pass meets them.
+
+    Raises:
+      TypeError: one of them is not a Layer.
+      LayerError: a part refuses its inputs or parameters; the message says which part.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2))
+      >>> params, out_shape = net.init(jax.random.key(0), (3,))
+      >>> out_shape, [sorted(part) for part in params]
+      ((2,), [['bias', 'weight'], [], ['bias', 'weight']])
+    """
+    require_layers("chain: part", layers)
+    name = f"chain({', '.join(layer.name for layer in layers)})"
+
+    def parts(*trees):
+        """For each part: itself, the place for its errors, and what is its own in each tree."""
+        for tree in trees:
+            require_entries(name, tree, len(layers))
+        places = [placed(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
+        return list(zip(layers, places, *trees, strict=True))
+
+    def init(key, shape):
+        params = []
+        keys = jax.random.split(key, len(layers))
+        for layer, place, part_key in parts(tuple(keys)):
+            with place:
+                part_params, shape = layer.init(part_key, shape)
+            params.append(part_params)
+        return tuple(params), shape
+
+    def forward(params, x, *, key=None):
+        caches = []
+        for layer, place, part_params, part_key in parts(params, split_keys(key, len(layers))):
+            with place:
+                x, cache = layer.forward(part_params, x, key=part_key)
+            caches.append(cache)
+        return x, tuple(caches)
+
+    def backward(params, caches, dy, *, read=keep):
+        if isinstance(params, Direct):
+            trees, matrices = params.parts, (*params.matrices, None)
+            if len(matrices) != len(layers):
+                raise LayerError(
+                    name,
+                    f"got {len(params.matrices)} direct matrices; it takes {len(layers) - 1}, one "
+                    "for each part but the last.",
+                )
+        else:
+            trees, matrices = params, (None,) * len(layers)
+        error, dx, readings = dy, dy, []
+        for layer, place, tree, cache, matrix in reversed(parts(trees, caches, matrices)):
+            with place:
+                dy = dx if matrix is None else _sent(layer, error, matrix, dx.shape)
+                dx, reading = layer.backward(tree, cache, dy, read=read)
+            readings.append(reading)
+        return dx, tuple(reversed(readings))
+
+    return Layer(name, init, forward, backward)
+
+
+def residual(*layers):
+    """What goes in, added to what the layers make of it, y = x + f(x). dx = dy + J^T dy.
+
+    The layers are a chain if there are several. Parameters, caches and readings are those of f.
+
+    Raises:
+      TypeError: one of them is not a Layer, or there is none.
+      LayerError: f does not map a shape to itself, or refuses its inputs or parameters.
+
+    References:
+      "Deep Residual Learning for Image Recognition", He, Zhang, Ren, Sun, 2016.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> block = bp.residual(bp.layer_norm(), bp.dense(8), bp.gelu(), bp.dense(4))
+      >>> params, out_shape = block.init(jax.random.key(0), (4,))
+      >>> out_shape, len(params)
+      ((4,), 4)
+    """
+    require_layers("residual: part", layers)
+    if not layers:
+        raise TypeError("residual: takes a Layer, or several that are a chain; got none.")
+    inner = layers[0] if len(layers) == 1 else chain(*layers)
+    name = f"residual({inner.name})"
+
+    def init(key, shape):
+        with placed("residual", inner):
+            params, out_shape = inner.init(key, shape)
+        require_same_shape(name, shape, out_shape, "a residual")
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        with placed("residual", inner):
+            y, cache = inner.forward(params, x, key=key)
+        return x + y, cache
+
+    def backward(params, cache, dy, *, read=keep):
+        with placed("residual", inner):
+            dx, readings = inner.backward(params, cache, dy, read=read)
+        return dy + dx, readings
+
+    return Layer(name, init, forward, backward)
+
+
+def parallel(*layers, combine="sum"):
+    """Branches side by side, of which the outputs are added or concatenated.
+
+      sum           y = f_1(x) + ... + f_n(x)         dy goes to each branch
+      concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own outputs of dy
+
+    Outputs are concatenated along their last axis. All branches see the same x, and dx is the sum
+    of theirs; or, if x is a tuple with an array for each branch, each sees its own, and dx is a
+    tuple too. Parameters, caches and readings are tuples with an entry for each branch.
+
+    Args:
+      *layers: the branches.
+      combine: `sum` or `concatenate`.
+
+    Raises:
+      TypeError: a branch is not a Layer, or there is none.
+      ValueError: `combine` is neither of its two words.
+      LayerError: the outputs of the branches do not fit together, there are not as many inputs as
+        branches, or a branch refuses its inputs or parameters; the message says which.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> wide = bp.parallel(bp.dense(3), bp.chain(bp.dense(4), bp.tanh()), combine="concatenate")
+      >>> wide.init(jax.random.key(0), (5,))[1], wide.init(jax.random.key(0), ((5,), (2,)))[1]
+      ((7,), (7,))
+    """
+    require_layers("parallel: branch", layers)
+    if not layers:
+        raise TypeError("parallel: takes a Layer for each branch; got none.")
+    if combine not in ("sum", "concatenate"):
+        raise ValueError(f"parallel: combine is {combine!r}; it takes 'sum' or 'concatenate'.")
+    name = f"parallel({', '.join(layer.name for layer in layers)})"
+    places = [f"parallel: branch {i}" for i in range(1, len(layers) + 1)]
+    init_each, forward_each, backward_each = _side_by_side(name, layers, places)
+
+    def for_each(x, *, several):
+        """The input of each branch: its own if there are several, else the same for all."""
+        if several and len(x) != len(layers):
+            raise LayerError(name, f"got {len(x)} inputs; it takes {len(layers)}, or one for all.")
+        return tuple(x) if several else (x,) * len(layers)
+
+    def init(key, shape):
+        several = len(shape) > 0 and isinstance(shape[0], tuple | list)
+        params, shapes = init_each(key, for_each(shape, several=several))
+        first, *others = shapes
+        if combine == "sum":
+            out_shape, fit = first, all(other == first for other in others)
+        else:
+            fit = all(shape and shape[:-1] == first[:-1] for shape in shapes)
+            out_shape = (*first[:-1], sum(shape[-1] for shape in shapes if shape))
+        if not fit:
+            raise LayerError(
+                name,
+                f"has branches with outputs {', '.join(map(show_shape, shapes))}; to {combine} "
+                f"them takes equal shapes{'' if combine == 'sum' else ' but for the last axis'}.",
+            )
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        inputs = for_each(x, several=isinstance(x, tuple))
+        outputs, caches = forward_each(params, inputs, key)
+        y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
+        # Whether inputs are several, and how wide outputs are: arrays of them without examples.
+        shapes = jax.tree.map(lambda array: array[:0], (x, outputs))
+        return y, (caches, *shapes)
+
+    def backward(params, cache, dy, *, read=keep):
+        caches, x, outputs = cache
+        if combine == "sum":
+            errors = (dy,) * len(layers)
+        else:
+            ends = itertools.accumulate(output.shape[-1] for output in outputs[:-1])
+            errors = tuple(jnp.split(dy, list(ends), axis=-1))
+        dxs, readings = backward_each(params, caches, errors, read)
+        return (dxs if isinstance(x, tuple) else _sum(dxs)), readings
+
+    return Layer(name, init, forward, backward)
+
+
+def gated(layer, gate):
+    """What a layer makes of x, let through by a gate, y = f(x) g(x), entry by entry.
+
+      dx = J_f^T (g dy) + J_g^T (f dy)
+
+    With a dense layer and one with an activation it is the first half of a gated feed-forward
+    network: of SwiGLU, if that is silu. Parameters, caches and readings are pairs, of f and of g.
+
+    Args:
+      layer: f.
+      gate: g.
+
+    Raises:
+      TypeError: one of them is not a Layer.
+      LayerError: their outputs are not of one shape, or they refuse inputs or parameters.
+
+    References:
+      "GLU Variants Improve Transformer", Shazeer, 2020.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> swiglu = bp.chain(
+      ...     bp.gated(bp.dense(8), bp.chain(bp.dense(8), bp.silu())), bp.dense(4)
+      ... )
+      >>> swiglu.init(jax.random.key(0), (4,))[1]
+      (4,)
+    """
+    require_layers("gated: part", (layer, gate))
+    name = f"gated({layer.name}, {gate.name})"
+    places = "gated: layer", "gated: gate"
+    init_each, forward_each, backward_each = _side_by_side(name, (layer, gate), places)
+
+    def init(key, shape):
+        params, (out_shape, gate_shape) = init_each(key, (shape, shape))
+        if gate_shape != out_shape:
+            raise LayerError(
+                name,
+                f"has a layer with outputs {show_shape(out_shape)} and a gate with "
+                f"{show_shape(gate_shape)}; it takes equal shapes.",
+            )
+        return params, out_shape
+
+    def forward(params, x, *, key=None):
+        (f, g), caches = forward_each(params, (x, x), key)
+        return f * g, (f, g, caches)
+
+    def backward(params, cache, dy, *, read=keep):
+        f, g, caches = cache
+        dxs, readings = backward_each(params, caches, (g * dy, f * dy), read)
+        return _sum(dxs), readings
+
+    return Layer(name, init, forward, backward)
+
+
+def _side_by_side(name, layers, places):
+    """The three functions of layers that do not see each other, on a tuple of what is of each.
+
+    init(key, shapes) -> (params, out_shapes)
+    forward(params, inputs, key) -> (outputs, caches)
+    backward(params, caches, errors, read) -> (dxs, readings)
+    """
+
+    def each(function, *trees):
+        """The pairs that `function(layer, own in each tree)` answers with, as a pair of tuples."""
+        answers = []
+        for tree in trees:
+            require_entries(name, tree, len(layers))
+        for place, layer, *own in zip(places, layers, *trees, strict=True):
+            with placed(place, layer):
+                answers.append(function(layer, *own))
+        return tuple(zip(*answers, strict=True))
+
+    def init(key, shapes):
+        keys = tuple(jax.random.split(key, len(layers)))
+        return each(lambda layer, key, shape: layer.init(key, shape), keys, shapes)
+
+    def forward(params, inputs, key):
+        return each(
+            lambda layer, params, x, key: layer.forward(params, x, key=key),
+            *(params, inputs, split_keys(key, len(layers))),
+        )
+
+    def backward(params, caches, errors, read):
+        return each(
+            lambda layer, params, cache, dy: layer.backward(params, cache, dy, read=read),
+            *(params, caches, errors),
+        )
+
+    return init, forward, backward
+
+
+def _sum(arrays):
+    return functools.reduce(jnp.add, arrays)
+
+
+def _sent(layer, error, matrix, shape):
+    """The error [N, ..., C] at the outputs of a chain, by its own matrix to those of one part."""
+    if error.shape[:-1] == shape[:-1] and matrix.shape == (error.shape[-1], shape[-1]):
+        return error @ matrix
+    sizes = math.prod(error.shape[1:]), math.prod(shape[1:])
+    if matrix.shape != sizes:
+        raise LayerError(
+            layer.name,
+            f"got a direct matrix of shape {show_shape(matrix.shape)}; to its outputs, "
+            f"{show_shape(shape)}, from an error {show_shape(error.shape)}, it takes "
+            f"{show_shape(sizes)}.",
+        )
+    return (error.reshape(len(error), -1) @ matrix).reshape(shape)

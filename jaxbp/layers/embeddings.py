@@ -1,0 +1,224 @@
+"""Tokens and where they stand: what makes vectors of integers, and of places in a sequence.
+
+A table is a matrix that is applied to one-hot vectors. Nobody forms them: to apply it is to look up
+rows, its gradient is a sum of errors row by row, and of an example there are as many rows in it as
+the example has different tokens.
+"""
+
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from jaxbp.require import (
+    require_count,
+    require_delta,
+    require_floats,
+    require_leaves,
+    require_positive,
+    require_shape,
+)
+from jaxbp.signals.kinds import Lookup, keep
+from jaxbp.types import Layer, LayerError, show_shape, widened
+
+
+def embedding(
+    vocabulary,
+    features,
+    *,
+    weight_init=initializers.normal(0.02),  # noqa: B008 -- a pure function
+    dtype=float,
+):
+    """A vector for each token, y_nt = W[x_nt].
+
+      dE/dW[v] = sum of dy_nt over the n, t with x_nt = v
+
+    Inputs are integers [N, ...], outputs [N, ..., O], parameters `{"weight": [V, O]}`. Integers
+    have no derivative: dx is None. A token that is not in [0, V) has a vector of nan.
+
+    Args:
+      vocabulary: V, the number of different tokens.
+      features: O, the size of a vector.
+      weight_init: an initialiser in the form of `jax.nn.initializers`; that of GPT-2 if none.
+      dtype: of the parameters. `float` is jax's default.
+
+    Raises:
+      ValueError: `vocabulary` or `features` is not a positive integer.
+      LayerError: the inputs, or the parameters, do not fit.
+
+    References:
+      "A Neural Probabilistic Language Model", Bengio, Ducharme, Vincent, Jauvin, 2003.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> layer = bp.embedding(5, 2)
+      >>> params, out_shape = layer.init(jax.random.key(0), (3,))
+      >>> y, cache = layer.forward(params, jnp.array([[4, 0, 4]]))
+      >>> _, grads = layer.backward(params, cache, jnp.ones((1, 3, 2)), read=bp.total)
+      >>> out_shape, grads["weight"][:, 0].tolist()
+      ((3, 2), [1.0, 0.0, 0.0, 0.0, 2.0])
+    """
+    require_count("embedding", "vocabulary", vocabulary)
+    require_count("embedding", "features", features)
+    name = f"embedding({vocabulary}, {features})"
+
+    def require(params):
+        require_leaves(name, params, ("weight",))
+        _require_table(name, params["weight"], (vocabulary, features))
+
+    def require_tokens(x):
+        if not hasattr(x, "dtype"):
+            raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
+        if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim < 1:
+            raise LayerError(
+                name,
+                f"got inputs of dtype {x.dtype} and shape {show_shape(x.shape)}; it takes tokens, "
+                "integers [N, ...].",
+            )
+
+    def init(key, shape):
+        shape = require_shape(name, shape)
+        return {"weight": weight_init(key, (vocabulary, features), dtype)}, (*shape, features)
+
+    def forward(params, x, *, key=None):
+        del key
+        require(params)
+        require_tokens(x)
+        # What is not a row of the table is made to stand out, not taken for the nearest that is.
+        rows = jnp.where(x < 0, vocabulary, x)
+        return params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan), x
+
+    def backward(params, x, dy, *, read=keep):
+        require(params)
+        require_delta(name, dy, (*x.shape, features))
+        return None, {"weight": read(Lookup(x, dy, params["weight"][:, :0]))}
+
+    return Layer(name, init, forward, backward)
+
+
+def learned_positions(
+    length,
+    *,
+    weight_init=initializers.normal(0.02),  # noqa: B008 -- a pure function
+    dtype=float,
+):
+    """Adds a learned vector to each position, y_nt = x_nt + W[t]. dx = dy.
+
+      dE/dW[t] = sum_n dy_nt
+
+    Inputs are [N, T, O] with T at most `length`, parameters `{"weight": [length, O]}`.
+
+    Args:
+      length: how many positions have a vector.
+      weight_init: an initialiser in the form of `jax.nn.initializers`; that of GPT-2 if none.
+      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+
+    Raises:
+      ValueError: `length` is not a positive integer.
+      LayerError: the inputs, or the parameters, do not fit.
+
+    Example:
+      >>> import jax, jaxbp as bp
+      >>> net = bp.chain(bp.embedding(5, 2), bp.learned_positions(16))
+      >>> params, out_shape = net.init(jax.random.key(0), (10,))
+      >>> out_shape, params[1]["weight"].shape
+      ((10, 2), (16, 2))
+    """
+    require_count("learned_positions", "length", length)
+    name = f"learned_positions({length})"
+
+    def require(params, shape):
+        require_leaves(name, params, ("weight",))
+        _require_table(name, params["weight"], (length, shape[-1]))
+
+    def init(key, shape):
+        shape = _require_sequence(name, shape, length)
+        return {"weight": weight_init(key, (length, shape[-1]), dtype)}, shape
+
+    def forward(params, x, *, key=None):
+        del key
+        require_floats(name, x)
+        _require_sequence(name, x.shape[1:], length)
+        require(params, x.shape)
+        require_floats(name, x, params["weight"].dtype)
+        return x + params["weight"][: x.shape[1]], x[:0]
+
+    def backward(params, no_examples, dy, *, read=keep):
+        require(params, dy.shape)
+        require_delta(name, dy, (len(dy), *no_examples.shape[1:]))
+        rows = jnp.broadcast_to(jnp.arange(dy.shape[1]), dy.shape[:2])
+        return dy, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
+
+    return Layer(name, init, forward, backward)
+
+
+def sinusoidal_positions(base=10_000.0):
+    """Adds waves of many lengths to each position, y_nt = x_nt + p_t. dx = dy.
+
+      p_t[2 i] = sin(t / base^(2 i / O)),   p_t[2 i + 1] = cos(t / base^(2 i / O))
+
+    Inputs are [N, T, O] with an even O; there is nothing to learn.
+
+    Args:
+      base: how much longer than the first the last wave is, nearly; positive.
+
+    Raises:
+      ValueError: `base` is not positive.
+      LayerError: the inputs do not fit.
+
+    References:
+      "Attention Is All You Need", Vaswani et al., 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.sinusoidal_positions().forward((), jnp.zeros((1, 3, 4)))
+      >>> y[0, 0].tolist(), bool(jnp.allclose(y[0, 1, :2], jnp.array([jnp.sin(1), jnp.cos(1)])))
+      ([0.0, 1.0, 0.0, 1.0], True)
+    """
+    require_positive("sinusoidal_positions", "base", base)
+    name = "sinusoidal_positions"
+
+    def require(shape):
+        shape = _require_sequence(name, shape)
+        if shape[-1] % 2:
+            raise LayerError(name, f"got {shape[-1]} outputs; sine and cosine take two each.")
+        return shape
+
+    def init(key, shape):
+        del key
+        return (), require(shape)
+
+    def forward(params, x, *, key=None):
+        del params, key
+        require_floats(name, x)
+        t, o = require(x.shape[1:])
+        wide = widened(x).dtype
+        angles = jnp.arange(t, dtype=wide)[:, None] / base ** (jnp.arange(0, o, 2, dtype=wide) / o)
+        waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(t, o)
+        return x + waves.astype(x.dtype), x[:0]
+
+    def backward(params, no_examples, dy, *, read=keep):
+        del params, read
+        require_delta(name, dy, (len(dy), *no_examples.shape[1:]))
+        return dy, ()
+
+    return Layer(name, init, forward, backward)
+
+
+def _require_sequence(name, shape, length=None):
+    """The shape of one example, once it is known to be [T, O] with a T of at most `length`."""
+    shape = require_shape(name, shape)
+    if len(shape) != 2:
+        raise LayerError(
+            name, f"got inputs of shape {show_shape(('N', *shape))}; it takes [N, T, O]."
+        )
+    if length is not None and shape[0] > length:
+        raise LayerError(name, f"got {shape[0]} positions; it has vectors for {length}.")
+    return shape
+
+
+def _require_table(name, table, shape):
+    if jnp.shape(table) != shape:
+        raise LayerError(
+            name,
+            f"got a weight of shape {show_shape(jnp.shape(table))}; it takes {show_shape(shape)}. "
+            "Is it that of another network?",
+        )

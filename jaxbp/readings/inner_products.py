@@ -1,0 +1,208 @@
+"""Inner products of gradients, from their operands: which examples pull the same way.
+
+With g_n the gradient of example n's own loss with respect to all parameters, and none of them
+formed:
+
+  gram                      g_n . g_m    [N, M]   between examples, of one batch or of two
+  directional_derivatives   g_n . v      [N]      along a direction, a tree like the parameters
+
+Both take the tree of signals that a sweep with `read=keep` hands out, or a part of it, or one
+signal, and sum over the parameters in it.
+
+Sources:
+  "Estimating Training Data Influence by Tracing Gradient Descent", Pruthi, Liu, Kale,
+  Sundararajan, 2020: what inner products of gradients tell of data.
+  "Data Shapley in One Training Run", Wang, Mittal, Song, Jia, 2024: from operands.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.readings.sums import by_place_is_less_work, gram_is_less_work, per_example, total
+from jaxbp.signals.conv_patches import patched, windowed
+from jaxbp.signals.conv_products import convolve, exchanged
+from jaxbp.signals.kinds import (
+    Bias,
+    Conv,
+    Lookup,
+    Outer,
+    Scale,
+    as_positions,
+    is_signal,
+    map_signals,
+    not_a_signal,
+)
+from jaxbp.signals.stacked import sum_leaves
+from jaxbp.types import show_shape, widened
+
+
+def gram(signals, other=None):
+    """Inner products of the gradients of examples, g_n . g_m, [N, M], summed over parameters.
+
+    For a weight matrix it is (x_n . x_m) (d_n . d_m). With positions it is sum_st (x_ns . x_mt)
+    (d_ns . d_mt), or the product of the gradients themselves, whichever is less work
+    (`gram_is_less_work`). A kernel is a matrix that patches share. Numbers of 16 bits are
+    accumulated in 32.
+
+    Args:
+      signals: a tree of signals, of N examples.
+      other: the same of M others, by the same network; without it, the N among themselves.
+
+    Raises:
+      TypeError: a leaf is not a signal.
+      ValueError: the two are of different networks, or there are no signals.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+      >>> bp.gram(signal).tolist()
+      [[45.0, 24.0], [24.0, 16.0]]
+    """
+    first = _wide_signals("gram", signals)
+    if other is None:
+        return sum_leaves(map_signals(lambda signal: _gram(signal, signal), first))
+    second = _wide_signals("gram", other)
+    if _parameters_of(first) != _parameters_of(second):
+        raise ValueError(
+            "gram: the signals are not of the same network: of parameters of shapes "
+            f"{_parameters_of(first)[1]} and of {_parameters_of(second)[1]}."
+        )
+    return sum_leaves(map_signals(_gram, first, second))
+
+
+@functools.singledispatch
+def _gram(signal, other) -> jax.Array:
+    del other
+    raise not_a_signal("gram", signal)
+
+
+@_gram.register
+def _(signal: Outer, other):
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
+    z, e = as_positions(other.inputs), as_positions(other.deltas)
+    (n, t, i), o, (m, s) = x.shape, d.shape[-1], z.shape[:2]
+    if t == s == 1:
+        return (x[:, 0] @ z[:, 0].T) * (d[:, 0] @ e[:, 0].T)
+    rows = n * t if other is signal else n * t + m * s
+    if gram_is_less_work(i, o, pairs=n * t * m * s, rows=rows, products=n * m):
+        return jnp.sum(
+            jnp.einsum("nti,msi->nmts", x, z) * jnp.einsum("nto,mso->nmts", d, e), axis=(2, 3)
+        )
+    gradients, others = per_example(Outer(x, d)), per_example(Outer(z, e))
+    return gradients.reshape(n, -1) @ others.reshape(m, -1).T
+
+
+@_gram.register(Bias)
+@_gram.register(Scale)
+def _(signal, other):
+    return per_example(signal) @ per_example(other).T
+
+
+@_gram.register
+def _(signal: Lookup, other):
+    d, e = as_positions(signal.deltas), as_positions(other.deltas)
+    (n, t, _), (m, s, _) = d.shape, e.shape
+    if t * s < len(signal.table):
+        rows, others = signal.indices.reshape(n, 1, t, 1), other.indices.reshape(1, m, 1, s)
+        return jnp.sum(jnp.where(rows == others, jnp.einsum("nto,mso->nmts", d, e), 0), axis=(2, 3))
+    return per_example(signal).reshape(n, -1) @ per_example(other).reshape(m, -1).T
+
+
+@_gram.register
+def _(signal: Conv, other):
+    if by_place_is_less_work(signal):  # for a norm, and then all the more for products with many
+        gradients = per_example(signal).reshape(len(signal.deltas), -1)
+        others = per_example(other).reshape(len(other.deltas), -1)
+        return gradients @ others.T
+    first = patched(signal)
+    if other is signal:
+        return jnp.sum(jax.vmap(lambda outer: _gram(outer, outer))(first), axis=0)
+    return jnp.sum(jax.vmap(_gram)(first, patched(other)), axis=0)
+
+
+def directional_derivatives(signals, direction):
+    """The derivative of each example's loss along a direction of the parameters, g_n . v, [N].
+
+    For a weight matrix it is sum_t (V^T x_nt) . d_nt: one more product of the forward pass's size,
+    and for a kernel one more convolution.
+    Numbers of 16 bits are accumulated in 32.
+
+    Args:
+      signals: a tree of signals, of N examples.
+      direction: v, a tree with an array of the parameter's shape for each signal.
+
+    Raises:
+      TypeError: a leaf is not a signal.
+      ValueError: the direction is not a tree like the parameters, or there are no signals.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+      >>> bp.directional_derivatives(signal, bp.mean(signal)).tolist()
+      [34.5, 20.0]
+    """
+    signals = _wide_signals("directional_derivatives", signals)
+    structure, shapes = _parameters_of(signals)
+    got = ", ".join(show_shape(jnp.shape(leaf)) for leaf in jax.tree.leaves(direction))
+    if (jax.tree.structure(direction), got) != (structure, shapes):
+        raise ValueError(
+            "directional_derivatives: the direction is not a tree like the parameters, of shapes "
+            f"{shapes}."
+        )
+    return sum_leaves(map_signals(_along, signals, jax.tree.map(widened, direction)))
+
+
+@functools.singledispatch
+def _along(signal, direction) -> jax.Array:
+    del direction
+    raise not_a_signal("directional_derivatives", signal)
+
+
+@_along.register
+def _(signal: Outer, direction):
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
+    return jnp.sum((x @ direction) * d, axis=(1, 2))
+
+
+@_along.register(Bias)
+@_along.register(Scale)
+def _(signal, direction):
+    return per_example(signal) @ direction
+
+
+@_along.register
+def _(signal: Lookup, direction):
+    rows = direction[signal.indices.reshape(len(signal.indices), -1)]
+    return jnp.sum(rows * as_positions(signal.deltas), axis=(1, 2))
+
+
+@_along.register
+def _(signal: Conv, direction):
+    x, y = windowed(signal)
+    geometry = signal.geometry
+    if geometry.transposed:
+        direction = exchanged(direction, geometry.groups)
+    moved = convolve(x.reshape(-1, *x.shape[2:]), direction, geometry)
+    return jnp.sum((moved.reshape(y.shape) * y).reshape(len(y), -1), axis=1)
+
+
+def _wide_signals(name, tree):
+    """A tree of signals in at least 32 bits."""
+
+    def wide(signal):
+        if not is_signal(signal):
+            raise not_a_signal(name, signal)
+        return jax.tree.map(widened, signal)
+
+    if not jax.tree.leaves(tree):
+        raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
+    return jax.tree.map(wide, tree, is_leaf=is_signal)
+
+
+def _parameters_of(signals):
+    """The parameters that signals are of: their tree, and their shapes as messages write them."""
+    parameters = jax.eval_shape(lambda tree: map_signals(total, tree), signals)
+    shapes = [leaf.shape for leaf in jax.tree.leaves(parameters)]
+    return jax.tree.structure(parameters), ", ".join(map(show_shape, shapes))

@@ -1,0 +1,139 @@
+"""Direct feedback: the error leaps from the outputs of a chain to each of its parts.
+
+Backpropagation takes the error from part to part, each waiting for the one after it. Here every
+part has a matrix of its own that leads from the outputs straight to it, so that a sweep needs no
+matrix product between parts, and could visit all of them at once.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from jaxbp.combinators.compose import Direct, chain
+from jaxbp.rules.feedback import FEEDBACK_STREAM, exact, wrong_state
+from jaxbp.types import Rule, split_keys
+
+
+class DirectState(NamedTuple):
+    """What `direct_feedback` remembers.
+
+    Attributes:
+      matrices: B of each block but the last.
+      blocks: the state of the rule inside each block.
+    """
+
+    matrices: tuple[jax.Array, ...]
+    blocks: tuple[Any, ...]
+
+
+def direct_feedback(*blocks, scale=1.0, rules=None):
+    """Direct feedback alignment: the error at the outputs of a chain goes to each block by itself.
+
+      dy_i = delta B_i,   B_i [C, O_i] fixed and random;   the last block gets delta
+
+    The network is `chain(*blocks)`. Inside a block, which may be a network, the error is carried
+    back exactly, or as another rule says. No block waits for another, and none but the first makes
+    a dx that anybody reads: the dx of the whole is that of the first block for the error it got.
+    One block alone is the last.
+
+    Blocks whose outputs have the positions of the chain's share one matrix over them; for others B
+    leads from all outputs to all outputs.
+
+    Args:
+      *blocks: the parts of the chain, each with what bends its outputs: `chain(dense(64), tanh())`.
+      scale: the entries of B are normal numbers times `scale / sqrt(O_i)`.
+      rules: one for each block, `exact()` if there are none. Another `direct_feedback` there makes
+        the routes of a block that is a chain itself.
+
+    Raises:
+      TypeError: a block is not a Layer.
+      ValueError: there are no blocks, or not as many rules; or, on `make`, the network is not the
+        chain of the blocks; or, on `choose`, the state is of another.
+
+    References:
+      "Direct Feedback Alignment Provides Learning in Deep Neural Networks", Nøkland, 2016.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> hidden = [bp.chain(bp.dense(8), bp.tanh()) for _ in range(3)]
+      >>> net, rule = bp.chain(*hidden, bp.dense(2)), bp.direct_feedback(*hidden, bp.dense(2))
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> rule_state = rule.make(jax.random.key(1), net, (3,))
+      >>> [matrix.shape for matrix in rule_state.matrices]
+      [(2, 8), (2, 8), (2, 8)]
+      >>> grads = bp.value_and_grad(net, bp.squared_error, rule=rule)
+      >>> value, _ = grads(params, jnp.ones((5, 3)), jnp.zeros((5, 2)), rule_state=rule_state)
+    """
+    chained = chain(*blocks)
+    if not blocks:
+        raise ValueError("direct_feedback: takes the blocks of a chain; got none.")
+    rules = [exact() for _ in blocks] if rules is None else list(rules)
+    if len(rules) != len(blocks) or not all(isinstance(rule, Rule) for rule in rules):
+        raise ValueError(
+            f"direct_feedback: got {len(rules)} rules for {len(blocks)} blocks; it takes a Rule "
+            "for each."
+        )
+    name = "direct_feedback"
+
+    def make(key, net, shape):
+        if _parameters(net, key, shape) != _parameters(chained, key, shape):
+            raise ValueError(
+                f"{name}: the network is not the chain of the blocks: {net.name} has other "
+                f"parameters than {chained.name}."
+            )
+        init_key, key, block_key = jax.random.split(jax.random.fold_in(key, FEEDBACK_STREAM), 3)
+        states, shapes, dtypes = [], [], []
+        for i, (block, rule) in enumerate(zip(blocks, rules, strict=True)):
+            states.append(rule.make(jax.random.fold_in(block_key, i), block, shape))
+            params, shape = block.init(init_key, shape)
+            shapes.append(shape)
+            dtypes += [leaf.dtype for leaf in jax.tree.leaves(params)]
+        dtype = jnp.result_type(*dtypes) if dtypes else float
+        draw = initializers.variance_scaling(1.0, "fan_out", "normal", dtype=dtype)
+        sizes = [_direct_sizes(shapes[-1], shape) for shape in shapes[:-1]]
+        keys = jax.random.split(key, len(blocks))
+        matrices = [jnp.asarray(scale, dtype) * matrix for matrix in map(draw, keys, sizes)]
+        return DirectState(tuple(matrices), tuple(states))
+
+    def of_blocks(state, params, key):
+        """For each block its rule, its state, its parameters and a key."""
+        if not isinstance(state, DirectState):
+            raise wrong_state(name, f"it is {type(state).__name__}, not DirectState")
+        if not isinstance(params, tuple) or len(params) != len(blocks):
+            raise wrong_state(name, f"the parameters are not of a chain of {len(blocks)} blocks")
+        return zip(rules, state.blocks, params, split_keys(key, len(blocks)), strict=True)
+
+    def choose(state, params, *, key=None):
+        parts = [
+            rule.choose(own, part, key=part_key)
+            for rule, own, part, part_key in of_blocks(state, params, key)
+        ]
+        return Direct(tuple(parts), state.matrices)
+
+    def update(state, params, *, move, key=None):
+        def move_at(i):
+            return lambda tree: move((*params[:i], tree, *params[i + 1 :]))[i]
+
+        states = [
+            rule.update(own, part, move=move_at(i), key=part_key)
+            for i, (rule, own, part, part_key) in enumerate(of_blocks(state, params, key))
+        ]
+        return state._replace(blocks=tuple(states))
+
+    return Rule(name, make, choose, update)
+
+
+def _parameters(net, key, shape):
+    """The structure, the shapes and the dtypes of a network's parameters."""
+    params = jax.eval_shape(lambda key: net.init(key, shape)[0], key)
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
+
+
+def _direct_sizes(outputs, shape):
+    """The sizes of a matrix from the outputs of a chain to those of a part, by their shapes."""
+    if outputs[:-1] == shape[:-1]:
+        return outputs[-1], shape[-1]
+    return math.prod(outputs), math.prod(shape)

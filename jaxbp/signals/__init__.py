@@ -1,0 +1,20 @@
+"""Signals: the operands of a parameter's gradient, kept apart until a reading combines them.
+
+`kinds` has the five records: `Outer`, `Bias`, `Scale`, `Lookup` and `Conv`. `stacked` handles trees
+that hold many alike layers in one array. Convolutions need more: `conv_windows` says which inputs
+a window sees, `conv_products` computes the three products over them, and `conv_patches` turns a
+`Conv` into the `Outer` of its patches.
+
+This chapter imports only `types`. A new kind of signal is added to `kinds`, and its formulas to
+the modules of `readings`.
+"""
+
+from jaxbp.signals.conv_windows import Geometry as Geometry
+from jaxbp.signals.kinds import Bias as Bias
+from jaxbp.signals.kinds import Conv as Conv
+from jaxbp.signals.kinds import Lookup as Lookup
+from jaxbp.signals.kinds import Outer as Outer
+from jaxbp.signals.kinds import Scale as Scale
+from jaxbp.signals.kinds import keep as keep
+from jaxbp.signals.kinds import map_signals as map_signals
+from jaxbp.signals.stacked import Stacked as Stacked

@@ -1,0 +1,98 @@
+"""Where training stopped being finite: at which step, and in which layer.
+
+Looking at every value of every step would slow all of them. So an epoch runs unwatched, and only
+where its end is not finite is it made again from its beginning: step by step up to the first that
+goes wrong, and that one operation by operation.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.readings.sums import mean
+from jaxbp.training.step import forward_key, rule_keys
+from jaxbp.types import LayerError
+
+
+class NonFiniteError(FloatingPointError):
+    """Training met a value that is infinite or not a number.
+
+    Attributes:
+      epoch: in which epoch, counted from 1.
+      step: at which step of it, counted from 1; None if it was after the last.
+      place: where the first such value stood, in words.
+      state: the last good state, before that step.
+      records: those of the epochs before.
+    """
+
+    def __init__(self, epoch, step, place, state, records):
+        """Takes the attributes, in their order."""
+        when = f"epoch {epoch}" if step is None else f"epoch {epoch}, step {step}"
+        super().__init__(
+            f"fit: {when}: the first value that is not finite came from {place}. "
+            "The last good state is in this error's `state`. A smaller learning rate?"
+        )
+        self.epoch, self.step, self.place = epoch, step, place
+        self.state, self.records = state, records
+
+
+class BadStepError(Exception):
+    """A step after which the loss, a parameter or the state of the rule is not finite.
+
+    Attributes:
+      step: which one of the epoch, counted from 1.
+      state: the state before it.
+      after: the state after it.
+      batch: its inputs and targets.
+    """
+
+    def __init__(self, step, state, after, batch):
+        """Takes the attributes, in their order."""
+        super().__init__(f"step {step} is not finite")
+        self.step, self.state, self.after, self.batch = step, state, after, batch
+
+
+def run_watched(step, state, batches):
+    """Makes a step for each batch and looks at each: the last state and the mean record.
+
+    Raises:
+      BadStepError: a step is not finite.
+    """
+    sums, n = None, 0
+    for i, batch in enumerate(batches, 1):
+        after, record = step(state, *batch)
+        if not is_finite((record["loss"], after.params, after.rule_state)):
+            raise BadStepError(i, state, after, batch)
+        size = len(batch[0])
+        weighed = jax.tree.map(lambda r, size=size: size * r, record)
+        sums = weighed if sums is None else jax.tree.map(jnp.add, sums, weighed)
+        state, n = after, n + size
+    return state, jax.tree.map(lambda s: s / n, sums)
+
+
+def locate(net, loss, rule, bad):
+    """Where the first value of a bad step that is not finite stands, in words."""
+    key = forward_key(bad.state)
+    params, (inputs, targets) = bad.state.params, bad.batch
+    phase = "the forward pass"
+    try:
+        with jax.debug_nans(True), jax.debug_infs(True):
+            outputs, cache = net.forward(params, inputs, key=key)
+            phase = "the loss"
+            _, delta = loss(outputs, targets)
+            phase = "the backward pass"
+            choose_key, _ = rule_keys(bad.state)
+            tree = rule.choose(bad.state.rule_state, params, key=choose_key)
+            net.backward(tree, cache, delta, read=mean)
+    except LayerError as error:
+        return f"{phase}, {error.where}"
+    except FloatingPointError:
+        return phase if phase == "the loss" else f"{phase}, {net.name}"
+    in_rule = is_finite(bad.after.params) and not is_finite(bad.after.rule_state)
+    return f"the update of {rule.name if in_rule else 'the parameters'}"
+
+
+@jax.jit
+def is_finite(tree):
+    """Whether every number in a tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))

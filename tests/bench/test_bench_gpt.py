@@ -1,0 +1,395 @@
+"""The benchmark of transformers: that all of them are the same network, and that tables come out.
+
+No time is asserted. Networks are compared in float32, which is what the peers compute in.
+"""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracles import assert_close
+
+import jaxbp as bp
+from experiments.bench import gpts as transformers
+from experiments.bench import peers
+from experiments.bench import transformers as bench_gpt
+from experiments.bench.gpts import Gpt
+from experiments.common import measuring
+from jaxbp.signals.stacked import Stacked
+
+pytestmark = pytest.mark.usefixtures("as_shipped")
+TINY = Gpt(2, 16, 2, 6, 3, vocabulary=11)
+LOOPS = {
+    "written out": TINY,
+    "recomputed": TINY._replace(recomputed=True),
+    "scanned": TINY._replace(scanned=True),
+    "scanned and recomputed": TINY._replace(scanned=True, recomputed=True),
+}
+ONE_BLOCK = TINY._replace(blocks=1)
+DEEP = ONE_BLOCK._replace(scanned=True, recomputed=True)
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
+    monkeypatch.setattr(bench_gpt, "COMPILATIONS", 1)
+    monkeypatch.setattr(bench_gpt, "FEW_BLOCKS", 1)  # DEEP has as many
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)  # for the sake of the other tests
+    monkeypatch.setattr(peers, "cores", lambda: 1)  # the tests have the others
+
+
+def make_case(gpt):
+    """Parameters of which none is zero or one, and a batch of tokens and labels."""
+    params, *data = bench_gpt.make_case(gpt, 0)
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [w + 0.2 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
+    return structure.unflatten(moved), *data
+
+
+def assert_alike(got, want, tolerance=1e-4):
+    """Within a part of an array's largest number, or a hundredth of it of the tree's.
+
+    The gradient of a key's bias is zero, and what is computed of it rounding.
+    """
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(want))
+    for (path, a), b in zip(jax.tree.leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        atol = tolerance * max(float(np.max(np.abs(b))), largest / 100)
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=atol, err_msg=where)
+
+
+def as_arrays(tensors):
+    return {name: tensor.detach().numpy() for name, tensor in tensors.items()}
+
+
+def in_its_loop(gpt, params):
+    """Parameters of blocks that are written out, as the network has them."""
+    if not gpt.scanned:
+        return params
+    tokens, positions, *blocks, norm, head = params
+    stacked = Stacked(jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks))
+    return tokens, positions, stacked, norm, head
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The mean loss and its gradient, by autodiff of plain jax.numpy."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        case = make_case(TINY)
+        function, *arguments = bench_gpt.plain(TINY, *case)
+        return case, *jax.jit(function)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("side", "loop"),
+    [
+        *[(bench_gpt.explicit, loop) for loop in LOOPS],
+        (bench_gpt.autodiff, "written out"),
+        (bench_gpt.plain, "scanned and recomputed"),
+    ],
+)
+def test_all_sides_have_the_same_gradient(side, loop, expected):
+    (params, *data), value, grads = expected
+    gpt = LOOPS[loop]
+    function, *arguments = side(gpt, in_its_loop(gpt, params), *data)
+    got_value, got = jax.jit(function)(*arguments)
+    assert_alike(got_value, value)
+    assert_alike(got, in_its_loop(gpt, grads))
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_flax_has_the_same_gradient(loop, expected):
+    pytest.importorskip("flax")
+    (params, *data), value, grads = expected
+    gpt = LOOPS[loop]
+    function, *arguments = bench_gpt.flax(gpt, in_its_loop(gpt, params), *data)
+    got_value, got = jax.jit(function)(*arguments)
+    assert_alike(got_value, value)
+    assert_alike(got, transformers.flax_state(gpt, in_its_loop(gpt, grads)))
+
+
+def test_pytorch_has_the_same_gradient(expected):
+    pytest.importorskip("torch")
+    case, value, grads = expected
+    got_value, got = bench_gpt.torch_program(TINY, *case).run()
+    assert_alike(np.asarray(got_value), value)
+    assert_alike(as_arrays(got), dict(transformers.torch_weights(grads)))
+
+
+def test_the_library_has_the_gradient_of_pytorch():
+    pytest.importorskip("torch")
+    case = make_case(TINY)
+    function, *arguments = bench_gpt.explicit(TINY, *case)
+    value, grads = jax.jit(function)(*arguments)
+    want_value, want = bench_gpt.torch_program(TINY, *case).run()
+    assert_alike(value, np.asarray(want_value))
+    assert_alike(dict(transformers.torch_weights(grads)), as_arrays(want))
+
+
+def pull_back(layer, params, x, dy):
+    """Outputs, dx and the sums of gradients, in the library."""
+
+    def function(params, x, dy):
+        y, cache = layer.forward(params, x)
+        return y, *layer.backward(params, cache, dy, read=bp.total)
+
+    return jax.jit(function)(params, x, dy)
+
+
+def pull_back_torch(function, x, dy):
+    """Outputs and dx in PyTorch."""
+    import torch
+
+    x = torch.tensor(np.asarray(x), requires_grad=True)
+    y = function(x)
+    y.backward(torch.tensor(np.asarray(dy)))
+    return jnp.asarray(y.detach().numpy()), jnp.asarray(x.grad.numpy())
+
+
+def test_a_block_is_that_of_pytorch():
+    pytest.importorskip("torch")
+    params, *_ = make_case(TINY)
+    block = transformers.make_block(TINY)
+    shape = TINY.n, TINY.length, TINY.features
+    x, dy = jax.random.normal(jax.random.key(2), (2, *shape))
+    y, dx, grads = pull_back(block, params[2], x, dy)
+    model = transformers.make_torch_gpt(TINY, params)
+    assert_close((y, dx), pull_back_torch(model.blocks[0], x, dy))
+    wanted = {f"blocks.0.{name}": p.grad for name, p in model.blocks[0].named_parameters()}
+    got = transformers.torch_weights((*params[:2], grads, *params[3:]))
+    assert_close({name: got[name] for name in wanted}, as_jax(wanted))
+
+
+def as_jax(tensors):
+    return {name: jnp.asarray(array) for name, array in as_arrays(tensors).items()}
+
+
+def torch_attention(x):
+    from torch.nn import functional
+
+    n, t, _ = x.shape
+    q, k, v = x.view(n, t, 3 * TINY.heads, -1).transpose(1, 2).chunk(3, dim=1)
+    y = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return y.transpose(1, 2).reshape(n, t, -1)
+
+
+def torch_gelu(x):
+    from torch.nn import functional
+
+    return functional.gelu(x, approximate="tanh")
+
+
+def torch_norm(x):
+    from torch.nn import functional
+
+    return functional.layer_norm(x, x.shape[-1:], eps=transformers.EPS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "features", "reference"),
+    [
+        (bp.gelu(), 16, torch_gelu),
+        (bp.layer_norm(eps=transformers.EPS, dtype=jnp.float32), 16, torch_norm),
+        (bp.dot_product_attention(TINY.heads, causal=True), 48, torch_attention),
+    ],
+    ids=["gelu", "layer_norm", "attention"],
+)
+def test_a_layer_is_that_of_pytorch(layer, features, reference):
+    pytest.importorskip("torch")
+    params, (*_, outputs) = layer.init(jax.random.key(0), (TINY.length, features))
+    x = jax.random.normal(jax.random.key(2), (3, TINY.length, features))
+    dy = jax.random.normal(jax.random.key(3), (3, TINY.length, outputs))
+    assert_close(pull_back(layer, params, x, dy)[:2], pull_back_torch(reference, x, dy))
+
+
+def test_the_gemm_rate_is_of_the_matrix_products_that_are_there():
+    gpt = Gpt(1, 128, 4, 32, 4)
+    program = measuring.compile_program(*bench_gpt.explicit(gpt, *bench_gpt.make_case(gpt, 0)))
+    products = bench_gpt.step_products(gpt)
+    assert products <= program.flop <= 1.15 * products
+
+
+def test_a_deep_network_takes_a_small_part_of_the_memory_of_flax():
+    pytest.importorskip("flax")
+    deep = Gpt(8, 64, 2, 32, 4, scanned=True, recomputed=True)
+    case = bench_gpt.make_case(deep, 0)
+
+    def temporary_bytes(make, gpt):
+        return measuring.compile_program(*make(gpt, *case)).temporary_bytes
+
+    ours = temporary_bytes(bench_gpt.explicit, deep)
+    assert ours < 0.2 * temporary_bytes(bench_gpt.flax, deep._replace(recomputed=False))
+    assert ours < temporary_bytes(bench_gpt.flax, deep)
+
+
+def test_gradient_and_norms_agree_with_vmap():
+    case = make_case(ONE_BLOCK)
+    net = transformers.make_gpt(ONE_BLOCK)
+    functions = bench_gpt.gradient_and_norms(net), bench_gpt.gradient_and_norms_by_vmap(ONE_BLOCK)
+    got, want = (jax.jit(function)(*case) for function in functions)
+    assert_alike(got, want)
+
+
+def test_the_memory_of_pytorch_is_the_most_at_a_time():
+    torch = pytest.importorskip("torch")
+    kept = []
+
+    def run():
+        for _ in range(3):  # one after another
+            torch.zeros(1000, dtype=torch.float32)
+        kept.append(torch.zeros(500, dtype=torch.float32))
+        torch.zeros(100, dtype=torch.float32)
+
+    assert peers.torch_peak_bytes(run) == 4000
+
+
+def test_the_same_training_elsewhere_comes_to_the_same():
+    pytest.importorskip("torch")
+    pytest.importorskip("flax")
+    case = bench_gpt.Training(ONE_BLOCK, 12, 5)
+    rows = list(bench_gpt.training(case, 1, 0))
+    assert [row.against for row in rows] == ["Flax", "PyTorch"]
+    for row in rows:
+        assert row.problem is None
+        assert row.ratio > 0
+        ours, theirs = row.loss
+        assert 0.95 < ours / theirs < 1.05
+        assert ours < 0.95 * TINY.length * np.log(TINY.vocabulary)
+
+
+def cases_of(name):
+    cases = {"training": (bench_gpt.Training(ONE_BLOCK, 6),), "deep": (DEEP,)}
+    return cases.get(name, (ONE_BLOCK,))
+
+
+@pytest.fixture
+def tiny_sections(monkeypatch):
+    sections = {
+        name: section._replace(cases=cases_of(name)) for name, section in bench_gpt.SECTIONS.items()
+    }
+    monkeypatch.setattr(bench_gpt, "SECTIONS", sections)
+
+
+ROWS = {
+    "gradient": ["jax.grad, the same layers", "jax.grad, plain jnp"],
+    "deep": ["jax.grad, the same layers"] * 3,
+    "quantities": [*["bp.value_and_grad"] * 3, "jax.vmap(jax.grad)"],
+    "training": [],
+}
+
+
+def test_every_section_is_here():
+    assert list(ROWS) == list(bench_gpt.SECTIONS) == list(bench_gpt.NAMES)
+
+
+@pytest.mark.usefixtures("tiny_sections")
+@pytest.mark.parametrize("name", ROWS)
+def test_a_section_prints_a_table_and_saves_its_figures_without_the_peers(
+    name, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.setitem(sys.modules, "flax", None)
+    path = tmp_path / "figures.json"
+    bench_gpt.main(sections=(name,), repeats=1, json=path)
+    printed = capsys.readouterr().out
+    saved = json.loads(path.read_text())
+    measured = [row for row in saved[name] if row["problem"] is None]
+    missing = {row["problem"] for row in saved[name]} - {None}
+    assert [row["against"] for row in measured] == ROWS[name]
+    assert all(row["ratio"] > 0 for row in measured)
+    assert missing <= {"torch is not installed", "flax is not installed"}
+    assert f"### {bench_gpt.SECTIONS[name].title}" in printed
+    header, *_ = lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in lines} == {header.count("|")}
+    assert len(lines) == 2 + len(saved[name])
+    assert saved["environment"]["machine"] in printed
+
+
+def test_flax_and_pytorch_are_measured():
+    pytest.importorskip("torch")
+    pytest.importorskip("flax")
+    rows = {row.against: row for row in bench_gpt.gradient(ONE_BLOCK, 1, 0)}
+    for peer in ("Flax", "PyTorch"):
+        assert rows[peer].problem is None
+        assert rows[peer].ratio > 0
+        assert all(rows[peer].temporary_bytes)
+
+
+def test_a_deep_network_is_measured_against_one_that_keeps_all_and_one_that_does_not(monkeypatch):
+    pytest.importorskip("flax")
+    monkeypatch.setattr(bench_gpt, "FEW_BLOCKS", 3)
+    rows = {(row.against, row.what): row for row in bench_gpt.deep(DEEP._replace(blocks=3), 1, 0)}
+    assert all(row.problem is None for row in rows.values())
+    peers_memory = {}
+    for against, what in rows:
+        if what == "temporary memory":
+            row = rows[against, what]
+            ours, peers_memory[against] = row.temporary_bytes
+            assert row.ratio == ours / peers_memory[against]
+    keeping, recomputing, ours_keeping = peers_memory.values()
+    assert list(peers_memory) == [
+        "Flax, nnx.scan",
+        "Flax, nnx.scan of nnx.remat",
+        "jax.grad, the same layers",
+    ]
+    assert ours < recomputing < keeping
+    assert recomputing < ours_keeping
+    assert list(rows) == [
+        (against, what)
+        for against in peers_memory
+        for what in ("temporary memory", "time", "compilation")
+    ]
+
+
+def test_where_peers_fail_compilation_is_still_compared_with_fewer_blocks(monkeypatch):
+    def broken(*args):
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(bench_gpt, "flax", broken)
+    monkeypatch.setattr(bench_gpt, "autodiff", broken)
+    *peers_rows, last = bench_gpt.deep(DEEP._replace(blocks=2), 1, 0)
+    assert [row.problem for row in peers_rows] == ["failed: RuntimeError: no luck"] * 3
+    assert (last.against, last.what) == ("the same with 1 blocks", "compilation")
+    assert last.ratio > 0
+    assert all(last.compile_s)
+
+
+def test_every_compilation_is_from_nothing(monkeypatch):
+    traced, forgotten = [], []
+    monkeypatch.setattr(bench_gpt, "COMPILATIONS", 3)
+    monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(len(traced)))
+
+    def make(name, x):
+        def function(x):
+            traced.append(name)
+            return x + 1
+
+        return function, x
+
+    row = bench_gpt.Row("case", "peer", "")
+    sides = [(make, (name, jnp.ones(2))) for name in "ab"]
+    filled = bench_gpt.compare_compilation(row, "<= 1", sides)
+    assert "".join(traced) == "ab" + "ba" + "ab"
+    assert forgotten == list(range(6))
+    assert filled.ratio > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"repeats": 0}, "repeats is 0; it takes at least 1"),
+        ({"seed": -1}, r"seed is -1; it takes an integer in \[0, 2\^32\)"),
+        ({"json": "missing/figures.json"}, "there is no directory missing"),
+    ],
+)
+def test_wrong_flags_are_refused(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "json" in flags:
+        flags = {"json": bench_gpt.Path(flags["json"])}
+    with pytest.raises(SystemExit, match=message):
+        bench_gpt.main(**flags)
