@@ -164,9 +164,10 @@ def defined_in(*names):
 # What modules share with each other and not with users.
 INTERNAL = {
     *defined_in("signals.stacked", "signals.conv_windows", "signals.conv_products"),
-    *defined_in("signals.conv_patches", "layers.through_time"),
-    "gram_is_less_work", "by_place_is_less_work", "each_row_once", "is_signal", "as_positions",
-    "as_rows", "as_images", "joined", "not_a_signal", "matrices", "require_rule", "wrong_state",
+    *defined_in("signals.conv_patches", "layers.dot_product"),
+    *defined_in("layers.through_time", "layers.segments", "readings.costs"),
+    "is_signal", "as_positions", "as_rows", "as_images", "joined", "each_row_once",
+    "not_a_signal", "matrices", "require_rule", "wrong_state",
 }  # fmt: skip
 
 

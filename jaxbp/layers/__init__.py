@@ -9,10 +9,7 @@ made of other layers, and no reading, rule or loss. A new layer is a function in
 family.
 """
 
-from jaxbp.layers.activations import dense as dense
-from jaxbp.layers.activations import dropout as dropout
 from jaxbp.layers.activations import elu as elu
-from jaxbp.layers.activations import flatten as flatten
 from jaxbp.layers.activations import gelu as gelu
 from jaxbp.layers.activations import leaky_relu as leaky_relu
 from jaxbp.layers.activations import relu as relu
@@ -29,6 +26,7 @@ from jaxbp.layers.convolution import conv_transpose as conv_transpose
 from jaxbp.layers.embeddings import embedding as embedding
 from jaxbp.layers.embeddings import learned_positions as learned_positions
 from jaxbp.layers.embeddings import sinusoidal_positions as sinusoidal_positions
+from jaxbp.layers.linear import dense as dense
 from jaxbp.layers.multihead import attention as attention
 from jaxbp.layers.multihead import dot_product_attention as dot_product_attention
 from jaxbp.layers.multihead import rotary as rotary
@@ -42,3 +40,5 @@ from jaxbp.layers.pooling import upsample as upsample
 from jaxbp.layers.recurrence import ForwardInTime as ForwardInTime
 from jaxbp.layers.recurrence import bidirectional as bidirectional
 from jaxbp.layers.recurrence import recurrent as recurrent
+from jaxbp.layers.shapes import flatten as flatten
+from jaxbp.layers.stochastic import dropout as dropout

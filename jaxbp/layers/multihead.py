@@ -1,33 +1,19 @@
-"""Attention: each position takes from the others what they hold, by how well its query fits them.
+"""Attention layers: heads split from one array, attention between positions, heads joined again.
 
-Each position has queries q, keys k and values v. Letters beside those of `types`:
-
-  H   heads, each with a query of its own        t   a position that asks
-  G   groups of H / G heads, which share a       s   a position that is seen
-      key and a value                            d   numbers in a query, a key, a value
-
-With s over the positions that t may see:
-
-  e_ts = q_t . k_s / sqrt(d)     p_ts = exp(e_ts) / sum_s exp(e_ts)     y_t = sum_s p_ts v_s
-
-and back, with dp the derivative with respect to the probabilities and de to the scores:
-
-  dp_ts = dy_t . v_s                         de_ts = p_ts (dp_ts - sum_s p_ts dp_ts)
-  dq_t = sum_s de_ts k_s / sqrt(d)           dk_s = sum_t de_ts q_t / sqrt(d)
-                                             dv_s = sum_t p_ts dy_t
+`dot_product` has the formulas and their derivatives. Here are the layers, and where the heads stand
+in their inputs: side by side in the last axis.
 """
 
 import functools
-import math
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
 from jaxbp.combinators.compose import chain
-from jaxbp.layers.activations import dense
+from jaxbp.layers.dot_product import Sight, attend, attend_backward
+from jaxbp.layers.linear import dense
 from jaxbp.require import (
     require_count,
     require_delta,
@@ -41,13 +27,6 @@ from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
 BASE = 10000.0
-# Queries are taken in so many bands of neighbouring positions. Causal ones see no further than to
-# the end of their band: two leave out a quarter of the work and of what is kept. More would leave
-# out more, in smaller products and with more sums. A CPU runs bands side by side, where XLA has one
-# core for all the products of a batch; so they pay without causality too.
-BANDS = 2
-# Of how many queries the lean form holds the probabilities at one time.
-LEAN_ROWS = 64
 
 
 def rotary(heads, *, base=BASE):
@@ -154,8 +133,7 @@ def dot_product_attention(
     groups = heads if kv_heads is None else kv_heads
     _require_groups("dot_product_attention", heads, groups)
     require_mask("dot_product_attention", mask)
-    group = heads // groups
-    at_once = LEAN_ROWS if lean else None
+    places, sight = _Heads(heads, groups, rotary), Sight(heads // groups, causal, mask)
     name = f"dot_product_attention({heads})"
 
     def require(shape, n: int | str = "N"):
@@ -163,82 +141,6 @@ def dot_product_attention(
         size = _require_size(name, shape, heads + 2 * groups, "(H + 2 G) d", even=rotary)
         require_fit(name, mask, n, shape)
         return size
-
-    def to_rows(x, group):
-        """Heads [N, T, G group, d] as rows [N, G, T group, d]: in turn those of each position."""
-        n, t, _, size = x.shape
-        x = jnp.moveaxis(x.reshape(n, t, groups, group, size), 1, 2)
-        return x.reshape(n, groups, t * group, size)
-
-    def to_heads(rows, group):
-        """What `to_rows` took."""
-        n, _, n_rows, size = rows.shape
-        x = jnp.moveaxis(rows.reshape(n, groups, n_rows // group, group, size), 1, 2)
-        return x.reshape(n, n_rows // group, groups * group, size)
-
-    def split(x):
-        """The queries over sqrt(d), [N, G, T H / G, d], the keys and the values, [N, G, T, d]."""
-        n, t, features = x.shape
-        n_heads = heads + 2 * groups
-        q, k, v = jnp.split(
-            x.reshape(n, t, n_heads, features // n_heads), [heads, heads + groups], axis=2
-        )
-        if rotary:
-            q, k = _turned(q, 1), _turned(k, 1)
-        if mask is not None:
-            # A probability of zero would let infinity through, as 0 inf is not a number.
-            k, v = (jnp.where(mask[..., None, None], array, 0) for array in (k, v))
-        # Here, and not at the scores, of which there are many more.
-        return to_rows(q * q.shape[-1] ** -0.5, group), to_rows(k, 1), to_rows(v, 1)
-
-    def join(dq, dk, dv):
-        """The derivative with respect to the inputs, from those with respect to what is split."""
-        dq = to_heads(dq * dq.shape[-1] ** -0.5, group)
-        dk, dv = to_heads(dk, 1), to_heads(dv, 1)
-        if rotary:
-            dq, dk = _turned(dq, -1), _turned(dk, -1)
-        dx = jnp.concatenate([dq, dk, dv], axis=2)
-        return dx.reshape(*dx.shape[:2], dx.shape[2] * dx.shape[3])
-
-    def bands(t):
-        """The rows of each band of queries, and the keys that they may see, as slices."""
-        size = math.ceil(t / BANDS)
-        for start in range(0, t, size):
-            end = min(start + size, t)
-            yield slice(start * group, end * group), slice(end if causal else t)
-
-    def sees(rows, keys):
-        """Whether rows see the first so many keys: [..., rows, keys], or None if all see all."""
-        see = None if mask is None else jnp.atleast_2d(mask)[:, None, None, :keys]
-        if not causal:
-            return see
-        past = jnp.arange(keys) <= rows[:, None] // group
-        return past if see is None else see & past
-
-    def forward_band(rows, keys, q, k, v):
-        """The outputs for these rows of queries, and what is kept of them."""
-        k, v = k[..., keys, :], v[..., keys, :]
-
-        def step(_, rows, q):
-            y, p, log_sums = _attend(q, k, v, sees(rows, keys.stop))
-            return None, (y, log_sums if lean else p)
-
-        _, outputs = _by_rows(step, None, rows.start, (q[..., rows, :],), at_once)
-        return outputs
-
-    def backward_band(rows, keys, q, k, v, kept, dy):
-        """The part of these rows in the derivatives: dq, and what they add to dk and dv."""
-        k, v = k[..., keys, :], v[..., keys, :]
-
-        def step(sums, rows, q, kept, dy):
-            p = jnp.exp(_scores(q, k, sees(rows, keys.stop)) - kept) if lean else kept
-            dq, dk, dv = _attend_backward(q, k, v, p, dy)
-            return (sums[0] + dk, sums[1] + dv), (dq,)
-
-        zeros = jnp.zeros(k.shape, _wide_dtype(k))
-        of_rows = q[..., rows, :], kept, dy[..., rows, :]
-        (dk, dv), (dq,) = _by_rows(step, (zeros, zeros), rows.start, of_rows, at_once)
-        return dq, dk, dv
 
     def init(key, shape):
         del key
@@ -249,25 +151,18 @@ def dot_product_attention(
         del params, key
         require_floats(name, x)
         require(x.shape[1:], len(x))
-        q, k, v = split(x)
-        parts = [forward_band(*band, q, k, v) for band in bands(x.shape[1])]
-        outputs, kept = zip(*parts, strict=True)
-        y = to_heads(jnp.concatenate(outputs, axis=2), group)
-        return y.reshape(*y.shape[:2], heads * y.shape[3]), (q, k, v, kept)
+        q, k, v = places.split(x)
+        k, v = sight.hide(k), sight.hide(v)
+        rows, kept = attend(q, k, v, sight, lean=lean)
+        return places.from_rows(rows), (q, k, v, kept)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
         q, k, v, kept = cache
         n, _, t, size = k.shape
         require_delta(name, dy, (n, t, heads * size))
-        dy_rows = to_rows(dy.reshape(n, t, heads, size), group)
-        dqs, dk, dv = [], 0, 0
-        for (rows, keys), kept_of_band in zip(bands(t), kept, strict=True):
-            dq, *added = backward_band(rows, keys, q, k, v, kept_of_band, dy_rows)
-            to_all = [(0, 0), (0, 0), (0, t - keys.stop), (0, 0)]
-            dk, dv = (sums + jnp.pad(d, to_all) for sums, d in zip((dk, dv), added, strict=True))
-            dqs.append(dq)
-        return join(jnp.concatenate(dqs, axis=2), dk, dv).astype(dy.dtype), ()
+        dq, dk, dv = attend_backward(q, k, v, kept, places.to_rows(dy), sight, lean=lean)
+        return places.join(dq, dk, dv).astype(dy.dtype), ()
 
     return Layer(name, init, forward, backward)
 
@@ -328,60 +223,59 @@ def attention(
     return layer._replace(name=f"attention({features}, {heads})")
 
 
-def _scores(q, k, see):
-    """E, [N, G, rows, keys]: minus infinity where t does not see s."""
-    scores = _product("ngtd,ngsd->ngts", q, k)
-    return scores if see is None else jnp.where(see, scores, -jnp.inf)
+class _Heads(NamedTuple):
+    """Where heads stand: side by side in a position, or as rows for `attend`.
 
-
-def _attend(q, k, v, see):
-    """The outputs y, the probabilities p, and the logarithms of the sums of exponentials."""
-    scores = _scores(q, k, see)
-    # Finite where a row sees nobody, whose exponentials then are 0; any other has a 1 among them.
-    top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
-    exponentials = jnp.exp(scores - top)
-    sums = jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1)
-    p = (exponentials / sums).astype(v.dtype)
-    y = _product("ngts,ngsd->ngtd", p, v).astype(v.dtype)
-    return y, p, top + jnp.log(sums)
-
-
-def _attend_backward(q, k, v, p, dy):
-    """The derivatives dq, dk and dv, with respect to operands of `_attend`."""
-    wide = widened(p)
-    dp = _product("ngtd,ngsd->ngts", dy, v)
-    de = (wide * (dp - jnp.sum(wide * dp, axis=-1, keepdims=True))).astype(q.dtype)
-    dq = _product("ngts,ngsd->ngtd", de, k)
-    dk = _product("ngts,ngtd->ngsd", de, q)
-    dv = _product("ngts,ngtd->ngsd", p.astype(dy.dtype), dy)
-    return dq, dk, dv
-
-
-def _by_rows(step, sums, start, arrays, size) -> tuple[Any, tuple]:
-    """What `step(sums, rows, *arrays) -> (sums, outputs)` makes of so many rows at a time.
-
-    Rows are the last axis of arrays and outputs but one; the first has the position `start`. They
-    are taken all at once if size is None, else in a loop, the last ones filled up with zeros.
+    Attributes:
+      heads: H.
+      groups: G.
+      rotary: whether queries and keys are turned by their positions.
     """
-    t = arrays[0].shape[-2]
-    if size is None:
-        return step(sums, start + jnp.arange(t), *arrays)
-    n = math.ceil(t / size)
-    size = math.ceil(t / n)
 
-    def blocks(x):
-        x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, n * size - t), (0, 0)])
-        return jnp.moveaxis(x.reshape(*x.shape[:-2], n, size, x.shape[-1]), -3, 0)
+    heads: int
+    groups: int
+    rotary: bool
 
-    def rows_of(blocks):
-        x = jnp.moveaxis(blocks, 0, -3)
-        return x.reshape(*x.shape[:-3], n * size, x.shape[-1])[..., :t, :]
+    def split(self, x):
+        """Queries over sqrt(d), keys and values as rows, from [N, T, (H + 2 G) d]."""
+        n_heads = self.heads + 2 * self.groups
+        x = x.reshape(*x.shape[:2], n_heads, x.shape[2] // n_heads)
+        q, k, v = jnp.split(x, [self.heads, self.heads + self.groups], axis=2)
+        if self.rotary:
+            q, k = _turned(q, 1), _turned(k, 1)
+        # Scaled here and not at the scores, which are many more.
+        return self._rows(q * q.shape[-1] ** -0.5), self._rows(k), self._rows(v)
 
-    positions = start + jnp.arange(n * size).reshape(n, size)
-    sums, outputs = jax.lax.scan(
-        lambda sums, block: step(sums, *block), sums, (positions, *map(blocks, arrays))
-    )
-    return sums, tuple(map(rows_of, outputs))
+    def join(self, dq, dk, dv):
+        """The derivative with respect to the argument of `split`, from those of its results."""
+        dq = self._heads(dq * dq.shape[-1] ** -0.5, self.heads)
+        dk, dv = self._heads(dk, self.groups), self._heads(dv, self.groups)
+        if self.rotary:
+            dq, dk = _turned(dq, -1), _turned(dk, -1)
+        dx = jnp.concatenate([dq, dk, dv], axis=2)
+        return dx.reshape(*dx.shape[:2], dx.shape[2] * dx.shape[3])
+
+    def to_rows(self, y):
+        """Outputs [N, T, H d] as rows [N, G, T H / G, d]."""
+        return self._rows(y.reshape(*y.shape[:2], self.heads, y.shape[2] // self.heads))
+
+    def from_rows(self, rows):
+        """What `to_rows` takes."""
+        y = self._heads(rows, self.heads)
+        return y.reshape(*y.shape[:2], self.heads * y.shape[3])
+
+    def _rows(self, x):
+        """Heads [N, T, h, d] as rows [N, G, T h / G, d]."""
+        n, t, heads, size = x.shape
+        x = jnp.moveaxis(x.reshape(n, t, self.groups, heads // self.groups, size), 1, 2)
+        return x.reshape(n, self.groups, t * heads // self.groups, size)
+
+    def _heads(self, rows, heads):
+        """Rows as heads: the inverse of `_rows`."""
+        n, _, n_rows, size = rows.shape
+        t, group = n_rows * self.groups // heads, heads // self.groups
+        x = jnp.moveaxis(rows.reshape(n, self.groups, t, group, size), 2, 1)
+        return x.reshape(n, t, heads, size)
 
 
 def _turned(x, way, base=BASE):
@@ -392,15 +286,6 @@ def _turned(x, way, base=BASE):
     cos, sin = (jnp.asarray(f(way * angles), wide.dtype) for f in (np.cos, np.sin))
     a, b = jnp.split(wide, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
-
-
-def _product(spec, a, b):
-    """The einsum, summed in 32 bits if theirs are 16."""
-    return jnp.einsum(spec, a, b, preferred_element_type=_wide_dtype(a))
-
-
-def _wide_dtype(x):
-    return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype
 
 
 def _require_groups(name, heads, groups):

@@ -16,7 +16,6 @@ gradients, from operands that have the steps for positions.
 Letters are those of `types` and `cells`.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +25,8 @@ from jax.nn import initializers
 
 from jaxbp.combinators.compose import parallel
 from jaxbp.layers.cells import Cell
-from jaxbp.layers.through_time import carry_influences, run_steps, sweep_steps, take_steps
+from jaxbp.layers.segments import run_segments, sweep_segments
+from jaxbp.layers.through_time import carry_influences, run_steps, sweep_steps
 from jaxbp.require import (
     require_count,
     require_delta,
@@ -36,7 +36,7 @@ from jaxbp.require import (
     require_mask,
     require_shape,
 )
-from jaxbp.signals.kinds import Bias, Outer, keep
+from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
 from jaxbp.types import Layer, LayerError, show_shape
 
 
@@ -114,46 +114,21 @@ def recurrent(
       >>> y.shape, bool(jnp.all(y[0, 6] == y[0, 4]))
       ((2, 7, 4), True)
     """
-    if not isinstance(cell, Cell):
-        called = getattr(cell, "__name__", None)
-        hint = f" Call it: {called}(...)?" if callable(cell) and called else ""
-        raise TypeError(f"recurrent: cell is {cell!r}; it takes a Cell, such as lstm(64).{hint}")
+    _require_cell(cell)
     for argument, count in (("horizon", horizon), ("segment", segment)):
         if count is not None:
             require_count("recurrent", argument, count)
     require_mask("recurrent", mask)
     name = f"recurrent({cell.name})"
-    features, wide = cell.features, cell.gates * cell.features
     leaves = ["weight", "recurrent", "bias"]
     leaves += ["recurrent_bias"] * cell.recurrent_bias + ["initial"] * learn_initial
 
-    def require(shape, n: int | str = "N"):
-        """Refuses inputs that are not [n, T, I] with a T that fits."""
-        if len(shape) != 2:
-            got = show_shape((n, *shape))
-            raise LayerError(name, f"got inputs of shape {got}; it takes [N, T, I].")
-        require_fit(name, mask, n, shape)
-        if segment and shape[0] % segment:
-            raise LayerError(
-                name, f"got inputs of {shape[0]} steps, which segments of {segment} do not divide."
-            )
-
-    def require_params(params):
-        require_leaves(name, params, leaves)
-        got = [jnp.shape(params["weight"]), jnp.shape(params["recurrent"])]
-        if len(got[0]) != 2 or got != [(got[0][0], wide), (features, wide)]:
-            raise LayerError(
-                name,
-                f"got a weight of shape {show_shape(got[0])} and a recurrent one of "
-                f"{show_shape(got[1])}; it takes [I, {wide}] and {show_shape((features, wide))}. "
-                "Are they those of another network?",
-            )
-
     def init(key, shape):
         shape = require_shape(name, shape)
-        require(shape)
+        _require_sequence(name, shape, "N", mask, segment)
         weight_key, bias_key, *gate_keys = jax.random.split(key, 2 + cell.gates)
-        gates = [recurrent_init(k, (features, features), dtype) for k in gate_keys]
+        h, wide = cell.features, cell.gates * cell.features
+        gates = [recurrent_init(k, (h, h), dtype) for k in gate_keys]
         params: dict[str, Any] = {
             "weight": weight_init(weight_key, (shape[1], wide), dtype),
             "recurrent": jnp.concatenate(gates, axis=1),
@@ -162,106 +137,74 @@ def recurrent(
         if cell.recurrent_bias:
             params["recurrent_bias"] = jnp.zeros((wide,), dtype)
         if learn_initial:
-            params["initial"] = tuple(jnp.zeros((features,), dtype) for _ in range(cell.parts))
-        return params, (shape[0], features)
-
-    def to_begin_with(params, x):
-        """The parts of the state, [N, H]."""
-        zeros = jnp.zeros((len(x), features), x.dtype)
-        return tuple(zeros + part for part in params.get("initial", (0,) * cell.parts))
-
-    def masks(x):
-        """The mask of each example, [N, T], or None."""
-        return None if mask is None else jnp.broadcast_to(mask, x.shape[:2])
-
-    def segments(t):
-        """The first step of each segment, in the order of time's positions."""
-        return jnp.arange(0, t, segment)
+            params["initial"] = tuple(jnp.zeros((h,), dtype) for _ in range(cell.parts))
+        return params, (shape[0], h)
 
     def forward(params, x, *, key=None):
         del key
-        require_params(params)
+        _require_params(name, params, leaves, cell)
         require_floats(name, x, params["weight"].dtype)
-        require(x.shape[1:], len(x))
-        if x.shape[2] != len(params["weight"]):
-            raise LayerError(
-                name,
-                f"got inputs of shape {show_shape(x.shape)}; its weight takes "
-                f"[N, T, {len(params['weight'])}].",
-            )
-        there = masks(x)
+        _require_sequence(name, x.shape[1:], len(x), mask, segment)
+        _require_features(name, x, len(params["weight"]))
+        there = mask_of(x)
         if there is not None:
-            # A delta of zero would let infinity through, as 0 inf is not a number.
+            # A delta of zero at a masked step is not enough: zero times infinity is nan.
             x = jnp.where(there[..., None], x, 0)
-        state = to_begin_with(params, x)
+        zeros = jnp.zeros((len(x), cell.features), x.dtype)
+        state = tuple(zeros + part for part in params.get("initial", (0,) * cell.parts))
         if segment is None:
-            y, _, kept, before = run_steps(cell, params, x, there, state, reverse)
-            return y, (x, y, state, (kept, before))
-
-        def run(carry, start):
-            state, y = carry
-            own, own_mask = (take_steps(array, start, segment) for array in (x, there))
-            new, after, *_ = run_steps(cell, params, own, own_mask, state, reverse)
-            return (after, jax.lax.dynamic_update_slice_in_dim(y, new, start, axis=1)), state
-
-        y = jnp.zeros((*x.shape[:2], features), x.dtype)
-        (_, y), states = jax.lax.scan(run, (state, y), segments(x.shape[1]), reverse=reverse)
-        # The parameters too, since what carries the error back may be another tree.
+            y, _, gates, before = run_steps(cell, params, x, there, state, reverse)
+            return y, (x, y, state, (gates, before))
+        y, states = run_segments(cell, params, x, there, state, segment, reverse)
+        # The parameters are kept too: the tree that carries the error may be another one.
         return y, (x, y, state, (params, states))
 
     def backward(tree, cache, dy, *, read=keep):
-        forward_in_time = isinstance(tree, ForwardInTime)
-        carrier = tree.params if forward_in_time else tree
-        require_params(carrier)
-        x, y, state, rest = cache
+        carrier = tree.params if isinstance(tree, ForwardInTime) else tree
+        _require_params(name, carrier, leaves, cell)
+        x, y, state, kept = cache
         require_delta(name, dy, y.shape)
-        h = _before(y, state[0], reverse)
-        cuts = _cuts(x.shape[1], horizon, reverse)
-        sweep = functools.partial(sweep_steps, cell, carrier["recurrent"], reverse=reverse)
-        dstate = tuple(map(jnp.zeros_like, state))
+        h, there = _before(y, state[0], reverse), mask_of(x)
+        cuts, dstate = _cuts(x.shape[1], horizon, reverse), tuple(map(jnp.zeros_like, state))
         if segment is None:
-            kept, before = rest
-            deltas, dstate = sweep(kept, (h, *before), masks(x), cuts, dy, dstate)
+            gates, before = kept
+            deltas, dstate = sweep_steps(
+                cell, carrier, gates, (h, *before), there, cuts, dy, dstate, reverse
+            )
         else:
-            params, states = rest
-
-            def again(carry, own):
-                dstate, *deltas = carry
-                start, state = own
-                # Not before the error is there: what is kept of a segment would be kept of all.
-                state, dstate = jax.lax.optimization_barrier((state, dstate))
-                steps = functools.partial(take_steps, start=start, size=segment)
-                there = steps(masks(x))
-                _, _, kept, before = run_steps(cell, params, steps(x), there, state, reverse)
-                before = steps(h), *before
-                new, dstate = sweep(kept, before, there, steps(cuts, axis=0), steps(dy), dstate)
-                put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-                deltas = map(put, deltas, new, [start] * len(new))
-                return (dstate, *deltas), None
-
-            zeros = jnp.zeros((*x.shape[:2], wide), x.dtype)
-            (dstate, *deltas), _ = jax.lax.scan(
-                again,
-                (dstate, *[zeros] * (1 + cell.recurrent_bias)),
-                (segments(x.shape[1]), states),
-                reverse=not reverse,
+            params, states = kept
+            deltas, dstate = sweep_segments(
+                cell, params, carrier, x, h, states, there, cuts, dy, dstate, segment, reverse
             )
-        da, de = deltas[0], deltas[-1]
-        signals = {"weight": Outer(x, da), "recurrent": Outer(h, de), "bias": Bias(da)}
-        if cell.recurrent_bias:
-            signals["recurrent_bias"] = Bias(de)
-        if learn_initial:
-            signals["initial"] = tuple(map(Bias, dstate))
-        if forward_in_time:
-            if segment is not None:
-                _, _, *rest = run_steps(cell, rest[0], x, masks(x), state, reverse)
-            kept, before = rest
-            grads = carry_influences(
-                cell, carrier, x, kept, (h, *before), masks(x), cuts, dy, reverse=reverse
+        if isinstance(tree, ForwardInTime):
+            gates, before = gates_of(cache)
+            influences = carry_influences(
+                cell, carrier, x, gates, (h, *before), there, cuts, dy, reverse=reverse
             )
-            signals = {leaf: _as_signals(grads[leaf]) for leaf in leaves}
-        dx = da @ carrier["weight"].T
-        return dx, jax.tree.map(read, signals, is_leaf=lambda node: isinstance(node, Outer | Bias))
+            signals = {leaf: _as_signals(grads) for leaf, grads in influences.items()}
+        else:
+            da, de = deltas[0], deltas[-1]
+            signals = {
+                "weight": Outer(x, da),
+                "bias": Bias(da),
+                "recurrent": Outer(h, de),
+                "recurrent_bias": Bias(de),
+                "initial": tuple(map(Bias, dstate)),
+            }
+        readings = jax.tree.map(read, {leaf: signals[leaf] for leaf in leaves}, is_leaf=is_signal)
+        return deltas[0] @ carrier["weight"].T, readings
+
+    def mask_of(x):
+        """The mask of each example, [N, T], or None."""
+        return None if mask is None else jnp.broadcast_to(mask, x.shape[:2])
+
+    def gates_of(cache):
+        """What `run_steps` kept of all steps; with segments they run again."""
+        x, _, state, kept = cache
+        if segment is not None:
+            params, _ = kept
+            _, _, *kept = run_steps(cell, params, x, mask_of(x), state, reverse)
+        return kept
 
     return Layer(name, init, forward, backward)
 
@@ -335,6 +278,45 @@ def _as_signals(grads):
         return Bias(grads)
     n, i, _ = grads.shape
     return Outer(jnp.broadcast_to(jnp.eye(i, dtype=grads.dtype), (n, i, i)), grads)
+
+
+def _require_cell(cell):
+    if not isinstance(cell, Cell):
+        called = getattr(cell, "__name__", None)
+        hint = f" Call it: {called}(...)?" if callable(cell) and called else ""
+        raise TypeError(f"recurrent: cell is {cell!r}; it takes a Cell, such as lstm(64).{hint}")
+
+
+def _require_sequence(name, shape, n, mask, segment):
+    """Refuses inputs that are not [n, T, I], with a T that fits the mask and the segments."""
+    if len(shape) != 2:
+        got = show_shape((n, *shape))
+        raise LayerError(name, f"got inputs of shape {got}; it takes [N, T, I].")
+    require_fit(name, mask, n, shape)
+    if segment and shape[0] % segment:
+        raise LayerError(
+            name, f"got inputs of {shape[0]} steps, which segments of {segment} do not divide."
+        )
+
+
+def _require_features(name, x, features):
+    if x.shape[2] != features:
+        got = show_shape(x.shape)
+        raise LayerError(name, f"got inputs of shape {got}; its weight takes [N, T, {features}].")
+
+
+def _require_params(name, params, leaves, cell):
+    """Refuses parameters of another layer, or of another cell."""
+    require_leaves(name, params, leaves)
+    h, wide = cell.features, cell.gates * cell.features
+    got = [jnp.shape(params["weight"]), jnp.shape(params["recurrent"])]
+    if len(got[0]) != 2 or got != [(got[0][0], wide), (h, wide)]:
+        raise LayerError(
+            name,
+            f"got a weight of shape {show_shape(got[0])} and a recurrent one of "
+            f"{show_shape(got[1])}; it takes [I, {wide}] and {show_shape((h, wide))}. "
+            "Are they those of another network?",
+        )
 
 
 def _before(y, first, reverse):

@@ -12,8 +12,6 @@ A step that `mask` [N, T] says is not there leaves the state as it was. `reverse
 of which the first step is the last position. Letters are those of `cells` and `recurrent`.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +37,7 @@ def run_steps(cell, params, x, mask, state, reverse):
     return y, state, kept, before
 
 
-def sweep_steps(cell, recurrent, kept, before, mask, cuts, dy, dstate, *, reverse):
+def sweep_steps(cell, carrier, kept, before, mask, cuts, dy, dstate, reverse):
     """The deltas of all steps, in the place of what was kept, and dE/d of the first state."""
     times = _times(dy)
     following = jnp.clip(times + (1 if reverse else -1), 0, len(times) - 1)
@@ -50,7 +48,7 @@ def sweep_steps(cell, recurrent, kept, before, mask, cuts, dy, dstate, *, revers
         here = dstate[0] + _at(dy, t), *dstate[1:]
         new, dbefore = cell.backward(own, _all_at(before, t), here)
         new = _where(mask, t, new, tuple(map(jnp.zeros_like, new)))
-        dbefore = dbefore[0] + new[-1] @ recurrent.T, *dbefore[1:]
+        dbefore = dbefore[0] + new[-1] @ carrier["recurrent"].T, *dbefore[1:]
         dbefore = _where(mask, t, dbefore, here)
         if cuts is not None:
             dbefore = tuple(jnp.where(cut, 0, part) for part in dbefore)
@@ -152,11 +150,6 @@ def _put(arrays, new, t):
     """Arrays [N, T, ...] with others [N, ...] at a step, which XLA writes in their place."""
     put = jax.lax.dynamic_update_index_in_dim
     return tuple(put(array, own, t, axis=1) for array, own in zip(arrays, new, strict=True))
-
-
-def take_steps(array, start, size, axis=1) -> Any:
-    """So many steps of an array, [N, T, ...], or of None."""
-    return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
 
 
 def _where(mask, t, arrays, others):

@@ -16,9 +16,9 @@ from jaxbp.readings.moments import kronecker as kronecker
 from jaxbp.readings.moments import per_example_diagonal as per_example_diagonal
 from jaxbp.readings.moments import second_moment as second_moment
 from jaxbp.readings.moments import variance as variance
-from jaxbp.readings.sums import example_norms as example_norms
-from jaxbp.readings.sums import layer_norms as layer_norms
+from jaxbp.readings.norms import example_norms as example_norms
+from jaxbp.readings.norms import layer_norms as layer_norms
+from jaxbp.readings.norms import sq_norms as sq_norms
 from jaxbp.readings.sums import mean as mean
 from jaxbp.readings.sums import per_example as per_example
-from jaxbp.readings.sums import sq_norms as sq_norms
 from jaxbp.readings.sums import total as total

@@ -20,7 +20,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings.sums import by_place_is_less_work, gram_is_less_work, per_example, total
+from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work
+from jaxbp.readings.sums import per_example, total
 from jaxbp.signals.conv_patches import patched, windowed
 from jaxbp.signals.conv_products import convolve, exchanged
 from jaxbp.signals.kinds import (

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings.sums import each_row_once, mean, per_example, total
+from jaxbp.readings.sums import mean, per_example, total
 from jaxbp.signals.conv_patches import patched_outputs
 from jaxbp.signals.kinds import (
     Bias,
@@ -46,6 +46,7 @@ from jaxbp.signals.kinds import (
     Scale,
     as_positions,
     as_rows,
+    each_row_once,
     is_signal,
     not_a_signal,
 )

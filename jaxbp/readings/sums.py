@@ -32,11 +32,11 @@ Sources:
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 
+from jaxbp.readings.costs import by_place_is_less_work
 from jaxbp.signals.conv_patches import as_kernel, map_place_gradients, patched, windowed
 from jaxbp.signals.conv_products import exchanged, kernel_gradient
 from jaxbp.signals.kinds import (
@@ -50,8 +50,7 @@ from jaxbp.signals.kinds import (
     is_signal,
     not_a_signal,
 )
-from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
-from jaxbp.types import show_shape, weighed, widened
+from jaxbp.types import weighed
 
 
 @functools.singledispatch
@@ -171,175 +170,3 @@ def _(signal: Conv):
     else:
         gradients = jax.vmap(per_example)(patched(signal))
     return as_kernel(gradients, signal.geometry)
-
-
-@functools.singledispatch
-def sq_norms(signal) -> jax.Array:
-    """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
-
-    For a weight matrix it is |x_n|^2 |d_n|^2. With positions it is sum_st (x_ns . x_nt)
-    (d_ns . d_nt), from two Gram matrices [N, T, T], or that of the gradient itself, [N, I, O],
-    whichever is less work (`gram_is_less_work`). A kernel is a matrix that patches share, or one
-    at each of its places (`by_place_is_less_work`). Of a table it is that of the rows that an
-    example looks up, with what is looked up at several positions added up first. Numbers of 16 bits
-    are accumulated in 32.
-
-    Raises:
-      TypeError: `signal` is not of a kind known here.
-    """
-    raise not_a_signal("sq_norms", signal)
-
-
-@sq_norms.register
-def _(signal: Outer):
-    x, d = as_positions(widened(signal.inputs)), as_positions(widened(signal.deltas))
-    (_, t, i), o = x.shape, d.shape[-1]
-    if t == 1:
-        return _sq_norm(x) * _sq_norm(d)
-    if gram_is_less_work(i, o, pairs=t * t, rows=t, products=1):
-        grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
-        # What cancels leaves rounding, below zero or far below the norm. Never less than its size,
-        # or an example could pass for shorter than it is, and a clipped sum exceed its threshold.
-        lengths = jnp.linalg.norm(x, axis=2) * jnp.linalg.norm(d, axis=2)
-        rounding = jnp.finfo(x.dtype).eps * jnp.square(jnp.sum(lengths, axis=1))
-        return jnp.maximum(jnp.sum(grams, axis=(1, 2)), rounding)
-    return _sq_norm(per_example(Outer(x, d)))
-
-
-@sq_norms.register(Bias)
-@sq_norms.register(Scale)
-def _(signal):
-    return _sq_norm(per_example(jax.tree.map(widened, signal)))
-
-
-@sq_norms.register
-def _(signal: Lookup):
-    return _sq_norm(each_row_once(jax.tree.map(widened, signal)).deltas)
-
-
-@sq_norms.register
-def _(signal: Conv):
-    signal = jax.tree.map(widened, signal)
-    if by_place_is_less_work(signal):
-        squares = map_place_gradients(lambda g: jnp.sum(g * g, axis=(0, 2, 3)), signal)
-        return jnp.sum(squares, axis=0)
-    return jnp.sum(jax.vmap(sq_norms)(patched(signal)), axis=0)
-
-
-def by_place_is_less_work(signal):
-    """Whether a kernel's gradients cost less for one of its places after another than by patches.
-
-    There are three ways to the norm of sum_t x_u d_t^T over all K places, of G groups:
-
-      Gram matrices   of the patches [T, K I / G] and of the deltas       (`gram_is_less_work`)
-      patches         form the gradients [K I / G, O / G], and square
-      places          form those of one place at a time, [I / G, O / G]
-
-    The last two multiply as often, but patches are K times the images, and have to be written.
-    Where Gram matrices are not less work, places were measured on a CPU to take 0.3 to 0.9 of the
-    time of patches (images of 8 x 8 to 32 x 32 with 3 to 64 inputs, 3 x 3 places), 1.1 for
-    sequences and for 7 x 7 places of 3 inputs, and 1.8 for one input, of which a place leaves
-    vectors. Where they are, with few positions, places took 1.4 to 6 times as long as they.
-    """
-    inputs, outputs, geometry = signal.inputs.shape, signal.deltas.shape, signal.geometry
-    if geometry.transposed:
-        inputs, outputs = outputs, inputs
-    t = math.prod(outputs[1:-1])
-    i, o = inputs[-1] // geometry.groups, outputs[-1] // geometry.groups
-    i *= math.prod(geometry.kernel)
-    return inputs[-1] > 1 and not gram_is_less_work(i, o, pairs=t * t, rows=t, products=1)
-
-
-def each_row_once(signal):
-    """The same gradients, of which every example looks up each of its rows at one position.
-
-    Where a row is looked up at several, one has the sum of the deltas; what is left over has
-    deltas of zero. So with T positions the gradients are summed up in [N, T, O], not [N, V, O].
-    """
-    deltas = as_positions(signal.deltas)
-
-    def merge(indices, deltas):
-        rows, places = jnp.unique(indices, return_inverse=True, size=len(indices))
-        return rows, jnp.zeros_like(deltas).at[places].add(deltas)
-
-    rows, sums = jax.vmap(merge)(signal.indices.reshape(deltas.shape[:2]), deltas)
-    return Lookup(rows, sums, signal.table)
-
-
-def gram_is_less_work(i, o, *, pairs, rows, products):
-    """Whether inner products of gradients [I, O] cost less from Gram matrices of their operands.
-
-    With positions there are two ways to an inner product of gradients sum_t x_t d_t^T:
-
-      Gram matrices   sum_st (x_s . x_t) (d_s . d_t)      pairs (I + O) multiplications
-      gradients       form them, and multiply those       (rows + products) I O
-
-    The second also writes what it forms. On a CPU the times were measured to cross where it has
-    1.3 to 2 times fewer multiplications (I and O from 64 to 512, T from 2 to 256); hence 3/2.
-
-    Args:
-      i: inputs.
-      o: outputs.
-      pairs: of positions that meet: T^2 for the norm of one example, N T M S for N with M others.
-      rows: positions from which gradients are formed: T for one example, N T + M S for N and M.
-      products: inner products: 1 for one example, N M for N with M others.
-    """
-    return pairs * (i + o) < 1.5 * (rows + products) * i * o
-
-
-def example_norms(readings):
-    """The norm of each example's whole gradient, [N]: sqrt(sum over parameters of |g_n|^2).
-
-    Args:
-      readings: the tree that a sweep with `read=sq_norms` answers with.
-
-    Raises:
-      ValueError: there are no parameters, or the leaves are not all of shape [N].
-
-    Example:
-      >>> import jax.numpy as jnp, jaxbp as bp
-      >>> bp.example_norms({"weight": jnp.array([9.0, 0.0]), "bias": jnp.array([16.0, 4.0])})
-      Array([5., 2.], dtype=float32)
-    """
-    axes = jax.tree.leaves(stack_axes(readings))
-    leaves = jax.tree.leaves(readings)
-    shapes = {jnp.shape(leaf)[k:] for leaf, k in zip(leaves, axes, strict=True)}
-    if len(shapes) != 1 or len(*shapes) != 1:
-        raise ValueError(
-            "example_norms: takes a tree of squared norms, all of shape [N], as read=sq_norms "
-            f"gives; it got {', '.join(map(show_shape, sorted(shapes))) or 'no leaves'}."
-        )
-    return jnp.sqrt(sum_leaves(readings))
-
-
-def layer_norms(readings):
-    """The norm of each example's gradient with respect to each layer, [N] in place of each.
-
-    A layer is an innermost collection of parameters, such as the dict of a weight and its bias.
-    Each layer of a stack is one: [L, N].
-
-    Args:
-      readings: the tree that a sweep with `read=sq_norms` answers with.
-
-    Raises:
-      ValueError: the leaves of a layer are not all of shape [N].
-
-    Example:
-      >>> import jax.numpy as jnp, jaxbp as bp
-      >>> bp.layer_norms(({"weight": jnp.array([9.0]), "bias": jnp.array([16.0])}, ()))
-      (Array([5.], dtype=float32), ())
-    """
-
-    def parts(node):
-        return jax.tree.leaves(node, is_leaf=lambda child: child is not node)
-
-    return map_layers(
-        lambda layer: example_norms(layer) if parts(layer) else layer,
-        readings,
-        is_leaf=lambda node: jax.tree_util.all_leaves(parts(node)),
-    )
-
-
-def _sq_norm(x):
-    """The squared norm of each row, [N, ...] to [N]."""
-    return jnp.sum(x * x, axis=range(1, x.ndim))

@@ -152,6 +152,22 @@ def joined(signals):
     return type(first)(*(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands))
 
 
+def each_row_once(signal):
+    """The same gradients, of which every example looks up each of its rows at one position.
+
+    Where a row is looked up at several, one has the sum of the deltas; what is left over has
+    deltas of zero. So with T positions the gradients are summed up in [N, T, O], not [N, V, O].
+    """
+    deltas = as_positions(signal.deltas)
+
+    def merge(indices, deltas):
+        rows, places = jnp.unique(indices, return_inverse=True, size=len(indices))
+        return rows, jnp.zeros_like(deltas).at[places].add(deltas)
+
+    rows, sums = jax.vmap(merge)(signal.indices.reshape(deltas.shape[:2]), deltas)
+    return Lookup(rows, sums, signal.table)
+
+
 def as_rows(x):
     """[N, ..., O] as [N T, O]."""
     return x.reshape(-1, x.shape[-1])

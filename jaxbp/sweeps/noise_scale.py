@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.inner_products import directional_derivatives
-from jaxbp.readings.sums import example_norms, sq_norms
+from jaxbp.readings.norms import example_norms, sq_norms
 from jaxbp.signals.kinds import map_signals
 from jaxbp.types import widened
 

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxbp.readings.sums import example_norms, layer_norms, sq_norms, total
+from jaxbp.readings.norms import example_norms, layer_norms, sq_norms
+from jaxbp.readings.sums import total
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.signals.stacked import map_layers

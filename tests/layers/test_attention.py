@@ -1,7 +1,6 @@
 """Attention: its definition head by head, who sees whom, and what the lean form never holds."""
 
 import functools
-import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
-
-CHAPTER = importlib.import_module("jaxbp.layers.multihead")
+from jaxbp.layers import dot_product
 
 N, T, H, D = 2, 7, 4, 2  # D here is the size of a head
 PADDED = np.array([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 0, 1, 0, 0]], bool)
@@ -23,7 +21,7 @@ MASKS = {"no mask": None, "one mask": PADDED[1], "a mask for each": PADDED}
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """So that the lean form has several blocks of rows, and the last one is not full."""
-    monkeypatch.setattr(CHAPTER, "LEAN_ROWS", 3)
+    monkeypatch.setattr(dot_product, "LEAN_ROWS", 3)
 
 
 def inputs_for(key, groups=H, heads=H, n=N, t=T, size=D, dtype=float):
@@ -132,9 +130,9 @@ def test_outputs_and_derivatives_are_those_of_jax_nn(causal, lean, groups, key):
 def test_bands_and_blocks_change_nothing(causal, bands, key, monkeypatch):
     how = {"causal": causal, "kv_heads": 2, "mask": PADDED}
     want = run(bp.dot_product_attention(H, **how), *inputs_for(key, 2))
-    monkeypatch.setattr(CHAPTER, "BANDS", bands)
+    monkeypatch.setattr(dot_product, "BANDS", bands)
     for lean, rows in ((False, 1), (True, 5)):
-        monkeypatch.setattr(CHAPTER, "LEAN_ROWS", rows)
+        monkeypatch.setattr(dot_product, "LEAN_ROWS", rows)
         assert_close(run(bp.dot_product_attention(H, lean=lean, **how), *inputs_for(key, 2)), want)
 
 
@@ -193,7 +191,7 @@ def test_large_scores_do_not_overflow(lean, key):
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 def test_sums_of_16_bits_are_in_32(lean, dtype, monkeypatch):
     """Of 4096 equal numbers; one by one, a sum in bfloat16 ends at 256 of them."""
-    monkeypatch.setattr(CHAPTER, "LEAN_ROWS", 1024)
+    monkeypatch.setattr(dot_product, "LEAN_ROWS", 1024)
     layer = bp.dot_product_attention(1, lean=lean)
     x = jnp.concatenate([jnp.zeros((1, 4096, 2)), jnp.ones((1, 4096, 1))], axis=-1).astype(dtype)
     y, dx = run(layer, x, jnp.ones((1, 4096, 1), dtype))
@@ -298,7 +296,7 @@ def temporary_bytes(function, t):
 
 
 def test_the_lean_form_never_holds_all_probabilities(monkeypatch):
-    monkeypatch.setattr(CHAPTER, "LEAN_ROWS", 64)
+    monkeypatch.setattr(dot_product, "LEAN_ROWS", 64)
     t = 2048
     all_of_them = N * H * t * t * 4
     plain, lean = (bp.dot_product_attention(H, causal=True, lean=lean) for lean in (False, True))

@@ -16,8 +16,8 @@ from jax import lax
 from oracles import assert_close, layer_vjp, seen_by, signal_gradients
 
 import jaxbp as bp
+from jaxbp.readings import costs, norms, sums
 from jaxbp.readings import inner_products as inner
-from jaxbp.readings import sums as readings
 from jaxbp.signals import conv_products as products
 from jaxbp.signals.conv_products import exchanged
 from jaxbp.signals.conv_windows import make_windows
@@ -126,8 +126,9 @@ def every_way(signal):
     answers = []
     for by_place, by_gram in ((True, False), (False, False), (False, True)):
         with pytest.MonkeyPatch.context() as patch:
-            for module in (readings, inner):
+            for module in (sums, norms, inner):
                 patch.setattr(module, "by_place_is_less_work", lambda *_, yes=by_place: yes)
+            for module in (norms, inner):
                 patch.setattr(module, "gram_is_less_work", lambda *_, yes=by_gram, **__: yes)
             other = jax.tree.map(lambda a: a[::-1], signal)
             grams = bp.gram(signal), bp.gram(signal, other)
@@ -301,13 +302,13 @@ def test_the_way_is_chosen_by_the_shapes(kernel, size, i, o, groups, by_place):
     sizes = (size,) * len(kernel)
     layer = bp.conv(o, kernel, groups=groups, use_bias=False)
     signal = signal_shapes(layer, (N, *sizes, i))
-    assert readings.by_place_is_less_work(signal) == by_place
+    assert costs.by_place_is_less_work(signal) == by_place
 
 
 def test_the_windows_of_a_transposed_convolution_are_those_on_its_outputs():
     """There are as many as inputs, and so few that Gram matrices are less work."""
     layer = bp.conv_transpose(64, (3, 3), strides=4, use_bias=False)
-    assert not readings.by_place_is_less_work(signal_shapes(layer, (N, 4, 4, 64)))
+    assert not costs.by_place_is_less_work(signal_shapes(layer, (N, 4, 4, 64)))
 
 
 def signal_shapes(layer, shape):

@@ -16,8 +16,8 @@ from oracles import (
 )
 
 import jaxbp as bp
+from jaxbp.readings import costs
 from jaxbp.readings import inner_products as inner
-from jaxbp.readings import sums as readings
 
 every_network = pytest.mark.parametrize("case", FEW_NETWORKS.values(), ids=FEW_NETWORKS.keys())
 
@@ -88,7 +88,7 @@ def test_the_cheaper_way_has_fewer_flop(n, t, monkeypatch):
 
     cheaper = flop(True) < flop(False)
     monkeypatch.undo()
-    rule = readings.gram_is_less_work(i, o, pairs=(n * t) ** 2, rows=n * t, products=n * n)
+    rule = costs.gram_is_less_work(i, o, pairs=(n * t) ** 2, rows=n * t, products=n * n)
     assert rule == cheaper
 
 

@@ -8,7 +8,7 @@ from cases import READINGS, SIGNALS, N
 from oracles import assert_close, in_dtype, is_float, signal_gradients
 
 import jaxbp as bp
-from jaxbp.readings import sums as readings
+from jaxbp.readings import costs, norms
 
 WEIGHTS = np.array([0.5, 0.0, 2.0])
 
@@ -57,7 +57,7 @@ def test_gram_and_gradient_give_the_same_norms_each_by_its_own_way(t, monkeypatc
     signal = SIGNALS["Outer"](rng, t)
     answers = {}
     for gram in (True, False):
-        monkeypatch.setattr(readings, "gram_is_less_work", lambda *_, gram=gram, **__: gram)
+        monkeypatch.setattr(norms, "gram_is_less_work", lambda *_, gram=gram, **__: gram)
         answers[gram] = jax.jit(lambda s: bp.sq_norms(s))(signal)
     assert_close(answers[True], answers[False])
     # Equal, but not to the bit: the other way was really taken.
@@ -68,11 +68,11 @@ def test_the_cheaper_way_has_fewer_flop(monkeypatch):
     """At the crossover of the documented rule the compiled cost crosses too."""
 
     def flop(gram, t):
-        monkeypatch.setattr(readings, "gram_is_less_work", lambda *_, **__: gram)
+        monkeypatch.setattr(norms, "gram_is_less_work", lambda *_, **__: gram)
         shapes = bp.Outer(jnp.zeros((8, t, 64)), jnp.zeros((8, t, 32)))
         return jax.jit(lambda s: bp.sq_norms(s)).lower(shapes).compile().cost_analysis()["flops"]
 
-    rule = readings.gram_is_less_work
+    rule = costs.gram_is_less_work
     for t in (4, 12, 40, 100):
         cheaper = flop(True, t) < flop(False, t)
         monkeypatch.undo()
@@ -86,7 +86,7 @@ def test_norms_that_cancel_are_not_negative():
     d = rng.normal(size=(200, 3, 90))
     d[:, 2] = -d[:, 0] - d[:, 1]
     signal = bp.Outer(*(jnp.asarray(a, jnp.float32) for a in (x, d)))
-    assert readings.gram_is_less_work(100, 90, pairs=9, rows=3, products=1)
+    assert costs.gram_is_less_work(100, 90, pairs=9, rows=3, products=1)
     grams = jnp.einsum("nsi,nti,nso,nto->n", signal.inputs, signal.inputs, *[signal.deltas] * 2)
     assert float(jnp.min(grams)) < 0
     assert float(jnp.min(bp.sq_norms(signal))) >= 0

@@ -1,0 +1,96 @@
+"""Linear layers: an affine map of the last axis."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+
+from jaxbp.require import (
+    require_count,
+    require_delta,
+    require_floats,
+    require_last_axis,
+    require_leaves,
+)
+from jaxbp.signals.kinds import Bias, Outer, keep
+from jaxbp.types import Layer, LayerError, show_shape
+
+
+def dense(
+    features,
+    *,
+    use_bias=True,
+    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    bias_init=initializers.zeros,
+    dtype=float,
+):
+    """An affine map of the last axis, y = x W + b.
+
+      dE/dW = sum_nt x_nt dy_nt^T     dE/db = sum_nt dy_nt     dx = dy W^T
+
+    Inputs are [N, ..., I] and outputs [N, ..., O]; the axes between share the weight. Parameters
+    are `{"weight": [I, O], "bias": [O]}`, without the bias if `use_bias` is false.
+
+    Args:
+      features: O, the number of outputs.
+      use_bias: whether there is a b.
+      weight_init: an initialiser in the form of `jax.nn.initializers`.
+      bias_init: the same, for b.
+      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+
+    Raises:
+      ValueError: `features` is not a positive integer.
+      LayerError: the inputs, or the parameters, do not fit.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> layer = bp.dense(3)
+      >>> params, out_shape = layer.init(jax.random.key(0), (5,))
+      >>> y, cache = layer.forward(params, jnp.ones((2, 5)))
+      >>> dx, signals = layer.backward(params, cache, jnp.ones((2, 3)))
+      >>> y.shape, dx.shape, signals["weight"].inputs.shape
+      ((2, 3), (2, 5), (2, 5))
+    """
+    require_count("dense", "features", features)
+    name = f"dense({features})"
+    leaves = ("weight", "bias") if use_bias else ("weight",)
+
+    def require_params(params):
+        require_leaves(name, params, leaves)
+        if jnp.ndim(params["weight"]) != 2 or jnp.shape(params["weight"])[1] != features:
+            raise LayerError(
+                name,
+                f"got a weight of shape {show_shape(jnp.shape(params['weight']))}; "
+                f"it takes [I, {features}]. Is it that of another network?",
+            )
+
+    def init(key, shape):
+        shape = require_last_axis(name, shape, "I")
+        weight_key, bias_key = jax.random.split(key)
+        params = {"weight": weight_init(weight_key, (shape[-1], features), dtype)}
+        if use_bias:
+            params["bias"] = bias_init(bias_key, (features,), dtype)
+        return params, (*shape[:-1], features)
+
+    def forward(params, x, *, key=None):
+        del key
+        require_params(params)
+        weight = params["weight"]
+        require_floats(name, x, weight.dtype)
+        if x.ndim < 2 or x.shape[-1] != weight.shape[0]:
+            raise LayerError(
+                name,
+                f"got inputs of shape {show_shape(x.shape)}; "
+                f"its weight takes [N, ..., {weight.shape[0]}].",
+            )
+        y = x @ weight
+        return (y + params["bias"] if use_bias else y), x
+
+    def backward(params, x, dy, *, read=keep):
+        require_params(params)
+        require_delta(name, dy, (*x.shape[:-1], features))
+        readings = {"weight": read(Outer(x, dy))}
+        if use_bias:
+            readings["bias"] = read(Bias(dy))
+        return dy @ params["weight"].T, readings
+
+    return Layer(name, init, forward, backward)

@@ -1,0 +1,53 @@
+"""Stochastic layers: they draw from the `key` of forward, and are deterministic without one."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.require import require_floats, require_shape
+from jaxbp.signals.kinds import keep
+from jaxbp.types import Layer
+
+
+def dropout(drop_prob):
+    """Sets each value to zero with probability `drop_prob` and divides the others by 1 - drop_prob.
+
+      y = m x / (1 - drop_prob),   dx = m dy / (1 - drop_prob),   m ~ Bernoulli(1 - drop_prob)
+
+    The mean of y is x. It draws from the `key` of forward; without one, y = x.
+
+    Args:
+      drop_prob: the probability of dropping, at least 0 and below 1.
+
+    Raises:
+      ValueError: `drop_prob` is out of range.
+
+    References:
+      "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Srivastava, Hinton,
+      Krizhevsky, Sutskever, Salakhutdinov, 2014.
+    """
+    if not 0 <= drop_prob < 1:
+        raise ValueError(f"dropout: drop_prob is {drop_prob}; it takes a number in [0, 1).")
+    keep_prob = 1 - drop_prob
+
+    def init(key, shape):
+        del key
+        return (), require_shape(name, shape)
+
+    def forward(params, x, *, key=None):
+        del params
+        if key is None:
+            return x, None
+        require_floats(name, x)
+        # The mask is a byte a value, where drawing it again would cost more than reading it.
+        mask = jax.random.bernoulli(key, keep_prob, x.shape)
+        return apply(mask, x), mask
+
+    def backward(params, mask, dy, *, read=keep):
+        del params, read
+        return (dy if mask is None else apply(mask, dy)), ()
+
+    def apply(mask, x):
+        return jnp.where(mask, x / keep_prob, 0)
+
+    name = f"dropout({drop_prob})"
+    return Layer(name, init, forward, backward)
