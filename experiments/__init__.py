@@ -1,1 +1,1 @@
-"""Experiments: one script a question, run as `python -m experiments.<name>` (see each `--help`)."""
+"""Experiments: one script per question, `python -m experiments.NAME` (`--help` lists its flags)."""

@@ -1,1 +1,1 @@
-"""What the experiments share: data, figures, flags, files and measurements."""
+"""Helpers of the experiments: data, figures, flags, files and measurements."""

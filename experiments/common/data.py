@@ -1,11 +1,11 @@
-"""Data: the classification problems that experiments train on, from three sources by one interface.
+"""Data: `load` reads a classification problem from one of three sources.
 
-  nothing              scikit-learn's 1797 handwritten digits of 8 x 8 pixels
+  None                 scikit-learn's 1797 handwritten digits of 8 x 8 pixels
   a .csv file          a header, a target column, and a number in every other cell
   a directory          MNIST's four IDX files, or others in their format, gzipped or not
 
-Each gives inputs [N, I] and labels [N], in 0 ... K-1, for training, validation and test. What is
-wrong with a file is said in its own terms: its row as an editor counts it, its column, its bytes.
+It returns inputs [N, I] and labels [N] in 0 ... C-1, split into a training, a validation and a test
+set. An error names the place in the file: the row as an editor counts it, the column, the bytes.
 """
 
 import codecs
@@ -22,8 +22,8 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-HELD_OUT = 0.15  # of the examples, for validation, and as much again for the test
-FEWEST = 7  # examples of a class: the first number of which 15 % is a whole one
+HELD_OUT = 0.15  # share of the examples in the validation set, and in the test set
+FEWEST = 7  # examples of a class: of fewer, 15 % is less than one example
 TARGET_NAMES = ("target", "label", "class")
 FAULTS_SHOWN = 5
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -37,21 +37,21 @@ Part = tuple[np.ndarray, np.ndarray]
 
 
 class DataError(ValueError):
-    """A file that cannot be trained on; the message says which, where in it, and why."""
+    """The data cannot be used; the message names the file, the place in it, and the reason."""
 
 
 class Dataset(NamedTuple):
-    """A classification problem: inputs [N, I] in float32 and labels [N] in int32, in three parts.
+    """A classification problem: inputs [N, I] in float32 and labels [N] in int32, in three sets.
 
     Attributes:
-      name: the source's.
-      train: to fit.
-      validation: to choose by.
-      test: to report.
-      class_names: what each label stands for.
-      image_shape: (height, width) if an input is a grey image, to draw it; else None.
-      train_rows: where each training example stands in the source: its row in a .csv file, as an
-        editor counts it; elsewhere its number, from 0.
+      name: the name of the source.
+      train: the training set.
+      validation: the validation set.
+      test: the test set.
+      class_names: the name of each class, by label.
+      image_shape: (height, width) if an input is a grey image, else None.
+      train_rows: the place of each training example in the source: its row in a .csv file, as an
+        editor counts it; for other sources its index, from 0.
     """
 
     name: str
@@ -64,24 +64,25 @@ class Dataset(NamedTuple):
 
 
 def load(path: Path | None, *, target: str | None = None, seed: int = 0) -> Dataset:
-    """The data at `path`, split into training, validation and test.
+    """Reads the data at `path` and splits them into training, validation and test sets.
 
       path          inputs                            split, stratified by class
       None          pixels / 16                       70 / 15 / 15 %
       a .csv file   standardised                      70 / 15 / 15 %
       a directory   pixels / 255, a row per image     85 / 15 % of train-*; the test is t10k-*
 
-    Standardised: (x - mean) / deviation, by the mean and deviation of the training part alone. A
-    column that is constant in the training part is 0 in every part.
+    Standardised: (x - mean) / deviation, with the mean and deviation of the training set. A column
+    that is constant in the training set is 0 in all sets.
 
     Args:
-      path: where the data are, or None for the digits.
-      target: the column to predict, of a .csv file. Without it, the one that is called `target`,
-        `label` or `class`. Integers are classes in numeric order, anything else in that of text.
-      seed: of the shuffle.
+      path: a .csv file or a directory, or None for the digits.
+      target: the name of the column to predict, for a .csv file. By default the column that is
+        called `target`, `label` or `class`. Classes that are all integers are sorted as numbers,
+        other classes as text.
+      seed: the seed of the shuffle.
 
     Raises:
-      DataError: the data cannot be read, or are too few to split.
+      DataError: the data cannot be read, or there are too few to split.
     """
     if path is None or path.is_dir():
         if target is not None:
@@ -112,10 +113,10 @@ def _load_csv(path, target, seed):
 
 
 def _load_idx(folder, seed):
-    """MNIST's files; labels are counted from 0 in the order of those that the training part has."""
+    """Reads MNIST's files. Labels become 0 ... C-1, in the order of the training file's values."""
     found = {name: _find(folder, name) for name in IDX_FILES}
     if missing := [name for name, path in found.items() if path is None]:
-        raise DataError(f"{folder}: no {', no '.join(missing)}, nor with .gz.")
+        raise DataError(f"{folder}: no {', no '.join(missing)}, with or without .gz.")
     train_images, train_labels, test_images, test_labels = found.values()
     inputs, labels, image_shape = _read_images(train_images, train_labels)
     held_inputs, held_labels, held_shape = _read_images(test_images, test_labels)
@@ -124,7 +125,7 @@ def _load_idx(folder, seed):
         raise DataError(f"{test_images}: images are {here}, but {there} in {train_images}.")
     classes, labels = np.unique(labels, return_inverse=True)
     if unknown := sorted(set(held_labels.tolist()) - set(classes.tolist())):
-        raise DataError(f"{test_labels}: labels that never occur in {train_labels}: {unknown}.")
+        raise DataError(f"{test_labels}: labels that do not occur in {train_labels}: {unknown}.")
     names = tuple(map(str, classes))
     _check_classes(train_labels, labels, names)
     parts = _hold_out(np.arange(len(labels)), labels.astype(np.int32), HELD_OUT, seed)
@@ -134,7 +135,7 @@ def _load_idx(folder, seed):
 
 
 def _read_csv(path, target):
-    """The features [N, I], in float64 as in the file, the N cells of the target, and their rows."""
+    """Returns the features [N, I] in float64, the N cells of the target, and their row numbers."""
     rows = _rows(path)
     line, header = next(rows, (1, None))
     if header is None:
@@ -155,12 +156,12 @@ def _read_csv(path, target):
             places.append(line)
     _raise(faults)
     if not inputs:
-        raise DataError(f"{path}: a header, but no rows of data.")
+        raise DataError(f"{path}: there is a header, but no row of data.")
     return np.array(inputs), targets, np.array(places)
 
 
 def _rows(path):
-    """The rows that are not blank, stripped, each with the line on which it starts."""
+    """Yields each row that is not blank: the line on which it starts, and its stripped cells."""
     lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
     reader = csv.reader((line.decode() for line in lines), skipinitialspace=True, strict=True)
     start = 1
@@ -169,7 +170,7 @@ def _rows(path):
             cells = [cell.strip() for cell in row]
             if cells not in ([], [""]):
                 yield start, cells
-            start = reader.line_num + 1  # not the number of rows: a quoted cell can span lines
+            start = reader.line_num + 1  # rows are not lines: a quoted cell can span several
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x}"
         raise DataError(f"{path}: row {reader.line_num + 1}: {byte} is not UTF-8.") from error
@@ -178,7 +179,7 @@ def _rows(path):
 
 
 def _target_column(where, header, target):
-    """The index of the target's column."""
+    """Returns the index of the target's column."""
     repeated = sorted({name for name in header if header.count(name) > 1})
     if repeated:
         raise DataError(f"{where}: more than one column is called {_quoted(repeated, ' or ')}.")
@@ -189,27 +190,27 @@ def _target_column(where, header, target):
     if target not in header:
         raise DataError(f"{where}: no column is called {target!r}; there are {_quoted(header)}.")
     if len(header) == 1:
-        raise DataError(f"{where}: no column but the target, {target!r}.")
+        raise DataError(f"{where}: there is no column besides the target, {target!r}.")
     return header.index(target)
 
 
 def _fault(cell, *, is_number):
-    """What is wrong with a cell, or None."""
+    """Returns what is wrong with a cell, or None."""
     if not cell:
         return "the cell is empty"
     if not is_number:
         return None
     try:
-        value = float(cell.replace("_", "?"))  # Python alone would read 1_000 as 1000
+        value = float(cell.replace("_", "?"))  # Python's float reads 1_000 as 1000
     except ValueError:
         return f"{cell!r} is not a number"
-    if not abs(value) <= FLOAT32_MAX:  # written so that NaN is caught too
+    if not abs(value) <= FLOAT32_MAX:  # written so that it catches NaN, too
         return f"{cell!r} is not finite in float32"
     return None
 
 
 def _classes(cells):
-    """Labels [N] and what each stands for. Integers sort as numbers: 10 comes after 9."""
+    """Returns the labels [N] and the class names. Integers are sorted as numbers, 9 before 10."""
     if all(re.fullmatch("[+-]?[0-9]+", cell) for cell in cells):
         cells = [int(cell) for cell in cells]
     classes = sorted(set(cells))
@@ -218,23 +219,23 @@ def _classes(cells):
 
 
 def _standardise(*parts):
-    """The parts, of which the first is to train, with inputs of mean 0 and deviation 1 in it."""
+    """Standardises the inputs of all sets by the mean and deviation of the first, for training."""
     inputs = parts[0][0]
     mean, deviation = inputs.mean(axis=0), inputs.std(axis=0)
-    # Rounding gives a constant column, say of 0.1, a deviation of about 1e-17 instead of 0.
+    # Rounding can give a constant column, such as 0.1, a deviation of about 1e-17 instead of 0.
     deviation[(inputs == inputs[0]).all(axis=0) | (deviation == 0)] = np.inf
     return [(((x - mean) / deviation).astype(np.float32), labels) for x, labels in parts]
 
 
 def _find(folder, name):
-    """The path of the file in the first spelling that exists, or None."""
+    """Returns the path of the file in the first spelling that exists, or None."""
     spellings = [name, f"{name}.gz"]
     spellings += [spelling.replace("-idx", ".idx") for spelling in spellings]
     return next((folder / each for each in spellings if (folder / each).is_file()), None)
 
 
 def _read_images(images_path, labels_path):
-    """Inputs [N, height * width] in float32, labels [N] in uint8, and (height, width)."""
+    """Returns inputs [N, height * width] in float32, labels [N] in uint8, and (height, width)."""
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if len(images) != len(labels):
         counts = f"{len(images)} images, but {labels_path} has {len(labels)} labels"
@@ -243,10 +244,10 @@ def _read_images(images_path, labels_path):
 
 
 def _read_idx(path, ndim):
-    """The array of uint8 in an IDX file.
+    """Reads the array of uint8 in an IDX file.
 
-    Bytes 0 0 8, where 8 stands for uint8; the number of dimensions; the size of each, as a
-    big-endian uint32; the array, its last index fastest.
+    The format: the bytes 0 0 8, where 8 means uint8; a byte with the number of dimensions; the size
+    of each dimension as a big-endian uint32; the array, with the last index fastest.
     """
     data, magic, start = _read_bytes(path), bytes([0, 0, 8, ndim]), 4 + 4 * ndim
     if data[:4] != magic:
@@ -260,7 +261,7 @@ def _read_idx(path, ndim):
     expected, found = math.prod(shape), len(data) - start
     if found != expected:
         what = "truncated" if found < expected else "too long"
-        sizes = f"sizes {_by(shape)} take {expected} bytes of data, found {found}"
+        sizes = f"sizes {_by(shape)} need {expected} bytes of data, found {found}"
         raise DataError(f"{path}: {what}: {sizes}.")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
@@ -271,35 +272,35 @@ def _read_bytes(path):
         try:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path}: not a whole gzip file: {error}.") from error
+            raise DataError(f"{path}: not a complete gzip file: {error}.") from error
     if not data:
         raise DataError(f"{path}: the file is empty.")
     return data
 
 
 def _check_classes(path, labels, names):
-    """Raises if there is one class only, or one of too few examples to be in every part."""
+    """Raises if there is only one class, or a class has too few examples to be in every set."""
     if len(names) == 1:
-        raise DataError(f"{path}: only one class, {names[0]!r}; it takes two to tell apart.")
+        raise DataError(f"{path}: only one class, {names[0]!r}; at least two are needed.")
     counts = zip(names, np.bincount(labels), strict=True)
-    needs = f"every split needs some of it, which takes {FEWEST} examples"
-    _raise([f"{path}: class {name!r}: {needs}, found {n}." for name, n in counts if n < FEWEST])
+    needs = f"expected at least {FEWEST} examples, so that every set has some"
+    _raise([f"{path}: class {name!r}: {needs}; found {n}." for name, n in counts if n < FEWEST])
 
 
 def _split(inputs, labels, seed):
-    """Training, validation and test, the last two of equal size."""
+    """Returns the training, validation and test sets, the last two of equal size."""
     rest, test = _hold_out(inputs, labels, HELD_OUT, seed)
     train, validation = _hold_out(*rest, len(test[1]), seed)
     return train, validation, test
 
 
 def _examples(inputs, parts):
-    """Parts of places, with the inputs that stand there instead."""
+    """Replaces the places in each set by the inputs at these places."""
     return [(inputs[places], labels) for places, labels in parts]
 
 
 def _hold_out(inputs, labels, size, seed):
-    """Two parts, shuffled, the second of `size`, a share or a number; classes alike in both."""
+    """Splits into two shuffled, stratified sets; `size` is the second's size or its share."""
     inputs, held_inputs, labels, held_labels = train_test_split(
         inputs, labels, test_size=size, stratify=labels, random_state=seed
     )
@@ -307,7 +308,7 @@ def _hold_out(inputs, labels, size, seed):
 
 
 def _raise(faults):
-    """Raises the faults, if any, in one error: the first few, and how many more there are."""
+    """Raises one error for all faults, if any: it shows the first few and counts the others."""
     if faults:
         more = len(faults) - FAULTS_SHOWN
         last = [f"... and {more} more."] if more > 0 else []

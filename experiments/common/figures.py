@@ -1,16 +1,21 @@
-"""What the figures share: colours that colour-blind readers can tell apart, and how to save.
+"""Helpers for figures: colours that colour-blind readers can tell apart, saving, and the plane.
 
 Source of the colours: "Color Universal Design", Okabe, Ito, 2008.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jax.typing import ArrayLike
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.common.files import whole
 
-mpl.use("Agg")  # figures go to files: no screen is needed
+mpl.use("Agg")  # figures are written to files, so no screen is needed
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, SKY, PURPLE, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
@@ -29,23 +34,24 @@ mpl.rcParams.update(
 )
 
 
-def save(figure, path):
-    """Saves the figure as a PNG, whole or not at all, and says where."""
-    path = Path(path)
+def save(figure: Figure, path: Path) -> None:
+    """Saves the figure as a PNG and prints its path. An error leaves no half-written file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:
         figure.savefig(unfinished, format="png")
     print(f"figure saved as {path}")
 
 
-def draw_plane(axes, inputs, targets, predict):
-    """Points of two classes on the regions that a model gives them, and the boundary between.
+def draw_plane(
+    axes: Axes, inputs: ArrayLike, targets: ArrayLike, predict: Callable[[np.ndarray], ArrayLike]
+) -> None:
+    """Draws points of two classes, the regions that a model predicts, and the boundary.
 
     Args:
-      axes: to draw on.
+      axes: where to draw.
       inputs: the points, [N, 2].
-      targets: [N, 1], 1 for blue and 0 for red.
-      predict: the model's probability that a point is blue, [M, 2] to [M, 1].
+      targets: the classes, [N, 1]: 1 for blue and 0 for red.
+      predict: maps points [M, 2] to the probabilities that they are blue, [M, 1].
     """
     inputs, blue = np.asarray(inputs), np.asarray(targets)[:, 0] == 1
     low, high = inputs.min(axis=0) - 0.4, inputs.max(axis=0) + 0.4
@@ -61,7 +67,7 @@ def draw_plane(axes, inputs, targets, predict):
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
 
 
-def draw_line(axes, weight, bias, **style):
-    """The line x . w + b = 0 in the plane, through its point nearest to the origin."""
+def draw_line(axes: Axes, weight: np.ndarray, bias: ArrayLike, **style: Any) -> None:
+    """Draws the line x . w + b = 0."""
     nearest = -bias * weight / (weight @ weight)
     axes.axline(nearest, nearest + np.array([-weight[1], weight[0]]), **style)

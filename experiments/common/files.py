@@ -1,14 +1,14 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path):
-    """A path to write to, which takes the place of `path` if the block ends without error."""
-    path = Path(path)
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a temporary path to write to, and renames it to `path` if the block raises no error."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         yield unfinished

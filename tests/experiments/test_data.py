@@ -1,4 +1,4 @@
-"""Data: each source gives what the file holds, and each broken file is told where it is broken."""
+"""Data: each source gives what the file holds, and errors name the place of what is wrong."""
 
 import csv
 import gzip
@@ -27,7 +27,7 @@ def write(path, content):
 
 
 def table(*rows, header="x,y,target"):
-    """A CSV of good rows, eight of each class, with `rows` after them, the first as row 18."""
+    """A CSV of good rows, eight of each class, and then `rows`, of which the first is row 18."""
     good = [f"{i},{i % 3},{'ab'[i % 2]}" for i in range(16)]
     return "\n".join([header, *good, *rows]) + "\n"
 
@@ -306,19 +306,22 @@ CSV_ERRORS = {
         "y,x,x,y,target\n",
         "row 1: more than one column is called 'x' or 'y'.",
     ),
-    "only the target": ("target\na\nb\n", "row 1: no column but the target, 'target'."),
-    "no rows": ("x,target\n", "a header, but no rows of data."),
-    "only blank rows": ("x,target\n\n  \n", "a header, but no rows of data."),
+    "only the target": (
+        "target\na\nb\n",
+        "row 1: there is no column besides the target, 'target'.",
+    ),
+    "no rows": ("x,target\n", "there is a header, but no row of data."),
+    "only blank rows": ("x,target\n\n  \n", "there is a header, but no row of data."),
     "empty file": ("", "the file is empty."),
     "blank file": ("\n \n", "the file is empty."),
     "a mark and nothing": ("\ufeff", "the file is empty."),
     "one class": (
         "x,target\n" + "1,a\n" * 20,
-        "only one class, 'a'; it takes two to tell apart.",
+        "only one class, 'a'; at least two are needed.",
     ),
     "a small class": (
         table("1,2,c", "1,2,c"),
-        "class 'c': every split needs some of it, which takes 7 examples, found 2.",
+        "class 'c': expected at least 7 examples, so that every set has some; found 2.",
     ),
     "Latin-1": (
         table("1,2,a").encode() + b"1,2,caf\xe9\n",
@@ -406,7 +409,7 @@ def idx_arrays():
 
 
 def write_idx(folder, **changes):
-    """Writes the four files, some with other bytes, or with None not at all."""
+    """Writes the four files; `changes` replaces their bytes, and None leaves a file out."""
     contents = {name: idx(array) for name, array in idx_arrays().items()} | changes
     for name, content in contents.items():
         if content is not None:
@@ -481,17 +484,17 @@ IDX_ERRORS = {
     "truncated": (
         TRAIN_IMAGES,
         idx(IMAGES)[:-20],
-        "truncated: sizes 60 x 4 x 3 take 720 bytes of data, found 700.",
+        "truncated: sizes 60 x 4 x 3 need 720 bytes of data, found 700.",
     ),
     "too long": (
         TRAIN_LABELS,
         idx(LABELS) + b"\n",
-        "too long: sizes 60 take 60 bytes of data, found 61.",
+        "too long: sizes 60 need 60 bytes of data, found 61.",
     ),
     "sizes beyond memory": (
         TEST_IMAGES,
         b"\0\0\x08\3" + b"\xff" * 12,
-        "truncated: sizes 4294967295 x 4294967295 x 4294967295 take "
+        "truncated: sizes 4294967295 x 4294967295 x 4294967295 need "
         f"{(2**32 - 1) ** 3} bytes of data, found 0.",
     ),
     "no images": (TEST_IMAGES, idx(IMAGES[:0]), "no examples: its sizes are 0 x 4 x 3."),
@@ -515,18 +518,18 @@ IDX_ERRORS = {
     "labels of the test alone": (
         TEST_LABELS,
         idx(np.array([2, 5, 7, 2, 5, 7, 9, 9, 0], np.uint8)),
-        "labels that never occur in {TRAIN_LABELS}: [0, 9].",
+        "labels that do not occur in {TRAIN_LABELS}: [0, 9].",
     ),
     "a small class": (
         TRAIN_LABELS,
         idx(np.repeat(np.array([2, 5, 7], np.uint8), [6, 24, 30])),
-        "class '2': every split needs some of it, which takes 7 examples, found 6.",
+        "class '2': expected at least 7 examples, so that every set has some; found 6.",
     ),
 }
 
 
 def in_folder(folder, message):
-    """The message with the paths of the files that it names in braces."""
+    """The message, with each file name in braces replaced by the file's path."""
     names = ("TRAIN_IMAGES", "TRAIN_LABELS", "TEST_IMAGES", "TEST_LABELS")
     return message.format(**{key: folder / globals()[key] for key in names})
 
@@ -541,7 +544,7 @@ def test_what_is_wrong_with_an_idx_file(tmp_path, name, content, message):
 
 def test_idx_files_of_one_class(tmp_path):
     ones = {TRAIN_LABELS: idx(np.ones(60, np.uint8)), TEST_LABELS: idx(np.ones(9, np.uint8))}
-    want = f"{tmp_path / TRAIN_LABELS}: only one class, '1'; it takes two to tell apart."
+    want = f"{tmp_path / TRAIN_LABELS}: only one class, '1'; at least two are needed."
     assert message_of(data.load, write_idx(tmp_path, **ones)) == want
 
 
@@ -560,7 +563,7 @@ ZIPPED = gzip.compress(idx(IMAGES))
 def test_a_corrupt_gzip_file(tmp_path, content):
     write_idx(tmp_path, **{TRAIN_IMAGES: None, f"{TRAIN_IMAGES}.gz": content})
     message = message_of(data.load, tmp_path)
-    assert message.startswith(f"{tmp_path / TRAIN_IMAGES}.gz: not a whole gzip file: ")
+    assert message.startswith(f"{tmp_path / TRAIN_IMAGES}.gz: not a complete gzip file: ")
 
 
 @pytest.mark.parametrize("content", [b"", gzip.compress(b"")], ids=["no bytes", "of nothing"])
@@ -572,5 +575,5 @@ def test_an_empty_gzip_file(tmp_path, content):
 
 def test_missing_idx_files_are_all_listed(tmp_path):
     write_idx(tmp_path, **{TRAIN_LABELS: None, TEST_IMAGES: None})
-    want = f"{tmp_path}: no {TRAIN_LABELS}, no {TEST_IMAGES}, nor with .gz."
+    want = f"{tmp_path}: no {TRAIN_LABELS}, no {TEST_IMAGES}, with or without .gz."
     assert message_of(data.load, tmp_path) == want
