@@ -1,40 +1,46 @@
-"""The signal of a convolution as that of a matrix: what its kernel is applied to, one by one.
+"""Patches: turns the signal of a convolution into the signal of a matrix.
 
-A convolution applies its kernel, as a matrix [K I, O], to the patch that each window sees, and
-whatever is read of a matrix can be read of it. There are as many patches as windows, K times what
-the images hold, so that one forms them only for what is cheaper with them than without.
+A convolution multiplies the patch that each window sees by its kernel, as a matrix [K I, O]. So a
+reading of a weight matrix can also be computed for a kernel, from the patches. With one patch for
+each window, the patches are about K times as large as the images. Readings therefore form patches
+only where this is cheaper than the alternatives (`by_place_is_less_work`).
 
-With G groups there are G matrices [K I / G, O / G], and G is the first axis of all that is here.
+With G groups there are G matrices [K I / G, O / G], and G is the first axis of the results here.
 """
 
 import math
+from collections.abc import Callable, Iterable
 
+import jax
 import jax.numpy as jnp
 
 from jaxbp.signals.conv_products import exchanged, map_taps, placed, taps
-from jaxbp.signals.kinds import Outer, as_images, as_positions
+from jaxbp.signals.conv_windows import Geometry
+from jaxbp.signals.kinds import Conv, Outer, as_images, as_positions
 
 
-def windowed(signal):
-    """What a convolution's windows lie on, [N, T, *S, C], and what they gave, [N, T, *S', O].
+def windowed(signal: Conv) -> tuple[jax.Array, jax.Array]:
+    """The array on which the windows lie, [N, T, *S, C], and one entry per window, [N, T, *S', O].
 
-    Of a transposed convolution these are the deltas and the inputs: its kernel has the gradients
-    of the convolution that it transposes, with inputs and outputs exchanged (`as_kernel`).
+    For a convolution these are the inputs and the deltas. For a transposed convolution they are the
+    deltas and the inputs: its kernel gradient is that of the convolution that it transposes, with
+    inputs and outputs exchanged (`as_kernel`).
     """
     x, y = as_images(signal, signal.inputs), as_images(signal, signal.deltas)
     return (y, x) if signal.geometry.transposed else (x, y)
 
 
-def patched(signal):
-    """An Outer for each group, of the gradients that `as_kernel` puts into a kernel."""
+def patched(signal: Conv) -> Outer:
+    """The signal of each group's matrix, [G, N, T, ...]; `as_kernel` makes gradients a kernel's."""
     x, y = windowed(signal)
     return _outers(taps(_folded(x), signal.geometry), y, signal.geometry)
 
 
-def patched_outputs(signal):
-    """An Outer for each group, of the inputs that each output is made of and the deltas at it.
+def patched_outputs(signal: Conv) -> Outer:
+    """The signal of each group's matrix, with the inputs of each output as inputs, and its delta.
 
-    Those of a transposed convolution are mostly zeros, and its gradients the products of fewer.
+    For a convolution it is `patched(signal)`. For a transposed convolution with strides, most of
+    these inputs are zeros. There, use `patched` to compute gradients: it takes fewer products.
     """
     if not signal.geometry.transposed:
         return patched(signal)
@@ -43,10 +49,11 @@ def patched_outputs(signal):
     return _outers(parts, deltas, signal.geometry)
 
 
-def map_place_gradients(function, signal):
-    """What a function gives for the gradients at each place, [G, N, I / G, O / G], one at a time.
+def map_place_gradients(function: Callable[[jax.Array], jax.Array], signal: Conv) -> jax.Array:
+    """Applies a function to the per-example gradients at one place of the kernel after another.
 
-    They are those of `patched`, of which no more than one of K parts is there at once. [K, ...].
+    The function gets gradients [G, N, I / G, O / G]. Together, those of the K places are the
+    gradients of `patched`, but only one place's are in memory at a time. Returns [K, ...].
     """
     x, y = windowed(signal)
     y, groups = as_positions(y), signal.geometry.groups
@@ -55,7 +62,7 @@ def map_place_gradients(function, signal):
     def at(seen):
         seen = seen.reshape(len(x), -1, x.shape[-1])
         if seen.shape[-1] == groups:
-            # Sums of products as they lie: to move the groups first would take ten times as long.
+            # Depthwise: moving the groups to the front before the sum takes ten times as long.
             sums = jnp.sum(jnp.repeat(seen, y.shape[-1] // groups, axis=-1) * y, axis=1)
             return function(jnp.moveaxis(sums.reshape(len(x), groups, 1, -1), 1, 0))
         return function(jnp.einsum("gnti,gnto->gnio", _in_groups(seen, signal.geometry), grouped))
@@ -63,16 +70,19 @@ def map_place_gradients(function, signal):
     return map_taps(at, _folded(x), signal.geometry)
 
 
-def as_kernel(gradients, geometry):
-    """Gradients [G, N, K I / G, O / G], or [G, N, K, I / G, O / G], as [N, *K, I / G, O]."""
+def as_kernel(gradients: jax.Array, geometry: Geometry) -> jax.Array:
+    """Reshapes gradients [G, N, K I / G, O / G] or [G, N, K, I / G, O / G] to [N, *K, I / G, O].
+
+    For a transposed convolution it also exchanges inputs and outputs.
+    """
     groups, n, *_, o = gradients.shape
     rows = jnp.moveaxis(gradients, 0, -2)
     kernel = rows.reshape(n, *geometry.kernel, -1, groups * o)
     return exchanged(kernel, groups) if geometry.transposed else kernel
 
 
-def _outers(parts, y, geometry):
-    """The signal of each group's matrix, from what each place sees, [N T, *S', C], and y."""
+def _outers(parts: Iterable[jax.Array], y: jax.Array, geometry: Geometry) -> Outer:
+    """The signal of each group's matrix, from the inputs at each place, [N T, *S', C], and y."""
     patches = jnp.concatenate(list(parts), axis=-1)
     patches = patches.reshape(len(y), -1, patches.shape[-1])
     return Outer(
@@ -82,12 +92,15 @@ def _outers(parts, y, geometry):
 
 
 def _folded(x):
-    """[N, T, *S, C] as [N T, *S, C]."""
+    """Reshapes [N, T, *S, C] to [N T, *S, C]."""
     return x.reshape(-1, *x.shape[2:])
 
 
 def _in_groups(x, geometry, *, places=1):
-    """[N, T, C] as [G, N, T, C / G], where C is of so many places, each with all groups."""
+    """Splits [N, T, C] into groups, [G, N, T, C / G].
+
+    C counts the channels of so many places of the kernel, and each place has all groups.
+    """
     n, t, c = x.shape
     parts = x.reshape(n, t, places, geometry.groups, -1)
     return jnp.moveaxis(parts, 3, 0).reshape(geometry.groups, n, t, c // geometry.groups)

@@ -1,36 +1,38 @@
-"""Windows: which inputs an output of a convolution, or of a pooling layer, sees.
+"""Windows: which inputs each output of a convolution or a pooling layer sees.
 
-Along each axis of positions, an output at t sees the inputs at
+Along each axis of positions, the output at t sees the inputs at
 
   u = s t + d k - p,   k = 0, ..., K - 1
 
-for a kernel of K places, a stride s, a dilation d, and p places of padding before the first input.
-What lies outside of the inputs is zero. A window spans d (K - 1) + 1 positions.
+for a kernel with K places (its offsets, also called taps), a stride s, a dilation d, and p
+positions of padding before the first input. A window spans d (K - 1) + 1 positions.
 
-Here S are the sizes of what the windows lie on, S' how many windows there are, and C what an image
-has at each position; the axes are always [N, *S, C].
+S are the sizes of the array on which the windows lie, S' the numbers of windows, and C the number
+of channels. The axes are always [N, *S, C].
 
 Source:
   "A guide to convolution arithmetic for deep learning", Dumoulin, Visin, 2016.
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
-from jaxbp.types import LayerError, show_shape
+from jaxbp.types import LayerError, Shape, show_shape
 
 
 class Axis(NamedTuple):
     """Where windows lie along one axis of positions.
 
     Attributes:
-      kernel: K.
+      kernel: K, the number of places of the kernel.
       stride: s.
-      before: p.
-      after: how many places are added behind.
+      before: p, the padding before the first position.
+      after: the padding behind the last position.
       dilation: d.
     """
 
@@ -41,20 +43,20 @@ class Axis(NamedTuple):
     dilation: int
 
     @property
-    def span(self):
-        """How many positions a window reaches over, d (K - 1) + 1."""
+    def span(self) -> int:
+        """The number of positions from the first to the last of a window, d (K - 1) + 1."""
         return self.dilation * (self.kernel - 1) + 1
 
-    def count(self, size):
-        """S', how many windows there are on S positions."""
+    def count(self, size: int) -> int:
+        """S', the number of windows on S positions; below 1 if none fits."""
         return (size + self.before + self.after - self.span) // self.stride + 1
 
-    def covered(self, count):
-        """How many positions S' windows cover, s (S' - 1) + d (K - 1) + 1."""
+    def covered(self, count: int) -> int:
+        """The number of positions that S' windows cover, s (S' - 1) + d (K - 1) + 1."""
         return self.stride * (count - 1) + self.span
 
-    def sees(self, size):
-        """Whether the window at t sees a position by its place k, [S', K]."""
+    def sees(self, size: int) -> NDArray[np.bool_]:
+        """Whether place k of the window at t lies on a position and not on padding, [S', K]."""
         t, k = np.arange(self.count(size))[:, None], np.arange(self.kernel)
         u = self.stride * t + self.dilation * k - self.before
         return (u >= 0) & (u < size)
@@ -63,17 +65,17 @@ class Axis(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Where the windows of a convolution lie: numbers alone, so that in a tree it has no leaves.
+    """Where the windows of a convolution lie. A static record: in a tree it has no leaves.
 
-    A signal `Conv` has one, and so need not hold what its windows see.
+    A `Conv` signal holds one beside its images, so it does not have to store each window's inputs.
 
     Attributes:
       kernel: K, for each axis of positions.
-      strides: s.
-      padding: how many places are added before and after, a pair for each axis.
-      dilation: d.
-      groups: G.
-      transposed: whether it is the outputs on which the windows lie, as those of `conv_transpose`.
+      strides: s, for each axis.
+      padding: the number of positions added before and behind, a pair for each axis.
+      dilation: d, for each axis.
+      groups: G, the number of groups of channels.
+      transposed: whether the windows lie on the outputs, as in `conv_transpose`.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -90,37 +92,38 @@ class Geometry:
     transposed: bool = False
 
     @property
-    def axes(self):
+    def axes(self) -> tuple[Axis, ...]:
         """The windows along each axis of positions."""
         numbers = zip(self.kernel, self.strides, self.padding, self.dilation, strict=True)
         return tuple(Axis(k, s, *pair, d) for k, s, pair, d in numbers)
 
-    def along(self, axes):
-        """The windows along a slice of the axes alone."""
-        numbers = self.kernel, self.strides, self.padding, self.dilation
-        return Geometry(*(each[axes] for each in numbers))
+    def along(self, axes: slice) -> "Geometry":
+        """The windows along some of the axes, with one group."""
+        return Geometry(
+            self.kernel[axes], self.strides[axes], self.padding[axes], self.dilation[axes]
+        )
 
-    def count(self, sizes):
-        """S', how many windows there are on each axis of S positions."""
+    def count(self, sizes: Shape) -> Shape:
+        """S', the number of windows along each axis of S positions."""
         return tuple(axis.count(size) for axis, size in zip(self.axes, sizes, strict=True))
 
-    def covered(self, counts):
-        """How many positions S' windows cover on each axis."""
+    def covered(self, counts: Shape) -> Shape:
+        """The number of positions that S' windows cover along each axis."""
         return tuple(axis.covered(count) for axis, count in zip(self.axes, counts, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """Windows as a layer asks for them, before it is known on how many positions they lie.
+    """The windows of a layer before the number of positions is known; `on` gives the `Geometry`.
 
     Attributes:
-      name: of the layer, for messages.
+      name: the name of the layer, for messages.
       kernel: K, for each axis of positions.
-      strides: s.
-      padding: `SAME`, `VALID`, or pairs.
-      dilation: d.
-      groups: G.
-      called: what the layer calls its kernel.
+      strides: s, for each axis.
+      padding: `SAME`, `VALID`, or a pair for each axis.
+      dilation: d, for each axis.
+      groups: G, the number of groups of channels.
+      called: the layer's word for its kernel in messages, such as `window`.
     """
 
     name: str
@@ -131,8 +134,11 @@ class Windows:
     groups: int
     called: str
 
-    def require_axes(self, shape, letter):
-        """The shape [*S, C] of one example, once it is known to have these axes."""
+    def require_axes(self, shape: Shape, letter: str) -> Shape:
+        """Returns the shape [*S, C] of one example; raises if its number of axes does not fit.
+
+        Messages name the last axis by `letter`.
+        """
         if len(shape) != len(self.kernel) + 1:
             axes = ("N", *("T", "HW", "DHW")[len(self.kernel) - 1], letter)
             raise LayerError(
@@ -142,8 +148,8 @@ class Windows:
             )
         return shape
 
-    def on(self, sizes):
-        """The windows on S positions, of which there has to be at least one."""
+    def on(self, sizes: Shape) -> Geometry:
+        """The windows on S positions; raises if there is none along some axis."""
         geometry = self._geometry(sizes)
         for i, (axis, size) in enumerate(zip(geometry.axes, sizes, strict=True), 1):
             if axis.count(size) < 1:
@@ -157,10 +163,10 @@ class Windows:
                 )
         return geometry
 
-    def onto(self, counts):
-        """The windows, S' of them, and the sizes S of what they lie on: of a transposed layer.
+    def onto(self, counts: Shape) -> tuple[Geometry, Shape]:
+        """For a transposed layer with S' inputs: the windows, and the sizes S of its outputs.
 
-        S is s S' for SAME, and else what they cover, less the padding if there is any.
+        S is s S' for SAME. Otherwise it is s (S' - 1) + d (K - 1) + 1, less the padding.
         """
         if self.padding == "SAME":
             sizes = tuple(n * s for n, s in zip(counts, self.strides, strict=True))
@@ -177,17 +183,41 @@ class Windows:
             )
         return dataclasses.replace(geometry, transposed=True), sizes
 
-    def _geometry(self, sizes):
+    def _geometry(self, sizes: Shape) -> Geometry:
         padding = self.padding
         if padding == "SAME":
-            padding = tuple(map(_same, sizes, self.kernel, self.strides, self.dilation))
+            padding = tuple(map(_same_padding, sizes, self.kernel, self.strides, self.dilation))
         elif isinstance(padding, str):
             padding = ((0, 0),) * len(sizes)
         return Geometry(self.kernel, self.strides, padding, self.dilation, self.groups)
 
 
-def make_windows(factory, name, kernel, strides, padding, dilation=1, *, groups=1, called="kernel"):
-    """The windows of a layer from what its factory is given, once it is known to describe some."""
+def make_windows(
+    factory: str,
+    name: str,
+    kernel: Any,
+    strides: Any,
+    padding: Any,
+    dilation: Any = 1,
+    *,
+    groups: int = 1,
+    called: str = "kernel",
+) -> Windows:
+    """Makes the windows of a layer from the arguments of its factory; raises if they do not fit.
+
+    Args:
+      factory: the name of the factory, for messages about its arguments.
+      name: the name of the layer, for messages about its inputs.
+      kernel: K, a tuple of one to three positive integers.
+      strides: s, one for all axes or one for each.
+      padding: `SAME`, `VALID`, or a pair for each axis.
+      dilation: d, one for all axes or one for each.
+      groups: G.
+      called: the layer's word for its kernel.
+
+    Raises:
+      ValueError: an argument is out of range.
+    """
     if not isinstance(kernel, tuple) or not 1 <= len(kernel) <= 3 or not _are_counts(kernel):
         raise ValueError(
             f"{factory}: {called} is {kernel!r}; it takes a tuple of one to three positive "
@@ -200,19 +230,19 @@ def make_windows(factory, name, kernel, strides, padding, dilation=1, *, groups=
     return Windows(name, kernel, strides, padding, dilation, groups, called)
 
 
-def _same(size, k, s, d):
-    """The padding before and after for ceil(S / s) windows on S positions."""
+def _same_padding(size: int, k: int, s: int, d: int) -> tuple[int, int]:
+    """The padding before and behind that makes ceil(S / s) windows on S positions."""
     count = -(-size // s)
     missing = max(Axis(k, s, 0, 0, d).covered(count) - size, 0)
     return missing // 2, missing - missing // 2
 
 
-def _are_counts(values):
+def _are_counts(values: Sequence[Any]) -> bool:
     return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
 
 
-def _for_each_axis(factory, argument, value, rank):
-    """A number for each axis, from one for all or from a tuple."""
+def _for_each_axis(factory: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
+    """One number per axis, from one number for all axes or from a tuple."""
     values = value if isinstance(value, tuple) else (value,) * rank
     if len(values) != rank or not _are_counts(values):
         raise ValueError(
@@ -222,16 +252,16 @@ def _for_each_axis(factory, argument, value, rank):
     return values
 
 
-def _padding(factory, padding, rank):
-    """The padding as it was given, explicit pairs as tuples."""
+def _padding(factory: str, padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
+    """The padding as it was given, with explicit pairs as tuples."""
     if padding in ("SAME", "VALID"):
         return padding
     try:
         pairs = tuple((before, after) for before, after in padding)
     except (TypeError, ValueError):
         pairs = ()
-    places = [places for pair in pairs for places in pair]
-    if len(pairs) != rank or not all(isinstance(p, int) and p >= 0 for p in places):
+    numbers = [number for pair in pairs for number in pair]
+    if len(pairs) != rank or not all(isinstance(p, int) and p >= 0 for p in numbers):
         raise ValueError(
             f"{factory}: padding is {padding!r}; it takes 'SAME', 'VALID', or a pair (before, "
             f"after) for each of {rank} axes."

@@ -1,28 +1,32 @@
 """Signals: the operands of a parameter's gradient, before anything is summed over the examples.
 
-A backward sweep has two things in hand at every parameter, what came up to it and the error that
-came down, and the gradient is a product of the two. A signal keeps them apart. From the pair one
-reads the gradient, but just as well the gradient of every example, its norm, or a curvature
-factor (see `readings`), and for far less than forming the gradient of each example first.
+At each parameter, the backward pass has two arrays at hand: the input from the forward pass, and
+the error signal (delta) at the output. The gradient is a product of the two. A signal keeps both
+operands, so that a reading can compute the gradient from them, or the gradient of each example, its
+norm, or a curvature factor (see `readings`). This often costs far less than forming the gradient of
+each example first.
 
-Layers are many, kinds of signal are few: whatever is read is written once per kind.
+There are many layers, but only five kinds of signal. A reading is written once per kind.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.stacked import map_layers
+from jaxbp.types import PyTree
 
 
 class Outer(NamedTuple):
     """The signal of a weight matrix [I, O]: dE_n/dW = sum_t inputs_nt deltas_nt^T.
 
     Attributes:
-      inputs: what the matrix was applied to, [N, ..., I].
-      deltas: the error at what it gave, [N, ..., O]. The axes between, if any, are positions.
+      inputs: x, the inputs of the product x W, [N, ..., I].
+      deltas: the derivative of the loss with respect to x W, [N, ..., O]. Axes between the first
+        and the last, if any, are positions.
     """
 
     inputs: jax.Array
@@ -30,23 +34,23 @@ class Outer(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """The signal of a vector [O] that is added: dE_n/db = sum_t deltas_nt.
+    """The signal of a vector [O] that is added, such as a bias: dE_n/db = sum_t deltas_nt.
 
     Attributes:
-      deltas: the error at the sum, [N, ..., O].
+      deltas: the derivative of the loss with respect to the sum, [N, ..., O].
     """
 
     deltas: jax.Array
 
 
 class Scale(NamedTuple):
-    """The signal of a vector [O] that is multiplied with, entry by entry.
+    """The signal of a vector [O] that multiplies elementwise, such as the gain of a normalisation.
 
     dE_n/dg = sum_t inputs_nt deltas_nt.
 
     Attributes:
-      inputs: what it was multiplied with, [N, ..., O].
-      deltas: the error at the product, [N, ..., O].
+      inputs: the other factor of the product, [N, ..., O].
+      deltas: the derivative of the loss with respect to the product, [N, ..., O].
     """
 
     inputs: jax.Array
@@ -54,14 +58,14 @@ class Scale(NamedTuple):
 
 
 class Lookup(NamedTuple):
-    """The signal of a table [V, O] of which rows are looked up.
+    """The signal of a table [V, O] whose rows are looked up, such as an embedding.
 
-    Row v of dE_n/dW is the sum of deltas_nt over the t with indices_nt = v.
+    Row v of dE_n/dW is the sum of deltas_nt over the positions t with indices_nt = v.
 
     Attributes:
-      indices: the rows, integers [N, ...].
-      deltas: the error at them, [N, ..., O].
-      table: V, as an array [V, 0] that holds nothing.
+      indices: the rows that were looked up, integers [N, ...].
+      deltas: the derivative of the loss with respect to these rows, [N, ..., O].
+      table: an empty array [V, 0], whose shape tells V.
     """
 
     indices: jax.Array
@@ -72,13 +76,14 @@ class Lookup(NamedTuple):
 class Conv(NamedTuple):
     """The signal of a kernel [*K, I / G, O]: dE_n/dW_k = sum_t inputs_nu deltas_nt^T.
 
-    Here u is the position that the window at t sees at its place k (see `windows`); of a transposed
-    convolution t are the positions of the inputs, and u those of the deltas.
+    u is the position that the window at t sees at place k of the kernel (see `conv_windows`). In a
+    transposed convolution, t is a position of the inputs and u a position of the deltas:
+    dE_n/dW_k = sum_t inputs_nt deltas_nu^T.
 
     Attributes:
       inputs: the images, [N, ..., *S, I].
-      deltas: the error at what the kernel gave, [N, ..., *S', O]. The axes that stand between, in
-        both, are of images that share the kernel.
+      deltas: the derivative of the loss with respect to the outputs, [N, ..., *S', O]. Axes between
+        N and the positions, the same in both arrays, count images that share the kernel.
       geometry: where the windows lie.
     """
 
@@ -88,22 +93,27 @@ class Conv(NamedTuple):
 
 
 KINDS = (Outer, Bias, Scale, Lookup, Conv)
+Signal: TypeAlias = Outer | Bias | Scale | Lookup | Conv
 
 
-def is_signal(node):
-    """Whether a node of a tree is a signal: `is_leaf` for trees of them."""
+def is_signal(node: Any) -> TypeGuard[Signal]:
+    """Whether a node of a tree is a signal; pass it as `is_leaf` for trees of signals."""
     return isinstance(node, KINDS)
 
 
-def map_signals(function, signals, *rest):
-    """What a function, such as a reading, gives for each of a tree of signals that were kept.
+def map_signals(function: Callable[..., Any], signals: PyTree, *rest: PyTree) -> PyTree:
+    """Applies a function, such as a reading, to each signal of a tree.
 
-    A stack's layers are asked one by one, and their answers get L as first axis.
+    Use it for signals that a backward pass with `read=keep` returned. In a stack, the function is
+    applied to one layer at a time, and its results get L as first axis.
 
     Args:
-      function: of a signal, and of what stands in its place in the other trees.
-      signals: what a sweep with `read=keep` hands out, or a part of it.
-      *rest: trees that begin with its structure.
+      function: takes a signal, and the node of each other tree at the same place.
+      signals: a tree of signals, as a backward pass with `read=keep` returns it, or a part of it.
+      *rest: trees that have the structure of `signals` as a prefix.
+
+    Returns:
+      A tree like `signals`, with each signal replaced by the result.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -117,26 +127,43 @@ def map_signals(function, signals, *rest):
     return map_layers(function, signals, *rest, is_leaf=is_signal)
 
 
-def keep(signal):
-    """The reading that reads nothing: the signal itself, operands and all."""
+def keep(signal: Signal) -> Signal:
+    """The reading that returns the signal itself, with its operands. The default of `backward`.
+
+    Use it to apply readings after the backward pass (`map_signals`), or to compute inner products
+    of gradients (`gram`). The operands of all layers then stay in memory.
+
+    Args:
+      signal: the operands of one parameter.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.dense(2)
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> y, cache = net.forward(params, jnp.ones((5, 3)))
+      >>> _, signals = net.backward(params, cache, y, read=bp.keep)
+      >>> signals["weight"].inputs.shape, signals["weight"].deltas.shape
+      ((5, 3), (5, 2))
+    """
     return signal
 
 
-def as_positions(x):
-    """[N, ..., O] as [N, T, O], with T = 1 where there are no positions."""
+def as_positions(x: jax.Array) -> jax.Array:
+    """Reshapes [N, ..., O] to [N, T, O], with T = 1 if there are no positions."""
     return x.reshape(len(x), -1, x.shape[-1])
 
 
-def as_images(signal, x):
-    """[N, ..., *S, C] of a convolution's signal as [N, T, *S, C], with T images that share it."""
+def as_images(signal: Conv, x: jax.Array) -> jax.Array:
+    """Reshapes [N, ..., *S, C] to [N, T, *S, C], where T images of an example share the kernel."""
     return x.reshape(len(x), -1, *x.shape[-1 - len(signal.geometry.kernel) :])
 
 
-def joined(signals):
-    """One signal of several uses of the same parameter: their operands side by side, as positions.
+def joined(signals: Sequence[Any]) -> Signal:
+    """Joins the signals of several uses of one parameter: the uses become further positions.
 
-    The gradient of a parameter is the sum over its uses, as it is over positions; the square of a
-    sum is not the sum of the squares, and what is read has to see all of them.
+    The gradient of a parameter is the sum over its uses, just as it is the sum over positions. The
+    squared norm of a sum is not the sum of the squared norms, so a reading has to see all uses at
+    once.
     """
     first = signals[0]
     if isinstance(first, Lookup):
@@ -144,7 +171,8 @@ def joined(signals):
         deltas = [as_positions(s.deltas) for s in signals]
         return Lookup(jnp.concatenate(indices, 1), jnp.concatenate(deltas, 1), first.table)
     if isinstance(first, Conv):
-        # Every use is an image of its own: side by side, windows would reach from one to the next.
+        # Each use stays an image of its own. If the images were joined along their positions,
+        # windows would reach from one image into the next.
         inputs = [as_images(s, s.inputs) for s in signals]
         deltas = [as_images(s, s.deltas) for s in signals]
         return Conv(jnp.concatenate(inputs, 1), jnp.concatenate(deltas, 1), first.geometry)
@@ -152,11 +180,12 @@ def joined(signals):
     return type(first)(*(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands))
 
 
-def each_row_once(signal):
-    """The same gradients, of which every example looks up each of its rows at one position.
+def each_row_once(signal: Lookup) -> Lookup:
+    """A signal with the same gradients, in which each example looks up each of its rows once.
 
-    Where a row is looked up at several, one has the sum of the deltas; what is left over has
-    deltas of zero. So with T positions the gradients are summed up in [N, T, O], not [N, V, O].
+    If an example looks up a row at several positions, one of them gets the sum of the deltas, and
+    the remaining positions get deltas of zero. With T positions this sums the gradients in an array
+    [N, T, O] instead of [N, V, O].
     """
     deltas = as_positions(signal.deltas)
 
@@ -168,15 +197,15 @@ def each_row_once(signal):
     return Lookup(rows, sums, signal.table)
 
 
-def as_rows(x):
-    """[N, ..., O] as [N T, O]."""
+def as_rows(x: jax.Array) -> jax.Array:
+    """Reshapes [N, ..., O] to [N T, O]."""
     return x.reshape(-1, x.shape[-1])
 
 
-def not_a_signal(reading, signal):
-    """The error of a reading that got something else than a signal of a kind that it knows."""
+def not_a_signal(reading: str, signal: Any) -> TypeError:
+    """The error for a reading, called by its name, that did not get a signal of a known kind."""
     return TypeError(
-        f"{reading}: takes a signal ({', '.join(kind.__name__ for kind in KINDS)}), "
-        f"one parameter's; got {type(signal).__name__}. Pass it as read={reading}, "
-        f"or map_signals({reading}, signals) over a tree of them?"
+        f"{reading}: takes the signal of one parameter "
+        f"({', '.join(kind.__name__ for kind in KINDS)}); got {type(signal).__name__}. "
+        f"Pass it as read={reading}, or apply it to a tree by map_signals({reading}, signals)?"
     )

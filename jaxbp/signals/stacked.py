@@ -1,41 +1,51 @@
-"""Trees of stacked layers: one array for the same parameter of all of them, with L as first axis.
+"""Trees of stacked layers: one array holds the same parameter of all layers, L as first axis.
 
-Layers that are alike can be swept by one compiled loop, if what is the same in each stands in one
-array, [L, ...]. A `Stacked` node says so, in a tree of parameters and in whatever has its
-structure: signals, readings, states of rules. What is said of a layer, such as which of its
-parameters are matrices, or what the norm of one is, is then said of each of the L on its own, by
-going into the node one layer at a time.
+Layers that are alike can run in one compiled loop if each of their parameters is stored in one
+array, [L, ...]. A `Stacked` node marks such arrays, in a tree of parameters and in every tree of
+the same structure: signals, readings, states of rules. Each of the L layers still counts as a layer
+of its own: whether a parameter is a matrix, or what its norm is, is decided for one layer at a
+time (`map_layers`).
 """
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
 
+from jaxbp.types import PyTree
+
 
 class Stacked(NamedTuple):
-    """What the layers of a stack have, in one tree.
+    """The parameters of a stack of alike layers, or anything with their structure, in one tree.
 
     Attributes:
-      layers: a tree as of one layer, of arrays with L as their first axis.
+      layers: the tree of one layer, but each array has L as its first axis.
     """
 
-    layers: Any
+    layers: PyTree
 
 
-def is_stacked(node):
-    """Whether a node of a tree is that of stacked layers: `is_leaf` for what goes into them."""
+def is_stacked(node: Any) -> TypeGuard[Stacked]:
+    """Whether a node of a tree is a `Stacked`; pass it as `is_leaf` to handle stacks as a whole."""
     return isinstance(node, Stacked)
 
 
-def map_layers(function, tree, *rest, is_leaf=lambda node: False):
-    """`jax.tree.map`, for which every layer of a stack is a layer of its own.
+def map_layers(
+    function: Callable[..., Any],
+    tree: PyTree,
+    *rest: PyTree,
+    is_leaf: Callable[[Any], bool] = lambda node: False,
+) -> PyTree:
+    """Maps a function over trees like `jax.tree.map`, and over each layer of a stack separately.
 
     Args:
-      function: of the leaves, without L; its answers get it as first axis.
-      tree: a tree, in which there may be stacked layers.
-      *rest: others that begin with its structure.
-      is_leaf: `is_leaf(node) -> bool`, what else is a leaf.
+      function: takes one leaf of each tree, without the axis L. Its results are stacked: L becomes
+        their first axis.
+      tree: a tree, which may contain stacked layers.
+      *rest: trees that have the structure of `tree` as a prefix.
+      is_leaf: `is_leaf(node) -> bool`, which other nodes to treat as leaves.
     """
 
     def visit(node, *others):
@@ -43,7 +53,8 @@ def map_layers(function, tree, *rest, is_leaf=lambda node: False):
             return function(node, *others)
         if not jax.tree.leaves(node):
             return node
-        # One layer after another: products in batches are slow on a CPU, and all at once are large.
+        # One layer at a time: batched matrix products are slow on a CPU, and the results for all
+        # layers at once take L times the memory.
         return Stacked(
             jax.lax.map(
                 lambda trees: map_layers(function, *trees, is_leaf=is_leaf),
@@ -54,8 +65,8 @@ def map_layers(function, tree, *rest, is_leaf=lambda node: False):
     return jax.tree.map(visit, tree, *rest, is_leaf=lambda n: is_stacked(n) or is_leaf(n))
 
 
-def stack_axes(tree):
-    """How many axes of stacked layers the leaves of a tree begin with: a tree of integers."""
+def stack_axes(tree: PyTree) -> PyTree:
+    """Counts the leading axes L of each leaf, one per enclosing `Stacked`: a tree of integers."""
 
     def count(node):
         if not is_stacked(node):
@@ -65,8 +76,8 @@ def stack_axes(tree):
     return jax.tree.map(count, tree, is_leaf=is_stacked)
 
 
-def one_layer(tree):
-    """A tree with the shapes and dtypes of its arrays, in stacks those of one layer."""
+def one_layer(tree: PyTree) -> PyTree:
+    """The shape and dtype of each array in a tree, without the axes of stacked layers."""
     return jax.tree.map(
         lambda leaf, axes: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype),
         tree,
@@ -74,7 +85,7 @@ def one_layer(tree):
     )
 
 
-def sum_leaves(tree):
-    """The sum of a tree's leaves, those of stacked layers summed over the layers too."""
+def sum_leaves(tree: PyTree) -> jax.Array:
+    """Adds up the leaves of a tree, and over the layers of stacks; there is at least one leaf."""
     pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(stack_axes(tree)), strict=True)
-    return sum(jnp.sum(leaf, axis=range(axes)) for leaf, axes in pairs)
+    return functools.reduce(jnp.add, (jnp.sum(leaf, axis=range(axes)) for leaf, axes in pairs))
