@@ -1,12 +1,13 @@
 """Activations: elementwise layers without parameters, each with its derivative.
 
-If the derivative is a function of the output (sigmoid, tanh, relu, and others), the cache is the
-output: the next layer keeps it as its input anyway, so it costs no memory. Otherwise (gelu, silu)
-the cache is the derivative itself, computed in the forward pass while the exponentials are at
-hand. It has the size of the input, and backward is one product.
+If the derivative is a function of the output (sigmoid, tanh, relu, leaky_relu, elu, softplus), the
+cache is the output. The next layer keeps it as its input anyway, so it costs no memory. Otherwise
+(gelu, silu) the cache is the derivative itself. The forward pass computes it while the exponentials
+are at hand, so that the backward pass is one product; it has the size of the input.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer
 
 
-def sigmoid():
+def sigmoid() -> Layer:
     """The logistic function, y = 1 / (1 + e^-x), elementwise. dx = y (1 - y) dy."""
 
     def forward(x):
@@ -26,7 +27,7 @@ def sigmoid():
     return _elementwise("sigmoid", forward, lambda y: y * (1 - y))
 
 
-def tanh():
+def tanh() -> Layer:
     """The hyperbolic tangent, elementwise. dx = (1 - y^2) dy."""
 
     def forward(x):
@@ -36,27 +37,37 @@ def tanh():
     return _elementwise("tanh", forward, lambda y: 1 - y * y)
 
 
-def relu():
+def relu() -> Layer:
     """The rectifier, y = max(x, 0), elementwise. dx = dy where y > 0, else 0 (at x = 0 too)."""
 
     def forward(x):
-        # As a maximum, XLA would compute it again on the way back, and keep x for that beside y.
+        # XLA would recompute jnp.maximum(x, 0) in the backward pass, and keep x for it beside y.
         y = jnp.where(x <= 0, 0, x)
         return y, y
 
     return _elementwise("relu", forward, lambda y: (y > 0).astype(y.dtype))
 
 
-def leaky_relu(negative_slope=0.01):
+def leaky_relu(negative_slope: float = 0.01) -> Layer:
     """The leaky rectifier, elementwise: y = x where x >= 0, else `negative_slope` x.
 
     dx = dy where y >= 0, else `negative_slope` dy.
 
     Args:
-      negative_slope: positive, so that the sign of y tells that of x.
+      negative_slope: positive, so that y has the sign of x, and the cache can be y.
 
     Raises:
       ValueError: `negative_slope` is not positive.
+
+    References:
+      "Rectifier Nonlinearities Improve Neural Network Acoustic Models", Maas, Hannun, Ng, 2013.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, cache = bp.leaky_relu(0.5).forward((), jnp.array([[-2.0, 0.0, 2.0]]))
+      >>> dx, _ = bp.leaky_relu(0.5).backward((), cache, jnp.ones((1, 3)))
+      >>> y[0].tolist(), dx[0].tolist()
+      ([-1.0, 0.0, 2.0], [0.5, 1.0, 1.0])
     """
     require_positive("leaky_relu", "negative_slope", negative_slope)
 
@@ -70,7 +81,7 @@ def leaky_relu(negative_slope=0.01):
     return _elementwise(f"leaky_relu({negative_slope})", forward, slope)
 
 
-def elu(alpha=1.0):
+def elu(alpha: float = 1.0) -> Layer:
     """The exponential linear unit, elementwise: y = x where x > 0, else alpha (e^x - 1).
 
     dx = dy where y > 0, else (y + alpha) dy.
@@ -84,6 +95,12 @@ def elu(alpha=1.0):
     References:
       "Fast and Accurate Deep Network Learning by Exponential Linear Units (ELUs)", Clevert,
       Unterthiner, Hochreiter, 2016.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.elu(2.0).forward((), jnp.array([[-jnp.inf, 0.0, 3.0]]))
+      >>> y[0].tolist()
+      [-2.0, 0.0, 3.0]
     """
     require_positive("elu", "alpha", alpha)
 
@@ -97,8 +114,13 @@ def elu(alpha=1.0):
     return _elementwise(f"elu({alpha})", forward, slope)
 
 
-def softplus():
-    """The smooth rectifier, y = log(1 + e^x), elementwise. dx = (1 - e^-y) dy."""
+def softplus() -> Layer:
+    """The smooth rectifier, y = log(1 + e^x), elementwise. dx = (1 - e^-y) dy.
+
+    References:
+      "Incorporating Second-Order Functional Knowledge for Better Option Pricing", Dugas, Bengio,
+      Belisle, Nadeau, Garcia, 2001.
+    """
 
     def forward(x):
         y = jax.nn.softplus(x)
@@ -107,8 +129,8 @@ def softplus():
     return _elementwise("softplus", forward, lambda y: -jnp.expm1(-y))
 
 
-def silu():
-    """The sigmoid linear unit or swish, y = x s with s = 1 / (1 + e^-x), elementwise.
+def silu() -> Layer:
+    """The sigmoid linear unit (SiLU, swish), y = x s with s = 1 / (1 + e^-x), elementwise.
 
     dx = (s + y (1 - s)) dy.
 
@@ -125,7 +147,7 @@ def silu():
     return _elementwise("silu", forward, lambda slope: slope)
 
 
-def gelu(*, approximate=True):
+def gelu(*, approximate: bool = True) -> Layer:
     """The Gaussian error linear unit, y = x P(x), elementwise. dx = (P(x) + x P'(x)) dy.
 
       exact          P(x) = (1 + erf(x / sqrt 2)) / 2    P'(x) = e^(-x^2 / 2) / sqrt(2 pi)
@@ -133,10 +155,17 @@ def gelu(*, approximate=True):
                      with t = tanh(u), u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
 
     Args:
-      approximate: whether to take the form with tanh, which GPT-2 has, or the exact one.
+      approximate: whether to use the approximation with tanh, as GPT-2 does, or the exact form.
 
     References:
       "Gaussian Error Linear Units (GELUs)", Hendrycks, Gimpel, 2016.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> x = jnp.array([[-1.0, 0.0, 1.0]])
+      >>> exact, _ = bp.gelu(approximate=False).forward((), x)
+      >>> [round(float(value), 4) for value in exact[0]]
+      [-0.1587, 0.0, 0.8413]
     """
 
     def forward_exact(x):
@@ -154,8 +183,10 @@ def gelu(*, approximate=True):
     return _elementwise("gelu(approximate=False)", forward_exact, lambda slope: slope)
 
 
-def _elementwise(name, function, slope):
-    """A layer without parameters: y, cache = function(x) and dx = slope(cache) dy."""
+def _elementwise(
+    name: str, function: Callable[..., tuple[jax.Array, jax.Array]], slope: Callable
+) -> Layer:
+    """A layer without parameters: y, cache = function(x), and dx = slope(cache) dy."""
 
     def init(key, shape):
         del key

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jaxbp.require import (
     require_count,
@@ -16,30 +18,35 @@ from jaxbp.types import Layer, LayerError, show_shape
 
 
 def dense(
-    features,
+    features: int,
     *,
-    use_bias=True,
-    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
-    bias_init=initializers.zeros,
-    dtype=float,
-):
+    use_bias: bool = True,
+    weight_init: Initializer = initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    bias_init: Initializer = initializers.zeros,
+    dtype: DTypeLike = float,
+) -> Layer:
     """An affine map of the last axis, y = x W + b.
 
       dE/dW = sum_nt x_nt dy_nt^T     dE/db = sum_nt dy_nt     dx = dy W^T
 
-    Inputs are [N, ..., I] and outputs [N, ..., O]; the axes between share the weight. Parameters
-    are `{"weight": [I, O], "bias": [O]}`, without the bias if `use_bias` is false.
+    Inputs are [N, ..., I] and outputs [N, ..., O]. The axes between, if any, are positions that
+    share the weight. Parameters are `{"weight": [I, O], "bias": [O]}`, without the bias if
+    `use_bias` is false.
 
     Args:
       features: O, the number of outputs.
-      use_bias: whether there is a b.
-      weight_init: an initialiser in the form of `jax.nn.initializers`.
-      bias_init: the same, for b.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      use_bias: whether to add a bias b.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`.
+      bias_init: the initialiser of b.
+      dtype: the dtype of the parameters, which inputs must share. `float` is JAX's default.
 
     Raises:
       ValueError: `features` is not a positive integer.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit.
+
+    References:
+      "Learning representations by back-propagating errors", Rumelhart, Hinton, Williams, 1986.
+      "Efficient BackProp", LeCun, Bottou, Orr, Mueller, 1998: the default of `weight_init`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp

@@ -1,4 +1,4 @@
-"""Shapes: layers that move values and change none of them."""
+"""Shapes: layers that rearrange values and change none of them."""
 
 import math
 
@@ -9,8 +9,8 @@ from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError
 
 
-def flatten():
-    """Each example as one vector, [N, ...] to [N, O]. dx is dy in the shape of x."""
+def flatten() -> Layer:
+    """Reshapes each example to one vector, [N, ...] to [N, O]. dx is dy in the shape of x."""
 
     def init(key, shape):
         del key
@@ -20,7 +20,7 @@ def flatten():
         del params, key
         if jnp.ndim(x) < 1:
             raise LayerError("flatten", "got inputs of shape []; it takes [N, ...].")
-        # What backward needs is a shape alone, kept as an array of that shape without examples.
+        # Backward needs only the shape of x. An array without examples carries it through jit.
         return x.reshape(len(x), math.prod(x.shape[1:])), x[:0]
 
     def backward(params, no_examples, dy, *, read=keep):

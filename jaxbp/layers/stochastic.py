@@ -1,4 +1,4 @@
-"""Stochastic layers: they draw from the `key` of forward, and are deterministic without one."""
+"""Stochastic layers: they draw random numbers from the `key` of forward; without one, none."""
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,31 @@ from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer
 
 
-def dropout(drop_prob):
+def dropout(drop_prob: float) -> Layer:
     """Sets each value to zero with probability `drop_prob` and divides the others by 1 - drop_prob.
 
       y = m x / (1 - drop_prob),   dx = m dy / (1 - drop_prob),   m ~ Bernoulli(1 - drop_prob)
 
-    The mean of y is x. It draws from the `key` of forward; without one, y = x.
+    The expectation of y is x. The mask m is drawn from the `key` of forward. Without a key, as at
+    inference, y = x and dx = dy.
 
     Args:
-      drop_prob: the probability of dropping, at least 0 and below 1.
+      drop_prob: the probability that a value is set to zero, in [0, 1).
 
     Raises:
-      ValueError: `drop_prob` is out of range.
+      ValueError: `drop_prob` is not in [0, 1).
 
     References:
       "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", Srivastava, Hinton,
       Krizhevsky, Sutskever, Salakhutdinov, 2014.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> layer, x = bp.dropout(0.5), jnp.ones((1, 100))
+      >>> y, _ = layer.forward((), x, key=jax.random.key(0))
+      >>> without_key, _ = layer.forward((), x)
+      >>> sorted({*y.ravel().tolist()}), sorted({*without_key.ravel().tolist()})
+      ([0.0, 2.0], [1.0])
     """
     if not 0 <= drop_prob < 1:
         raise ValueError(f"dropout: drop_prob is {drop_prob}; it takes a number in [0, 1).")
@@ -38,7 +47,7 @@ def dropout(drop_prob):
         if key is None:
             return x, None
         require_floats(name, x)
-        # The mask is a byte a value, where drawing it again would cost more than reading it.
+        # The mask takes one byte per value. Drawing it again would cost more than reading it.
         mask = jax.random.bernoulli(key, keep_prob, x.shape)
         return apply(mask, x), mask
 
