@@ -1,13 +1,13 @@
-"""Two layers of sigmoids: many lines that combine to a bent boundary, and the chain rule to a line.
+"""A two-layer sigmoid network: how hidden units bend the boundary, and one weight's chain rule.
 
   z1 = W1 x + b1,   h = sigmoid(z1),   z2 = W2 h + b2,   y_hat = sigmoid(z2)
   E = -y log y_hat - (1 - y) log(1 - y_hat)
 
-Each hidden unit j is a perceptron with a line of its own, z1_j = 0, and h_j says on which side of
-it a point lies. The output weighs these answers, and its boundary z2 = 0 bends where they meet.
+Each hidden unit j is a perceptron with its own line, z1_j = 0, and h_j says on which side of the
+line a point lies. The output combines all h_j, and its boundary z2 = 0 bends where the lines meet.
 
-An error at the output reaches a weight of the first layer along one path, and its derivative is the
-product of the derivatives on the way:
+The error at the output reaches a weight of the first layer along one path. The derivative of E with
+respect to the weight is the product of the derivatives along this path:
 
   dE/dw1_ij = dE/dy_hat  dy_hat/dz2  dz2/dh_j  dh_j/dz1_j  dz1_j/dw1_ij
 
@@ -17,8 +17,8 @@ product of the derivatives on the way:
   dh_j/dz1_j   = h_j (1 - h_j)
   dz1_j/dw1_ij = x_i
 
-Backpropagation is this product for all weights at once, with the factors that paths share computed
-once.
+Backpropagation computes this product for all weights. It computes each factor that several paths
+share only once.
 """
 
 import functools
@@ -38,7 +38,7 @@ import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import require_flags
 
-LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is a part of it
+LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is part of the loss
 
 
 def main(
@@ -54,22 +54,20 @@ def main(
     """Trains a two-layer network on points in the plane and draws what its hidden units do.
 
     Args:
-      data: two half-moons, or four clouds of which the opposite ones are of one class.
-      seed: of the points and of the weights before training.
-      points: how many, about half of them blue.
-      hidden: units of the hidden layer, at most 9, since each is drawn.
-      learning_rate: of gradient descent with momentum 0.9.
-      steps: of gradient descent, each on all points.
-      out: the directory of the figures, multilayer_regions.png and multilayer_weights.png.
+      data: two half-moons, or four clouds where opposite clouds have the same class.
+      seed: the seed of the points and of the initial weights.
+      points: the number of points, about half of them blue.
+      hidden: the number of units of the hidden layer, at most 9, because each one is drawn.
+      learning_rate: the learning rate of gradient descent with momentum 0.9.
+      steps: the number of steps, each on all points.
+      out: the folder for the figures, multilayer_regions.png and multilayer_weights.png.
     """
     require_flags("multilayer", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
     if points < 4:
-        raise SystemExit(
-            f"multilayer: points is {points}; it takes at least 4, one at each corner."
-        )
+        raise SystemExit(f"multilayer: points is {points}; it takes at least 4, one per cloud.")
     if not 1 <= hidden <= 9:
-        raise SystemExit(f"multilayer: hidden is {hidden}; it takes 1 to 9 units: each is drawn.")
-    with jax.enable_x64(True):  # so that gradients can be compared to the last digits
+        raise SystemExit(f"multilayer: hidden is {hidden}; it takes 1 to 9 units, to draw them.")
+    with jax.enable_x64(True):  # so that gradients agree to the last digits
         inputs, targets = {"moons": moons, "xor": xor}[data](seed, points)
         net = bp.chain(bp.dense(hidden), bp.sigmoid(), bp.dense(1))
         before, _ = net.init(jax.random.key(seed), inputs.shape[1:])
@@ -87,32 +85,35 @@ def main(
 
 
 def moons(seed, n):
-    """Two half-moons that reach into each other: inputs [N, 2], targets [N, 1]."""
+    """Draws two interleaved half-moons: inputs [N, 2], targets [N, 1]."""
     inputs, targets = make_moons(n, noise=0.1, random_state=seed)
     inputs = (inputs - inputs.mean(axis=0)) / inputs.std(axis=0)
     return jnp.asarray(inputs), jnp.asarray(targets, float)[:, None]
 
 
 def xor(seed, n):
-    """Four clouds, blue where exactly one coordinate is positive: inputs [N, 2], targets [N, 1]."""
+    """Draws four clouds: inputs [N, 2], targets [N, 1].
+
+    A cloud is blue if exactly one coordinate of its centre is positive.
+    """
     corners = jnp.array([[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])[jnp.arange(n) % 4]
     noise = jax.random.normal(jax.random.key(seed), (n, 2))
     return corners + 0.3 * noise, (corners.prod(axis=1, keepdims=True) < 0).astype(float)
 
 
 def predict(net, params, inputs):
-    """y_hat, [N, 1]."""
+    """Computes y_hat, [N, 1]."""
     z, _ = net.forward(params, inputs)
     return jax.nn.sigmoid(z)
 
 
 def accuracy(net, params, inputs, targets):
-    """The fraction of the points that lie in the region of their class."""
+    """Computes the fraction of points that lie in the region of their class."""
     return jnp.mean((predict(net, params, inputs) > 0.5) == (targets == 1)).item()
 
 
 def train(net, params, inputs, targets, optimizer, steps):
-    """The trained parameters, and the error before each step and after the last, [steps + 1]."""
+    """Returns the trained parameters, and E before each step and after the last, [steps + 1]."""
     value_and_grad = bp.value_and_grad(net, LOSS)
 
     def step(carry, _):
@@ -127,7 +128,7 @@ def train(net, params, inputs, targets, optimizer, steps):
 
 
 def factors(params, x, y):
-    """The factors of dE/dw1_11, from the output down, for an example x [2] with target y [1]."""
+    """Computes the factors of dE/dw1_11, from the output down, for x [2] with target y [1]."""
     first, _, second = params
     h = jax.nn.sigmoid(x @ first["weight"] + first["bias"])
     y_hat = jax.nn.sigmoid(h @ second["weight"] + second["bias"])
@@ -141,7 +142,7 @@ def factors(params, x, y):
 
 
 def print_chain_rule(net, params, inputs, targets):
-    """One weight, one example: the factors, and their product beside two witnesses."""
+    """Prints the factors for one weight and one example, and checks their product in two ways."""
     values, grads = bp.backprop(net, LOSS, read=bp.per_example)(params, inputs, targets)
     n = jnp.argmax(values)
 
@@ -157,8 +158,8 @@ def print_chain_rule(net, params, inputs, targets):
         "jax.grad": jax.grad(error)(params)[0]["weight"][0, 0].item(),
     }
     x1, x2 = inputs[n].tolist()
-    print("dE/dw1_11, from x1 to the first hidden unit, before training, of the point that is")
-    print(f"predicted worst: x = ({x1:.4f}, {x2:.4f}), y = {targets[n].item():g}\n")
+    print("dE/dw1_11 before training. The weight w1_11 leads from x1 to the first hidden unit;")
+    print(f"the worst predicted point is x = ({x1:.4f}, {x2:.4f}), y = {targets[n].item():g}\n")
     for name, number in {**numbers, **answers}.items():
         print(f"  {name:14} {number:22.17f}")
     spread = max(answers.values()) - min(answers.values())
@@ -175,7 +176,7 @@ def print_training(net, before, after, errors, inputs, targets):
 
 
 def draw_regions(net, before, after, inputs, targets):
-    """The lines of the hidden units and the regions they combine to, before and after training."""
+    """Draws the hidden units' lines and the regions of the output, before and after training."""
     figure = Figure(figsize=(8, 4.8))
     panels = figure.subplots(1, 2, subplot_kw={"aspect": "equal"})
     for axes, params in zip(panels, (before, after), strict=True):
@@ -183,15 +184,15 @@ def draw_regions(net, before, after, inputs, targets):
         draw_hidden_lines(axes, *map(np.asarray, (params[0]["weight"], params[0]["bias"])))
     right = [accuracy(net, params, inputs, targets) for params in (before, after)]
     panels[0].set_title(
-        f"Before training: the hidden units' lines\nlie at random, {right[0]:.1%} right"
+        f"Before training: the lines of the hidden\nunits are random, accuracy {right[0]:.1%}"
     )
-    panels[1].set_title(f"After training: they combine to\nthe boundary, {right[1]:.1%} right")
+    panels[1].set_title(f"After training: they combine to\nthe boundary, accuracy {right[1]:.1%}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 def draw_hidden_lines(axes, weights, biases):
-    """Each hidden unit's line z1_j = 0, with an arrow to the side where h_j is near 1."""
+    """Draws each hidden unit's line z1_j = 0, with an arrow to the side where h_j is near 1."""
     style = {"color": figures.BLACK, "linestyle": "--", "linewidth": 0.8}
     for j, (weight, bias) in enumerate(zip(weights.T, biases, strict=True), 1):
         figures.draw_line(axes, weight, bias, **style)
@@ -209,7 +210,7 @@ def draw_hidden_lines(axes, weights, biases):
 
 
 def draw_weights(before, after, errors):
-    """The network as a graph, before and after training, and the error of every step."""
+    """Draws the network as a graph, before and after training, and the error of every step."""
     figure = Figure(figsize=(8, 6))
     panels = figure.subplot_mosaic("AB;CC", height_ratios=(2, 1))
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves((before, after)))
@@ -218,23 +219,23 @@ def draw_weights(before, after, errors):
     panels["A"].set_title("Before training")
     panels["B"].set_title("After training")
     figure.suptitle(
-        "Weights: blue is positive, red is negative, wide is large; from 1 come the biases"
+        "Weights: blue is positive, red is negative, wide is large; lines from 1 are biases"
     )
 
     panels["C"].semilogy(errors)
-    title = f"The error goes from {errors[0]:.3f} to {errors[-1]:.3g}"
+    title = f"The error falls from {errors[0]:.3f} to {errors[-1]:.3g}"
     panels["C"].set(xlabel="step", ylabel="$E$", title=title)
     return figure
 
 
 def draw_graph(axes, params, largest):
-    """Units as circles, weights as lines between them: colour for the sign, width for the size."""
+    """Draws units as circles and weights as lines, coloured by sign and as wide as their size."""
     first, _, second = params
     hidden = [f"$h_{{{j}}}$" for j in range(1, len(second["weight"]) + 1)]
     columns = [["$x_1$", "$x_2$", "$1$"], [*hidden, "$1$"], [r"$\hat y$"]]
     heights = [np.linspace(1, 0, len(names) + 2)[1:-1] for names in columns]
     for k, layer in enumerate((first, second)):
-        # A bias is the weight of a unit that is always 1.
+        # A bias is the weight of a unit whose value is always 1.
         for (i, o), weight in np.ndenumerate(np.vstack([layer["weight"], layer["bias"]])):
             color = figures.BLUE if weight > 0 else figures.RED
             width = 7 * abs(weight) / largest

@@ -1,11 +1,12 @@
-"""One sigmoid unit on points in the plane: an error, what it says to each weight, and the descent.
+"""One sigmoid unit on points in the plane: its whole gradient, one step, and gradient descent.
 
-The unit predicts the probability that the point x is blue, and y is 1 for blue and 0 for red:
+The unit predicts the probability y_hat that the point x is blue. The target y is 1 for a blue point
+and 0 for a red one:
 
   z = w1 x1 + w2 x2 + b,   y_hat = sigmoid(z),   E = -y log y_hat - (1 - y) log(1 - y_hat)
 
-Its two regions meet in the line z = 0. The chain rule from E back to z has two factors, and what is
-left of their product is the difference between prediction and target:
+The two regions meet at the line z = 0. The chain rule from E back to z has two factors, and their
+product is the difference between prediction and target:
 
   dE/dy_hat = (y_hat - y) / (y_hat (1 - y_hat)),   dy_hat/dz = y_hat (1 - y_hat)
   dE/dz     = y_hat - y
@@ -15,8 +16,8 @@ z is linear in the weights, with derivatives x1, x2 and 1, so the whole gradient
   dE/d(w1, w2, b) = (y_hat - y) (x1, x2, 1)
 
 A blue point in the red region has y = 1 and y_hat < 1/2. A step against its gradient adds a
-multiple of (x1, x2, 1) to the weights, which raises z at the point: the line comes closer. The mean
-of all points' gradients moves the line to where they agree: down the mountain E(w).
+multiple of (x1, x2, 1) to the weights. This raises z at the point, and the line comes closer.
+Gradient descent on all points follows the mean of their gradients, down the error surface E(w).
 """
 
 import functools
@@ -33,7 +34,7 @@ import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import require_flags
 
-NET = bp.dense(1)  # gives z: the sigmoid is part of the loss, which is exact for every z
+NET = bp.dense(1)  # computes z: the sigmoid is part of the loss, which avoids overflow
 LOSS = bp.sigmoid_cross_entropy
 NAMES = ("w1", "w2", "b")
 BEFORE = {"color": figures.BLACK, "linestyle": "--", "label": "before"}
@@ -51,16 +52,16 @@ def main(
     """Trains one sigmoid unit on points in the plane and draws how its line moves.
 
     Args:
-      seed: of the points.
-      points: how many, half of them blue.
-      learning_rate: of the one step, and of the training.
-      steps: of gradient descent on all points.
-      out: the directory of the figures, perceptron_step.png and perceptron_training.png.
+      seed: the seed of the points.
+      points: the number of points, half of them blue.
+      learning_rate: the learning rate, for the single step and for training.
+      steps: the number of steps of gradient descent on all points.
+      out: the folder for the figures, perceptron_step.png and perceptron_training.png.
     """
     require_flags("perceptron", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
     if points < 2:
-        raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one of each class.")
-    with jax.enable_x64(True):  # so that gradients can be compared to the last digits
+        raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one per class.")
+    with jax.enable_x64(True):  # so that gradients agree to the last digits
         inputs, targets = make_points(jax.random.key(seed), points)
         start, optimizer = poor_start(), optax.sgd(learning_rate)
 
@@ -80,55 +81,55 @@ def main(
 
 
 def make_points(key, n):
-    """Two clouds that overlap: inputs [N, 2], and targets [N, 1], 1 for blue and 0 for red."""
+    """Draws two overlapping clouds: inputs [N, 2] and targets [N, 1], 1 for blue, 0 for red."""
     targets = (jnp.arange(n) % 2).astype(float)[:, None]
     centres = jnp.where(targets == 1, jnp.array([0.8, 1.0]), jnp.array([-0.8, -1.0]))
     return centres + jax.random.normal(key, (n, 2)), targets
 
 
 def poor_start():
-    """Weights set by hand, so that both classes lie on both sides of the line."""
+    """Returns weights chosen by hand, with points of both classes on both sides of the line."""
     return {"weight": jnp.array([[-0.6], [0.9]]), "bias": jnp.array([0.3])}
 
 
 def worst_blue_point(params, inputs, targets):
-    """The blue point that is predicted worst, as a batch of one: x [1, 2] and y [1, 1]."""
+    """Returns the blue point with the worst prediction, as a batch: x [1, 2] and y [1, 1]."""
     n = jnp.argmin(jnp.where(targets == 1, predict(params, inputs), jnp.inf))
     return inputs[n][None], targets[n][None]
 
 
 def predict(params, inputs):
-    """y_hat, [N, 1]."""
+    """Computes y_hat, [N, 1]."""
     z, _ = NET.forward(params, inputs)
     return jax.nn.sigmoid(z)
 
 
 def error(params, inputs, targets):
-    """E, the mean cross-entropy of the points."""
+    """Computes E, the mean cross-entropy of the points."""
     z, _ = NET.forward(params, inputs)
     values, _ = LOSS(z, targets)
     return jnp.mean(values)
 
 
 def misclassified(params, inputs, targets):
-    """How many points lie in the other class's region."""
+    """Counts the points that lie in the region of the other class."""
     return int(jnp.sum((predict(params, inputs) > 0.5) != (targets == 1)))
 
 
 def nearest_on_line(params, x):
-    """The point of the line that is nearest to x [1, 2]: x - (z / |w|^2) w."""
+    """Computes the point on the line that is nearest to x [1, 2]: x - (z / |w|^2) w."""
     z, _ = NET.forward(params, x)
     w = params["weight"][:, 0]
     return x - z / (w @ w) * w
 
 
 def distance(params, x):
-    """From the point to the line."""
+    """Computes the distance from the point to the line."""
     return jnp.linalg.norm(x - nearest_on_line(params, x)).item()
 
 
 def descend(params, inputs, targets, optimizer, steps):
-    """Gradient descent: the weights before every step and after the last, stacked."""
+    """Runs gradient descent; returns the weights before every step and after the last, stacked."""
     value_and_grad = bp.value_and_grad(NET, LOSS)
 
     def step(carry, _):
@@ -142,7 +143,7 @@ def descend(params, inputs, targets, optimizer, steps):
 
 
 def hold_bias(path, inputs, targets, optimizer):
-    """The descent again with b held at its trained value: E is then a surface over w1 and w2."""
+    """Repeats the descent with b fixed at its trained value: E is then a surface over w1, w2."""
     start = {"weight": path["weight"][0], "bias": path["bias"][-1]}
     weight_only = optax.partition(
         {"move": optimizer, "hold": optax.set_to_zero()}, {"weight": "move", "bias": "hold"}
@@ -151,17 +152,17 @@ def hold_bias(path, inputs, targets, optimizer):
 
 
 def at(path, k):
-    """The weights after k steps."""
+    """Returns the weights after k steps."""
     return jax.tree.map(lambda leaf: leaf[k], path)
 
 
 def vector(params):
-    """(w1, w2, b)."""
+    """Returns (w1, w2, b) as one array."""
     return np.append(params["weight"], params["bias"])
 
 
 def print_step(before, after, x, y, learning_rate):
-    """The numbers of one step on one point, each gradient beside that of jax.grad."""
+    """Prints one step on one point, with each derivative beside that of `jax.grad`."""
     _, grads = bp.value_and_grad(NET, LOSS)(before, x, y)
     grads, witness = vector(grads), vector(jax.grad(error)(before, x, y))
     slope, terms = (predict(before, x) - y).item(), np.append(x, 1.0)
@@ -179,7 +180,7 @@ def print_step(before, after, x, y, learning_rate):
     print(f"\n          before   - {learning_rate:g} gradient     after")
     changes = vector(after) - vector(before)
     for name, old, change in zip(NAMES, vector(before), changes, strict=True):
-        way = "higher" if change > 0 else "lower"
+        way = "increases" if change > 0 else "decreases"
         print(f"  {name:2} {old:11.4f} {change:14.4f} {old + change:9.4f}   {way}")
     print("\n  y_hat at the point     {:.4f} -> {:.4f}".format(*y_hats))
     print(f"  distance to the line   {distance(before, x):.4f} -> {distance(after, x):.4f}\n")
@@ -194,7 +195,7 @@ def print_training(path, inputs, targets):
 
 
 def draw_step(before, after, x, inputs, targets):
-    """A misclassified point, and how much closer the line is after one step on it."""
+    """Draws a misclassified point, and how much closer the line is after one step on it."""
     figure = Figure(figsize=(8, 4.8))
     panels = figure.subplots(1, 2, subplot_kw={"aspect": "equal"})
     for axes, params in zip(panels, (before, after), strict=True):
@@ -204,21 +205,21 @@ def draw_step(before, after, x, inputs, targets):
         axes.plot(*way[0], "o", markersize=13, fillstyle="none", color=figures.BLACK)
     draw_line(panels[1], before, **BEFORE)
 
-    ways = np.where(vector(after) > vector(before), "higher", "lower")
+    ways = np.where(vector(after) > vector(before), "increase", "decrease")
     panels[0].set_title(
         f"The ringed point: $y = 1$, $\\hat y = {predict(before, x).item():.2f}$\n"
-        f"$w_1$ has to go {ways[0]}, $w_2$ {ways[1]}, $b$ {ways[2]}"
+        f"$w_1$ must {ways[0]}, $w_2$ {ways[1]}, $b$ {ways[2]}"
     )
     panels[1].set_title(
         f"After one step on it: $\\hat y = {predict(after, x).item():.2f}$\n"
-        f"distance to the line {distance(after, x):.2f}, before {distance(before, x):.2f}"
+        f"distance to the line {distance(after, x):.2f}, was {distance(before, x):.2f}"
     )
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 def draw_training(path, held, inputs, targets):
-    """The line before, during and after training, and the descent on the error surface."""
+    """Draws the line before, during and after training, and the path on the error surface."""
     figure = Figure(figsize=(8, 5.1))
     plane = figure.add_subplot(1, 2, 1, aspect="equal")
     last = len(path["bias"]) - 1
@@ -226,11 +227,12 @@ def draw_training(path, held, inputs, targets):
     draw_line(plane, at(path, 0), **BEFORE)
     for k in np.unique(np.geomspace(1, last, 7).astype(int)):
         draw_line(plane, at(path, k), **DURING)
-    plane.plot([], [], label="on the way", **DURING)
+    plane.plot([], [], label="during training", **DURING)
 
     wrong = [misclassified(at(path, k), inputs, targets) for k in (0, last)]
     plane.set_title(
-        f"{last} steps on all {len(inputs)} points:\n{wrong[0]} misclassified, then {wrong[1]}"
+        f"{last} steps on all {len(inputs)} points:\n"
+        f"{wrong[0]} misclassified before, {wrong[1]} after"
     )
     figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     draw_mountain(figure.add_subplot(1, 2, 2, projection="3d"), held, inputs, targets)
@@ -242,7 +244,7 @@ def draw_line(axes, params, **style):
 
 
 def draw_mountain(axes, path, inputs, targets):
-    """E over w1 and w2, with b as on the path, and the path on it."""
+    """Draws E over w1 and w2, with the b of the path, and the path on this surface."""
     weights, bias = np.asarray(path["weight"])[:, :, 0], path["bias"][-1]
     margin = 0.7 * max(np.ptp(weights, axis=0).max(), 1.0)
     low, high = weights.min(axis=0) - margin, weights.max(axis=0) + margin
@@ -254,7 +256,7 @@ def draw_mountain(axes, path, inputs, targets):
         return error({"weight": weight[:, None], "bias": bias}, inputs, targets)
 
     surface = np.asarray(height(np.stack([w1, w2], axis=-1).reshape(-1, 2))).reshape(w1.shape)
-    axes.computed_zorder = False  # the path lies in the surface, which would hide parts of it
+    axes.computed_zorder = False  # else the surface would hide parts of the path
     axes.plot_surface(w1, w2, surface, cmap="cividis", shade=False, antialiased=False, zorder=1)
     axes.contour(w1, w2, surface, levels=12, colors="white", linewidths=0.5, zorder=2)
     axes.plot(*weights.T, height(weights), color=figures.RED, linewidth=2.5, zorder=3)
@@ -263,7 +265,9 @@ def draw_mountain(axes, path, inputs, targets):
     axes.view_init(elev=30, azim=50)
     axes.set_box_aspect((1, 1, 0.75), zoom=0.82)
     axes.set(xlabel="$w_1$", ylabel="$w_2$", zlabel="$E$")
-    axes.set_title(f"Down the mountain $E(w_1, w_2)$,\nwith $b$ held at {bias.item():.2f}")
+    axes.set_title(
+        f"The path down the error surface\n$E(w_1, w_2)$, with $b$ fixed at {bias.item():.2f}"
+    )
 
 
 if __name__ == "__main__":
