@@ -1,12 +1,15 @@
-"""Tokens and where they stand: what makes vectors of integers, and of places in a sequence.
+"""Embeddings: a vector for each token, and a vector for each position of a sequence.
 
-A table is a matrix that is applied to one-hot vectors. Nobody forms them: to apply it is to look up
-rows, its gradient is a sum of errors row by row, and of an example there are as many rows in it as
-the example has different tokens.
+A table W [V, O] is a weight matrix whose inputs are one-hot vectors, which are never formed. The
+forward pass looks up rows, and the gradient of a row is the sum of the deltas where it was looked
+up. The gradient of one example has as many nonzero rows as the example has different tokens.
 """
 
+import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jaxbp.require import (
     require_count,
@@ -17,32 +20,32 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.kinds import Lookup, keep
-from jaxbp.types import Layer, LayerError, show_shape, widened
+from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
 
 def embedding(
-    vocabulary,
-    features,
+    vocabulary: int,
+    features: int,
     *,
-    weight_init=initializers.normal(0.02),  # noqa: B008 -- a pure function
-    dtype=float,
-):
-    """A vector for each token, y_nt = W[x_nt].
+    weight_init: Initializer = initializers.normal(0.02),  # noqa: B008 -- a pure function
+    dtype: DTypeLike = float,
+) -> Layer:
+    """Looks up a vector for each token, y_nt = W[x_nt].
 
-      dE/dW[v] = sum of dy_nt over the n, t with x_nt = v
+      dE/dW[v] = sum of dy_nt over the n and t with x_nt = v
 
     Inputs are integers [N, ...], outputs [N, ..., O], parameters `{"weight": [V, O]}`. Integers
-    have no derivative: dx is None. A token that is not in [0, V) has a vector of nan.
+    have no derivative, so dx is None. For a token outside [0, V) the output is nan.
 
     Args:
       vocabulary: V, the number of different tokens.
       features: O, the size of a vector.
-      weight_init: an initialiser in the form of `jax.nn.initializers`; that of GPT-2 if none.
-      dtype: of the parameters. `float` is jax's default.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`. The default is that of GPT-2.
+      dtype: the dtype of the parameters. `float` means JAX's default.
 
     Raises:
       ValueError: `vocabulary` or `features` is not a positive integer.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit.
 
     References:
       "A Neural Probabilistic Language Model", Bengio, Ducharme, Vincent, Jauvin, 2003.
@@ -82,7 +85,7 @@ def embedding(
         del key
         require(params)
         require_tokens(x)
-        # What is not a row of the table is made to stand out, not taken for the nearest that is.
+        # Plain indexing silently wraps negative tokens and clips large ones. A nan is noticed.
         rows = jnp.where(x < 0, vocabulary, x)
         return params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan), x
 
@@ -95,25 +98,28 @@ def embedding(
 
 
 def learned_positions(
-    length,
+    length: int,
     *,
-    weight_init=initializers.normal(0.02),  # noqa: B008 -- a pure function
-    dtype=float,
-):
-    """Adds a learned vector to each position, y_nt = x_nt + W[t]. dx = dy.
+    weight_init: Initializer = initializers.normal(0.02),  # noqa: B008 -- a pure function
+    dtype: DTypeLike = float,
+) -> Layer:
+    """Adds a learned vector to each position, y_nt = x_nt + W[t].
 
-      dE/dW[t] = sum_n dy_nt
+      dE/dW[t] = sum_n dy_nt     dx = dy
 
-    Inputs are [N, T, O] with T at most `length`, parameters `{"weight": [length, O]}`.
+    Inputs and outputs are [N, T, O] with T at most `length`, parameters `{"weight": [length, O]}`.
 
     Args:
-      length: how many positions have a vector.
-      weight_init: an initialiser in the form of `jax.nn.initializers`; that of GPT-2 if none.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      length: the number of positions that have a vector, the largest T.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`. The default is that of GPT-2.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       ValueError: `length` is not a positive integer.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit.
+
+    References:
+      "Convolutional Sequence to Sequence Learning", Gehring, Auli, Grangier, Yarats, Dauphin, 2017.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -150,19 +156,19 @@ def learned_positions(
     return Layer(name, init, forward, backward)
 
 
-def sinusoidal_positions(base=10_000.0):
-    """Adds waves of many lengths to each position, y_nt = x_nt + p_t. dx = dy.
+def sinusoidal_positions(base: float = 10_000.0) -> Layer:
+    """Adds sines and cosines of many wavelengths to each position, y_nt = x_nt + p_t. dx = dy.
 
       p_t[2 i] = sin(t / base^(2 i / O)),   p_t[2 i + 1] = cos(t / base^(2 i / O))
 
-    Inputs are [N, T, O] with an even O; there is nothing to learn.
+    Inputs and outputs are [N, T, O] with an even O. There are no parameters.
 
     Args:
-      base: how much longer than the first the last wave is, nearly; positive.
+      base: a positive number. Wavelengths go from 2 pi to nearly 2 pi `base`.
 
     Raises:
       ValueError: `base` is not positive.
-      LayerError: the inputs do not fit.
+      LayerError: the inputs are not [N, T, O], or O is odd.
 
     References:
       "Attention Is All You Need", Vaswani et al., 2017.
@@ -179,7 +185,9 @@ def sinusoidal_positions(base=10_000.0):
     def require(shape):
         shape = _require_sequence(name, shape)
         if shape[-1] % 2:
-            raise LayerError(name, f"got {shape[-1]} outputs; sine and cosine take two each.")
+            raise LayerError(
+                name, f"got inputs with O = {shape[-1]}; pairs of sine and cosine take an even O."
+            )
         return shape
 
     def init(key, shape):
@@ -203,8 +211,8 @@ def sinusoidal_positions(base=10_000.0):
     return Layer(name, init, forward, backward)
 
 
-def _require_sequence(name, shape, length=None):
-    """The shape of one example, once it is known to be [T, O] with a T of at most `length`."""
+def _require_sequence(name: str, shape: Shape, length: int | None = None) -> Shape:
+    """Returns the shape of one example, or raises if it is not [T, O] with T at most `length`."""
     shape = require_shape(name, shape)
     if len(shape) != 2:
         raise LayerError(
@@ -215,7 +223,8 @@ def _require_sequence(name, shape, length=None):
     return shape
 
 
-def _require_table(name, table, shape):
+def _require_table(name: str, table: jax.Array, shape: Shape) -> None:
+    """Raises if a table has not this shape."""
     if jnp.shape(table) != shape:
         raise LayerError(
             name,

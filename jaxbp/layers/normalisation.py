@@ -1,19 +1,25 @@
 """Normalisation: each example by its own mean and variance, then a gain and a bias for each output.
 
-  h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
+Forward, with means over the values that are normalised together:
 
-What h does not see of x, its mean and its size, cannot come back either: with dh = g dy
+  h = (x - mean(x)) r,   r = 1 / sqrt(mean((x - mean(x))^2) + eps),   y = g h + b
 
-  dx = r (dh - mean(dh) - h mean(dh h))
+Backward, with dh = g dy:
 
-so that a layer keeps h and r. Layers differ in what the means are over. None of them is over
-examples: batch normalisation, whose are, makes every example's output depend on all the others, and
-there is then no gradient of one example, on which everything here rests.
+  dx = r (dh - mean(dh) - h mean(dh h))     dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
+
+Shifting or scaling x does not change h (up to eps). The two means in dx therefore remove these
+directions from dh. The cache is h and r.
+
+The layers differ in which values are normalised together. None of them takes means over examples.
+Batch normalisation does: the output of each example then depends on all examples of the batch, and
+there is no per-example gradient.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jax.typing import DTypeLike
 
 from jaxbp.require import (
     require_count,
@@ -27,22 +33,24 @@ from jaxbp.signals.kinds import Bias, Scale, keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
 
-def layer_norm(*, eps=1e-5, use_bias=True, dtype=float):
-    """Layer normalisation: at each position, over the outputs.
+def layer_norm(*, eps: float = 1e-5, use_bias: bool = True, dtype: DTypeLike = float) -> Layer:
+    """Layer normalisation: the O values at each position are normalised together.
 
+      h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
+      dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
       dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
 
     Inputs are [N, ..., O]. Parameters are `{"gain": [O], "bias": [O]}`, without the bias if
-    `use_bias` is false. Means of numbers of 16 bits are taken in 32.
+    `use_bias` is false. Means of 16-bit numbers are computed in 32 bits.
 
     Args:
-      eps: what is added to the variance; positive.
-      use_bias: whether there is a b.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      eps: a positive number, added to the variance.
+      use_bias: whether to add a bias b.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       ValueError: `eps` is not positive.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit.
 
     References:
       "Layer Normalization", Ba, Kiros, Hinton, 2016.
@@ -58,20 +66,22 @@ def layer_norm(*, eps=1e-5, use_bias=True, dtype=float):
     return _norm("layer_norm", eps, use_bias, dtype)
 
 
-def rms_norm(*, eps=1e-6, dtype=float):
-    """Normalisation by the root mean square at each position, with no mean taken off and no bias.
+def rms_norm(*, eps: float = 1e-6, dtype: DTypeLike = float) -> Layer:
+    """Normalisation by the root mean square at each position, without a mean and without a bias.
 
-      h = x r,   r = 1 / sqrt(mean(x^2) + eps),   dx = r (dh - h mean(dh h))
+      h = x r,   r = 1 / sqrt(mean(x^2) + eps),   y = g h
+      dx = r (dh - h mean(dh h)) with dh = g dy     dE/dg = sum_nt h_nt dy_nt
 
-    Inputs are [N, ..., O], parameters `{"gain": [O]}`. Means of numbers of 16 bits are taken in 32.
+    Inputs are [N, ..., O], parameters `{"gain": [O]}`. Means of 16-bit numbers are computed in 32
+    bits.
 
     Args:
-      eps: what is added to the mean square; positive.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      eps: a positive number, added to the mean square.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       ValueError: `eps` is not positive.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit.
 
     References:
       "Root Mean Square Layer Normalization", Zhang, Sennrich, 2019.
@@ -87,21 +97,31 @@ def rms_norm(*, eps=1e-6, dtype=float):
     return _norm("rms_norm", eps, False, dtype, centred=False)
 
 
-def group_norm(groups, *, eps=1e-5, use_bias=True, dtype=float):
-    """Group normalisation: over all positions and the outputs of a group.
+def group_norm(
+    groups: int, *, eps: float = 1e-5, use_bias: bool = True, dtype: DTypeLike = float
+) -> Layer:
+    """Group normalisation: the values of a group of channels are normalised over all positions.
 
-    The last axis is split into `groups` groups of neighbours, each of which has a mean and a
-    variance over itself and all the positions of an example. Otherwise as `layer_norm`.
+      h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
+      dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
+      dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
+
+    The last axis is split into `groups` groups of neighbouring channels. The mean and the variance
+    of each group are taken over its channels and all positions of an example. One group gives layer
+    normalisation of whole images; as many groups as channels, instance normalisation.
+
+    Inputs are [N, ..., O]. Parameters are `{"gain": [O], "bias": [O]}`, without the bias if
+    `use_bias` is false. Means of 16-bit numbers are computed in 32 bits.
 
     Args:
-      groups: how many; they have to divide O.
-      eps: what is added to the variance; positive.
-      use_bias: whether there is a b.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      groups: the number of groups, which must divide O.
+      eps: a positive number, added to the variance.
+      use_bias: whether to add a bias b.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
-      ValueError: `groups` is not a positive integer, or `eps` not positive.
-      LayerError: the inputs, or the parameters, do not fit.
+      ValueError: `groups` is not a positive integer, or `eps` is not positive.
+      LayerError: the inputs or the parameters do not fit.
 
     References:
       "Group Normalization", Wu, He, 2018.
@@ -118,13 +138,24 @@ def group_norm(groups, *, eps=1e-5, use_bias=True, dtype=float):
     return _norm(f"group_norm({groups})", eps, use_bias, dtype, groups=groups)
 
 
-def _norm(name, eps, use_bias, dtype, *, centred=True, groups=None):
-    """A normalisation at each position, or over all of them in so many groups."""
+def _norm(
+    name: str,
+    eps: float,
+    use_bias: bool,
+    dtype: DTypeLike,
+    *,
+    centred: bool = True,
+    groups: int | None = None,
+) -> Layer:
+    """Normalises each position by itself, or each group of channels over all positions.
+
+    `centred` says whether the mean is subtracted.
+    """
     require_positive(name, "eps", eps)
     leaves = ("gain", "bias") if use_bias else ("gain",)
 
     def mean(x):
-        """Over what is normalised together, of its own shape for what it is to be taken from."""
+        """The mean over values that are normalised together, in a shape that broadcasts to x."""
         if groups is None:
             return jnp.mean(x, axis=-1, keepdims=True)
         parts = x.reshape(len(x), -1, groups, x.shape[-1] // groups)

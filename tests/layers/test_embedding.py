@@ -161,7 +161,7 @@ EMBEDDING = {"weight": np.ones((5, 3))}
         ),
         (
             lambda: bp.sinusoidal_positions().init(jax.random.key(0), (4, 3)),
-            "sinusoidal_positions got 3 outputs; sine and cosine take two each",
+            "sinusoidal_positions got inputs with O = 3; pairs of sine and cosine take an even",
         ),
         (lambda: bp.sinusoidal_positions(0), "sinusoidal_positions: base is 0"),
         (
