@@ -1,12 +1,12 @@
-"""Signals: the operands of a parameter's gradient, kept apart until a reading combines them.
+"""Signals: the operands of a parameter's gradient, kept separate until a reading combines them.
 
-`kinds` has the five records: `Outer`, `Bias`, `Scale`, `Lookup` and `Conv`. `stacked` handles trees
-that hold many alike layers in one array. Convolutions need more: `conv_windows` says which inputs
-a window sees, `conv_products` computes the three products over them, and `conv_patches` turns a
-`Conv` into the `Outer` of its patches.
+`kinds` has the five records `Outer`, `Bias`, `Scale`, `Lookup` and `Conv`. `stacked` handles trees
+that hold many alike layers in one array. Convolutions need three more modules: `conv_windows` says
+which inputs each window sees, `conv_products` computes the forward product, its transpose and the
+kernel gradient, and `conv_patches` turns a `Conv` into the `Outer` of its patches.
 
-This chapter imports only `types`. A new kind of signal is added to `kinds`, and its formulas to
-the modules of `readings`.
+This chapter imports only `types`. To add a kind of signal, add a record to `kinds` and its formulas
+to each module of `readings`.
 """
 
 from jaxbp.signals.conv_windows import Geometry as Geometry

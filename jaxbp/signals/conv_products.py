@@ -1,29 +1,37 @@
-"""The three products that a convolution consists of, over what each place of its kernel sees.
+"""The three products of a convolution: forward, transpose and kernel gradient.
 
-With u the input that the window at t sees at its place k (see `windows`), and W [*K, I, O]:
+With u the input that the window at t sees at place k of the kernel (see `conv_windows`), and
+W [*K, I, O] the kernel:
 
   forward       y_t = sum_k x_u W_k            `convolve`
-  transpose     x_u = sum_k y_t W_k^T          `convolve_transpose`, over the t, k with that u
+  transpose     x_u = sum_k y_t W_k^T          `convolve_transpose`, over the t and k with that u
   gradient      W_k = sum_nt x_nu y_nt^T       `kernel_gradient`
 
-With G groups, the inputs and the outputs are split into G of neighbours, the first outputs see the
-first inputs, and W is [*K, I / G, O].
+With G groups, the inputs and the outputs are split into G groups of neighbouring channels, and each
+group of outputs sees one group of inputs. W is then [*K, I / G, O].
+
+XLA's CPU compiler is slow for some shapes. For those, the products are computed as sums over the
+places of the kernel, or group by group (`_is_depthwise`, `_has_few_products`, `_is_small`).
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
+from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.kinds import as_rows
-from jaxbp.types import widened
+from jaxbp.types import Shape, widened
 
 
-def convolve(x, weight, geometry):
-    """y_t = sum_k x_u W_k: [N, *S, I] and [*K, I / G, O] to [N, *S', O]."""
+def convolve(x: jax.Array, weight: jax.Array, geometry: Geometry) -> jax.Array:
+    """The outputs y_t = sum_k x_u W_k, [N, *S', O], of x [N, *S, I] and W [*K, I / G, O]."""
     if _is_depthwise(weight, geometry):
         copies = weight.shape[-1] // geometry.groups
         pairs = zip(taps(x, geometry), _by_place(weight), strict=True)
@@ -46,10 +54,13 @@ def convolve(x, weight, geometry):
     )
 
 
-def convolve_transpose(y, weight, geometry, sizes):
-    """x_u = sum_k y_t W_k^T: [N, *S', O] and [*K, I / G, O] to [N, *S, I].
+def convolve_transpose(
+    y: jax.Array, weight: jax.Array, geometry: Geometry, sizes: Shape
+) -> jax.Array:
+    """The sums x_u = sum_k y_t W_k^T, [N, *S, I], of y [N, *S', O] and W [*K, I / G, O].
 
-    The y are put s apart, with zeros between them, and are seen by the kernel from its other end.
+    As a convolution: y is spread out, with s - 1 zeros between its entries, and convolved with the
+    kernel flipped and its inputs and outputs exchanged.
     """
     if _is_depthwise(weight, geometry):
         copies = (*y.shape[:-1], geometry.groups, -1)
@@ -78,11 +89,11 @@ def convolve_transpose(y, weight, geometry, sizes):
     )
 
 
-def kernel_gradient(x, y, geometry):
-    """W_k = sum_nt x_nu y_nt^T: [N, *S, I] and [N, *S', O] to [*K, I / G, O].
+def kernel_gradient(x: jax.Array, y: jax.Array, geometry: Geometry) -> jax.Array:
+    """The gradient W_k = sum_nt x_nu y_nt^T, [*K, I / G, O], of x [N, *S, I] and y [N, *S', O].
 
-    A convolution again, over examples in place of inputs, in which strides and dilation change
-    places: as k moves by one, u moves by d.
+    As a convolution: it sums over the examples instead of the inputs, and strides and dilation are
+    exchanged, because u moves by d when k moves by one.
     """
     groups, rank = geometry.groups, len(geometry.kernel)
     if groups == x.shape[-1] > 1:  # depthwise
@@ -95,8 +106,9 @@ def kernel_gradient(x, y, geometry):
     if groups > 1:
         return _group_by_group(kernel_gradient, geometry, x, y)
     if rank == 3 or math.prod(geometry.kernel) == 1:
-        # By matrix products XLA for CPUs takes a third of the time (JAX 0.10.2; 64 x 8 x 8 x 8 x 16
-        # in 25 ms and in 80, 64 x 16 x 16 x 64 in 2.8 and in 8.7); of two axes, twice as much.
+        # Here matrix products take a third of the time of XLA's convolution on a CPU (JAX 0.10.2:
+        # 25 ms against 80 for 64 x 8 x 8 x 8 x 16, and 2.8 ms against 8.7 for 64 x 16 x 16 x 64
+        # with one place). With two axes and more places, twice the time.
         products = map_taps(lambda seen: as_rows(seen).T @ as_rows(y), x, geometry)
         return products.reshape(*geometry.kernel, *products.shape[1:])
     positions = tuple(range(1, rank + 1))
@@ -111,27 +123,27 @@ def kernel_gradient(x, y, geometry):
         padding,
         rhs_dilation=geometry.strides,
         dimension_numbers=lax.ConvDimensionNumbers(
-            (rank + 1, 0, *positions),  # of x: the inputs are the batch, the examples summed over
-            (rank + 1, 0, *positions),  # of y: it is the kernel, of O outputs
+            (rank + 1, 0, *positions),  # x: its channels are the batch; examples are summed over
+            (rank + 1, 0, *positions),  # y: the kernel of this convolution, with O outputs
             (rank, rank + 1, *range(rank)),
         ),
     )
 
 
-def exchanged(weight, groups):
-    """The kernel with inputs and outputs exchanged, [*K, I / G, O] to [*K, O / G, I]."""
+def exchanged(weight: jax.Array, groups: int) -> jax.Array:
+    """Exchanges the inputs and outputs of a kernel, [*K, I / G, O] to [*K, O / G, I]."""
     *kernel, i, o = weight.shape
     parts = weight.reshape(*kernel, i, groups, o // groups)
     return jnp.swapaxes(parts, -3, -1).reshape(*kernel, o // groups, groups * i)
 
 
-def taps(x, geometry, *, fill=0.0):
-    """What each place of the kernel sees, [N, *S', C], for one place after another: K of them.
+def taps(x: jax.Array, geometry: Geometry, *, fill: float = 0.0) -> Iterator[jax.Array]:
+    """Yields, for one place of the kernel after another, the inputs that it sees, [N, *S', C].
 
     Args:
-      x: [N, *S, C].
-      geometry: of the windows.
-      fill: what lies outside of x.
+      x: the inputs, [N, *S, C].
+      geometry: where the windows lie.
+      fill: the value of the padding.
     """
     counts = geometry.count(x.shape[1:-1])
     x = _padded(x, geometry, fill)
@@ -142,8 +154,13 @@ def taps(x, geometry, *, fill=0.0):
         yield lax.slice(x, (0, *first, 0), (len(x), *end, x.shape[-1]), (1, *geometry.strides, 1))
 
 
-def map_taps(function, x, geometry):
-    """What a function gives for each of the `taps`, [K, ...], in a loop that holds but one."""
+def map_taps(
+    function: Callable[[jax.Array], jax.Array], x: jax.Array, geometry: Geometry
+) -> jax.Array:
+    """Applies a function to each of the `taps`, in a compiled loop that holds one at a time.
+
+    Returns its results, stacked to [K, ...].
+    """
     counts = geometry.count(x.shape[1:-1])
     x = _padded(x, geometry)
     reach = [s * (n - 1) + 1 for s, n in zip(geometry.strides, counts, strict=True)]
@@ -158,14 +175,15 @@ def map_taps(function, x, geometry):
     return lax.map(at, jnp.asarray(first))
 
 
-def placed(x, geometry, sizes):
-    """For one place after another, [N, *S, C] with each of x [N, *S', C] where that place sees it.
+def placed(x: jax.Array | list[jax.Array], geometry: Geometry, sizes: Shape) -> Iterator[jax.Array]:
+    """Yields, for one place of the kernel after another, x put at the positions that it sees.
 
-    The transpose of `taps` is to take an x for each place, and the sum of what comes of them.
+    This is the transpose of `taps`: the entry of x for the window at t goes to the position that
+    the window sees at this place. The other positions are zero, and the result is [N, *S, C].
 
     Args:
-      x: [N, *S', C], or one for each place.
-      geometry: of the windows.
+      x: one entry for each window, [N, *S', C], or a list with such an array for each place.
+      geometry: where the windows lie.
       sizes: S.
     """
     places = list(np.ndindex(*geometry.kernel))
@@ -179,60 +197,68 @@ def placed(x, geometry, sizes):
         yield lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *pairs, (0, 0, 0)])
 
 
-def summed(arrays, dtype):
-    """The sum of arrays of one dtype, which of numbers of 16 bits is taken in 32."""
+def summed(arrays: Iterable[jax.Array], dtype: DTypeLike) -> jax.Array:
+    """The sum of arrays of this dtype; numbers of 16 bits are accumulated in 32."""
     return functools.reduce(jnp.add, map(widened, arrays)).astype(dtype)
 
 
-def _is_depthwise(weight, geometry):
-    """Whether each output sees one input, so that there are products of numbers and no matrices.
+def _is_depthwise(weight: jax.Array, geometry: Geometry) -> bool:
+    """Whether each output sees one input channel, so that all products are elementwise.
 
-    XLA for CPUs is slow at convolutions in groups. Depthwise, 64 x 16 x 16 x 64 with 3 x 3 places,
-    by places instead: forward in 0.8 ms and not 28, its transpose in 0.6 and not 38, its gradient
-    in 4 and not 24. In four groups, one by one: 8 and not 33, 11 and not 56, 11 and not 880.
+    XLA's CPU compiler is slow at grouped convolutions. Times in ms for 64 x 16 x 16 x 64 and a
+    kernel of 3 x 3, computed as here against XLA's convolution:
+
+                                    forward        transpose      gradient
+      depthwise, place by place     0.8 / 28       0.6 / 38       4 / 24
+      4 groups, one by one          8 / 33         11 / 56        11 / 880
     """
     return weight.shape[-2] == 1 < geometry.groups
 
 
-def _has_few_products(weight):
-    """Whether an output is a sum over so few inputs and places that no matrix product pays.
+def _has_few_products(weight: jax.Array) -> bool:
+    """Whether an output is a sum over so few inputs and places that elementwise sums are faster.
 
-    XLA for CPUs has one loop of sums of products for it (JAX 0.10.2): 3 x 3 places on 64 x 28 x 28
-    x 1 to 16 outputs in 0.2 ms, where a convolution takes 1.6, and on 64 x 32 x 32 x 3 in 0.7 and
-    not 2.2; to 64 outputs in 3.2 and not 4.0.
+    XLA's CPU compiler fuses them into one loop (JAX 0.10.2). Times for a kernel of 3 x 3, as sums
+    against XLA's convolution: 0.2 ms against 1.6 for 64 x 28 x 28 x 1 to 16 outputs; 0.7 against
+    2.2 for 64 x 32 x 32 x 3 to 16 outputs; 3.2 against 4.0 to 64 outputs.
     """
     *kernel, i, _ = weight.shape
     return i <= 3 and math.prod(kernel) * i <= 27
 
 
-def _is_small(sizes, geometry):
+def _is_small(sizes: Shape, geometry: Geometry) -> bool:
     """Whether an image has fewer positions along an axis than the kernel has places.
 
-    XLA for CPUs then convolves without matrix products (JAX 0.10.2). By places instead, 64 images
-    of 2 x 2 x 128 and 3 x 3 places: forward in 0.9 ms and not 6.7, its transpose in 1.1 and not
-    5.5; 6 x 6 x 64 and 7 x 7 places: in 8 and not 69, and in 11 and not 67.
+    XLA's CPU compiler then convolves without matrix products (JAX 0.10.2). Times in ms for 64
+    images, by one matrix product for each place against XLA's convolution:
+
+                                          forward       transpose
+      2 x 2 x 128, kernel of 3 x 3        0.9 / 6.7     1.1 / 5.5
+      6 x 6 x 64, kernel of 7 x 7         8 / 69        11 / 67
     """
     return any(size < k for size, k in zip(sizes, geometry.kernel, strict=True))
 
 
-def _group_by_group(function, geometry, *operands):
-    """The groups by themselves, and side by side: the last axis of all operands has them."""
+def _group_by_group(
+    function: Callable[..., jax.Array], geometry: Geometry, *operands: jax.Array
+) -> jax.Array:
+    """Applies a product to one group after another; the last axis of each array has them."""
     one = dataclasses.replace(geometry, groups=1)
     parts = zip(*(jnp.split(a, geometry.groups, axis=-1) for a in operands), strict=True)
     return jnp.concatenate([function(*part, one) for part in parts], axis=-1)
 
 
-def _by_place(weight):
-    """A kernel [*K, I, O] as [K, I, O]."""
+def _by_place(weight: jax.Array) -> jax.Array:
+    """Reshapes a kernel [*K, I, O] to [K, I, O]."""
     return weight.reshape(-1, *weight.shape[-2:])
 
 
-def _padded(x, geometry, fill=0.0):
+def _padded(x: jax.Array, geometry: Geometry, fill: float = 0.0) -> jax.Array:
     pairs = [(0, 0, 0), *((axis.before, axis.after, 0) for axis in geometry.axes), (0, 0, 0)]
     return lax.pad(x, jnp.asarray(fill, x.dtype), pairs)
 
 
-def _channels_last(rank):
+def _channels_last(rank: int) -> lax.ConvDimensionNumbers:
     positions = tuple(range(1, rank + 1))
     images = (0, rank + 1, *positions)
     return lax.ConvDimensionNumbers(images, (rank + 1, rank, *range(rank)), images)
