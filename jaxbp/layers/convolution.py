@@ -1,16 +1,23 @@
-"""Convolutions: one small matrix at every position, for what lies around it.
+"""Convolutions: the same kernel applied at every position of a sequence, an image or a volume.
 
-With u = s t + d k - p the input that an output at t sees at the place k of the kernel (see
-`windows`), everything here consists of three products (see `products`):
+Let s be the stride, d the dilation and p the padding in front. At place k of the kernel, the output
+at t sees the input at u = s t + d k - p (`signals.conv_windows`). Forward and backward are three
+products (`signals.conv_products`):
 
   y_t = sum_k x_u W_k + b     dE/dW_k = sum_nt x_nu dy_nt^T     dx_u = sum_k dy_t W_k^T
 
-A transposed convolution exchanges the first and the last of them. Channels are the last axis.
+A transposed convolution has the last product, without b, as its forward pass, and the first as its
+backward pass. Channels are the last axis.
 """
+
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jaxbp.require import (
     require_count,
@@ -20,55 +27,60 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.conv_products import convolve, convolve_transpose, exchanged
-from jaxbp.signals.conv_windows import make_windows
+from jaxbp.signals.conv_windows import Windows, make_windows
 from jaxbp.signals.kinds import Bias, Conv, keep
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, Shape, show_shape
 
 
 def conv(
-    features,
-    kernel,
+    features: int,
+    kernel: tuple[int, ...],
     *,
-    strides=1,
-    padding="SAME",
-    dilation=1,
-    groups=1,
-    use_bias=True,
-    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
-    bias_init=initializers.zeros,
-    dtype=float,
-):
-    """A convolution over the positions of an image, or of one axis of them, or of three.
+    strides: int | tuple[int, ...] = 1,
+    padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    weight_init: Initializer = initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    bias_init: Initializer = initializers.zeros,
+    dtype: DTypeLike = float,
+) -> Layer:
+    """A convolution over one, two or three axes of positions: sequences, images or volumes.
 
       y_t = sum_k x_u W_k + b,   u = s t + d k - p
-      dE/dW_k = sum_nt x_nu dy_nt^T     dE/db = sum_nt dy_nt     dx_u = sum_k dy_t W_k^T
+      dE/dW_k = sum_nt x_nu dy_nt^T     dE/db = sum_nt dy_nt
+      dx_u = sum of dy_t W_k^T over the t and k with s t + d k - p = u
 
-    The kernel is not flipped, as is the custom. Inputs are [N, *S, I] and outputs [N, *S', O],
-    parameters `{"weight": [*K, I / groups, O], "bias": [O]}`.
+    Inputs are [N, *S, I] and outputs [N, *S', O]. Parameters are
+    `{"weight": [*K, I / groups, O], "bias": [O]}`, without the bias if `use_bias` is false. As in
+    other libraries the kernel is not flipped, so this is a cross-correlation.
 
-      padding       p, the places of zeros before                S', the outputs on each axis
-      SAME          half of what is missing, rounded down        ceil(S / s)
-      VALID         0                                            floor((S - span) / s) + 1
-      (p, q), ...   p, with q behind                             floor((S + p + q - span) / s) + 1
+    The kernel spans d (K - 1) + 1 positions of an axis. Outside of the inputs it sees zeros:
 
-    with span = d (K - 1) + 1 positions that the kernel reaches over.
+      padding       p zeros in front, q behind, on each axis    S', the outputs on each axis
+      SAME          p = floor(m / 2), q = ceil(m / 2)           ceil(S / s)
+      VALID         p = q = 0                                   floor((S - span) / s) + 1
+      (p, q), ...   as given                                    floor((S + p + q - span) / s) + 1
+
+    with m = max(s (S' - 1) + span - S, 0), the positions that are missing for S' = ceil(S / s).
 
     Args:
-      features: O, the number of outputs.
-      kernel: K, a tuple of as many sizes as there are axes of positions: (3, 3) for images.
-      strides: s, for all axes or for each.
-      padding: `SAME`, `VALID`, or a pair for each axis.
-      dilation: d, for all axes or for each.
-      groups: into how many groups of neighbours the inputs, and the outputs, are split; the first
-        outputs see the first inputs. With as many groups as inputs, each sees one: depthwise.
-      use_bias: whether there is a b.
-      weight_init: an initialiser in the form of `jax.nn.initializers`.
-      bias_init: the same, for b.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      features: O, the number of output channels.
+      kernel: K, one size for each axis of positions, such as (3, 3) for images.
+      strides: s, one for all axes or one for each.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis.
+      dilation: d, one for all axes or one for each.
+      groups: splits the I input channels and the O output channels into this many groups of
+        neighbours. Each group of outputs sees only its group of inputs. With I groups the
+        convolution is depthwise: each output sees one input channel.
+      use_bias: whether to add a bias b.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`.
+      bias_init: the initialiser of b.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs, or the parameters, do not fit; the kernel is larger than the inputs.
+      LayerError: the inputs or the parameters do not fit, or the kernel is larger than the inputs.
 
     References:
       "Gradient-Based Learning Applied to Document Recognition", LeCun, Bottou, Bengio, Haffner,
@@ -113,49 +125,51 @@ def conv(
 
 
 def conv_transpose(
-    features,
-    kernel,
+    features: int,
+    kernel: tuple[int, ...],
     *,
-    strides=1,
-    padding="SAME",
-    dilation=1,
-    groups=1,
-    use_bias=True,
-    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
-    bias_init=initializers.zeros,
-    dtype=float,
-):
-    """The transpose of a convolution, which makes images larger: what a `conv` does to its error.
+    strides: int | tuple[int, ...] = 1,
+    padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "SAME",
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    use_bias: bool = True,
+    weight_init: Initializer = initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    bias_init: Initializer = initializers.zeros,
+    dtype: DTypeLike = float,
+) -> Layer:
+    """A transposed convolution, which makes images larger: the backward pass of a `conv`.
 
-      y_u = sum of x_t W_k over the t, k with s t + d k - p = u, + b
+      y_u = b + sum of x_t W_k over the t and k with s t + d k - p = u
       dE/dW_k = sum_nt x_nt dy_nu^T     dE/db = sum_nu dy_nu     dx_t = sum_k dy_u W_k^T
 
-    So its forward pass is the dx of the convolution from [N, *S, O] to [N, *S', I] with the same
-    arguments and kernel W_k^T, and its dx that convolution. Inputs are [N, *S', I] and outputs
-    [N, *S, O], parameters `{"weight": [*K, I / groups, O], "bias": [O]}`.
+    Consider the `conv` from [N, *S, O] to [N, *S', I] with the same arguments and the kernel W_k^T.
+    The forward pass of this layer is the backward pass of that convolution, plus b, and its dx is
+    the forward pass of that convolution. Inputs are [N, *S', I] and outputs [N, *S, O]. Parameters
+    are `{"weight": [*K, I / groups, O], "bias": [O]}`, without the bias if `use_bias` is false.
 
       padding       S, the outputs on each axis
       SAME          s S'
       VALID         s (S' - 1) + span
       (p, q), ...   s (S' - 1) + span - p - q
 
-    with span = d (K - 1) + 1; p is what that convolution has before.
+    with span = d (K - 1) + 1 and p, q the padding of that convolution.
 
     Args:
-      features: O, the number of outputs.
-      kernel: K, a tuple of as many sizes as there are axes of positions: (3, 3) for images.
-      strides: s, for all axes or for each.
-      padding: `SAME`, `VALID`, or a pair for each axis, which is taken off the outputs.
-      dilation: d, for all axes or for each.
-      groups: as of `conv`.
-      use_bias: whether there is a b.
-      weight_init: an initialiser in the form of `jax.nn.initializers`.
-      bias_init: the same, for b.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      features: O, the number of output channels.
+      kernel: K, one size for each axis of positions, such as (3, 3) for images.
+      strides: s, one for all axes or one for each.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, by which the outputs are cropped.
+      dilation: d, one for all axes or one for each.
+      groups: splits the I input channels and the O output channels into this many groups of
+        neighbours. Each group of outputs sees only its group of inputs.
+      use_bias: whether to add a bias b.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`.
+      bias_init: the initialiser of b.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs, or the parameters, do not fit.
+      LayerError: the inputs or the parameters do not fit, or the padding leaves no outputs.
 
     References:
       "A guide to convolution arithmetic for deep learning", Dumoulin, Visin, 2016.
@@ -195,17 +209,27 @@ def conv_transpose(
     )
 
 
-def _require_outputs(factory, features, groups):
+def _require_outputs(factory: str, features: int, groups: int) -> None:
+    """Raises if the number of outputs is not a positive multiple of the number of groups."""
     require_count(factory, "features", features)
     require_count(factory, "groups", groups)
     if features % groups:
-        raise ValueError(f"{factory}: features is {features}, which {groups} groups do not divide.")
+        raise ValueError(f"{factory}: features is {features}, not a multiple of {groups} groups.")
 
 
 def _convolution(
-    windows, features, apply, transpose, out_sizes, *, use_bias, weight_init, bias_init, dtype
-):
-    """A layer of a kernel and a bias: y = apply(x, W) + b and dx, signal = transpose(x, W, dy)."""
+    windows: Windows,
+    features: int,
+    apply: Callable[[jax.Array, jax.Array], jax.Array],
+    transpose: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Conv]],
+    out_sizes: Callable[[Shape], Shape],
+    *,
+    use_bias: bool,
+    weight_init: Initializer,
+    bias_init: Initializer,
+    dtype: DTypeLike,
+) -> Layer:
+    """A layer with kernel W: y = apply(x, W) + b, and dx, signal = transpose(x, W, dy)."""
     name, kernel, groups = windows.name, windows.kernel, windows.groups
     leaves = ("weight", "bias") if use_bias else ("weight",)
 
@@ -223,7 +247,9 @@ def _convolution(
     def init(key, shape):
         *sizes, i = windows.require_axes(require_shape(name, shape), "I")
         if i % groups:
-            raise LayerError(name, f"got {i} inputs, which {groups} groups do not divide.")
+            raise LayerError(
+                name, f"got inputs of {i} channels, not a multiple of {groups} groups."
+            )
         weight_key, bias_key = jax.random.split(key)
         params = {"weight": weight_init(weight_key, (*kernel, i // groups, features), dtype)}
         if use_bias:
@@ -240,7 +266,7 @@ def _convolution(
             raise LayerError(
                 name,
                 f"got inputs of shape {show_shape(x.shape)}; "
-                f"its weight takes {weight.shape[-2] * groups} of them at each position.",
+                f"its weight takes {weight.shape[-2] * groups} channels.",
             )
         y = apply(x, weight)
         return (y + params["bias"] if use_bias else y), x

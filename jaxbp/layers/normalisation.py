@@ -176,7 +176,9 @@ def _norm(
     def init(key, shape):
         shape = require_last_axis(name, shape, "O")
         if groups is not None and shape[-1] % groups:
-            raise LayerError(name, f"got {shape[-1]} outputs, which {groups} groups do not divide.")
+            raise LayerError(
+                name, f"got inputs of {shape[-1]} channels, not a multiple of {groups} groups."
+            )
         make = {"gain": initializers.ones, "bias": initializers.zeros}
         return {leaf: make[leaf](key, shape[-1:], dtype) for leaf in leaves}, shape
 

@@ -559,7 +559,7 @@ IMAGE = (5, 4, 2)
         (lambda key: bp.conv(4, (3,), padding=((1, -1),)), r"padding is \(\(1, -1\),\)"),
         (lambda key: bp.conv(4, (3,), padding=1), "padding is 1; it takes"),
         (lambda key: bp.conv(4, (3,), groups=0), "conv: groups is 0; it takes a positive integer"),
-        (lambda key: bp.conv(4, (3,), groups=3), "conv: features is 4, which 3 groups do not"),
+        (lambda key: bp.conv(4, (3,), groups=3), "conv: features is 4, not a multiple of 3 groups"),
         (
             lambda key: bp.conv(4, (3, 3)).init(key, (5, 2)),
             r"conv\(4, \(3, 3\)\) got inputs of shape \[N, 5, 2\]; its kernel of 2 axes takes "
@@ -567,7 +567,7 @@ IMAGE = (5, 4, 2)
         ),
         (
             lambda key: bp.conv(4, (3, 3), groups=4).init(key, IMAGE),
-            "got 2 inputs, which 4 groups do not divide",
+            "got inputs of 2 channels, not a multiple of 4 groups",
         ),
         (
             lambda key: bp.conv(4, (3, 5), padding="VALID").init(key, IMAGE),
@@ -592,7 +592,7 @@ IMAGE = (5, 4, 2)
             lambda key: bp.conv(4, (3, 3)).forward(
                 bp.conv(4, (3, 3)).init(key, (5, 4, 3))[0], jnp.ones((1, *IMAGE))
             ),
-            r"got inputs of shape \[1, 5, 4, 2\]; its weight takes 3 of them at each position",
+            r"got inputs of shape \[1, 5, 4, 2\]; its weight takes 3 channels",
         ),
         (
             lambda key: bp.conv(4, (3, 3)).forward(

@@ -117,7 +117,7 @@ def test_a_group_sees_all_positions_and_no_other_group(key):
         (lambda: bp.group_norm(True), ValueError, "groups is True; it takes a positive integer"),
         (
             lambda: bp.group_norm(4).init(jax.random.key(0), (6,)),
-            bp.LayerError, r"group_norm\(4\) got 6 outputs, which 4 groups do not divide",
+            bp.LayerError, r"group_norm\(4\) got inputs of 6 channels, not a multiple of 4 groups",
         ),
         (
             lambda: bp.layer_norm().init(jax.random.key(0), ()),
