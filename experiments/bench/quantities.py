@@ -1,19 +1,20 @@
-"""What the benchmark reads off beside a gradient, each as a program of its own.
+"""The library's quantities beside a gradient, each as a program of its own.
 
-A maker takes a network and gives `function(params, inputs, labels)`, which answers with the mean
-gradient and the quantity; the clipped sums stand in the gradient's place.
+A maker takes a network and returns `function(params, inputs, labels)`, which returns the mean
+gradient and the quantity. The clipped sums take the place of the gradient.
 """
 
 import jax
 import jax.numpy as jnp
 
 import jaxbp as bp
-from experiments.bench.peers import MAX_NORM
-from experiments.bench.trainers import LOSS
+from experiments.bench.networks.sides import LOSS
+
+MAX_NORM = 1.0  # to which the gradient of an example is clipped, here and by the peers
 
 
 def gradient_and_norms(net):
-    """The mean gradient and the norm of every example's, in one sweep."""
+    """The mean gradient and the norm of every example's gradient, in one sweep."""
     sweep = bp.backprop(net, LOSS, read={"grads": bp.mean, "sq_norms": bp.sq_norms})
 
     def function(params, inputs, labels):
@@ -24,7 +25,7 @@ def gradient_and_norms(net):
 
 
 def make_beside(read):
-    """A reading of the sweep that the gradient comes from."""
+    """A reading in the same sweep as the gradient."""
 
     def make(net):
         return bp.backprop(net, LOSS, read={"grads": bp.mean, "quantity": read})
@@ -42,9 +43,9 @@ def make_clipped(sweeps):
 
 
 def make_curvature(read, error):
-    """A reading of a further sweep, of another error.
+    """A reading in a second sweep, which propagates another error.
 
-    Both are written with a forward pass of their own, which the compiler finds to be the same.
+    Each sweep has its own forward pass; the compiler merges the two.
     """
 
     def make(net):
@@ -72,16 +73,17 @@ def make_gram(net):
     return function
 
 
-# What is wanted of each, as a multiple of the gradient's time, and who makes it.
+NORMS_AND_CLIPPED_SUMS = {
+    "norms": gradient_and_norms,
+    "clipped sum, one sweep": make_clipped(1),
+    "clipped sum, two sweeps": make_clipped(2),
+}
 QUANTITIES = {
-    "norms": (1.05, gradient_and_norms),
-    "clipped sum, one sweep": (1.10, make_clipped(1)),
-    "clipped sum, two sweeps": (None, make_clipped(2)),
-    "second moment": (1.4, make_beside(bp.second_moment)),
-    "variance": (None, make_beside(bp.variance)),
-    "KFAC (MC 1)": (1.8, make_curvature(bp.kronecker, bp.sampled)),
-    "GGN diagonal (MC 1)": (1.6, make_curvature(bp.diagonal, bp.sampled)),
-    # 0.35 for each of ten classes, beside the gradient.
-    "GGN diagonal (exact)": (4.5, make_curvature(bp.diagonal, bp.ggn_columns)),
-    "gram": (1.3, make_gram),
+    **NORMS_AND_CLIPPED_SUMS,
+    "second moment": make_beside(bp.second_moment),
+    "variance": make_beside(bp.variance),
+    "KFAC (MC 1)": make_curvature(bp.kronecker, bp.sampled),
+    "GGN diagonal (MC 1)": make_curvature(bp.diagonal, bp.sampled),
+    "GGN diagonal (exact)": make_curvature(bp.diagonal, bp.ggn_columns),
+    "gram": make_gram,
 }

@@ -1,4 +1,4 @@
-"""Measuring: compiled programs and their costs, runs that take turns, and on what they ran."""
+"""Measuring: compiled programs and their costs, times of runs in turns, and the machine."""
 
 import importlib.metadata
 import math
@@ -45,16 +45,16 @@ def compile_program(function, *args, donate_argnums=()):
 
 
 def make_program(make, *case):
-    """What a side's maker gives as a program: compiled, if it is not yet one."""
+    """The program that `make(*case)` returns, compiled or as a function and its arguments."""
     made = make(*case)
     return made if isinstance(made, Program) else compile_program(*made)
 
 
 def measure(runs, repeats):
-    """Seconds that a call of each run takes, [runs, repeats]; the runs take turns."""
+    """Seconds that a call of each run takes, [runs, repeats], where the runs take turns."""
     calls = []
     for run in runs:
-        run()  # what happens only once is over after this
+        run()  # once, for what only the first call does
         start = time.perf_counter()
         run()
         calls.append(math.ceil(SAMPLE_SECONDS / (time.perf_counter() - start)))
@@ -72,16 +72,21 @@ def measure(runs, repeats):
 
 
 def describe_environment():
-    """On what the figures were measured."""
-    device = jax.devices()[0]
+    """What the figures were measured on, by what it is called."""
     return {
-        "machine": f"{cpu_model()}, {cores()} cores; jax on {device.platform}",
+        "machine": f"{cpu_model()}, {cores()} cores; jax on {describe_device()}",
         "load before": f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown",
         "versions": ", ".join(
             [f"python {platform.python_version()}", *(f"{v} {version(v)}" for v in VERSIONS)]
         ),
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
     }
+
+
+def describe_device():
+    device = jax.devices()[0]
+    is_cpu = device.platform == "cpu"
+    return device.platform if is_cpu else f"{device.platform} ({device.device_kind})"
 
 
 def cpu_model():

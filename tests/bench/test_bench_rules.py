@@ -1,4 +1,4 @@
-"""The benchmark's rules: that each step is the one it is called, and what it is timed against."""
+"""The benchmark of rules: each step follows its rule, and is timed against the exact one."""
 
 import functools
 import itertools
@@ -12,18 +12,23 @@ from cases import RULES
 from oracles import assert_close
 
 import jaxbp as bp
-from experiments.bench import feedback_rules
-from experiments.bench import runner as bench
-from experiments.bench.trainers import LOSS
+from experiments.bench import loops, runner
+from experiments.bench.networks import perceptrons
+from experiments.bench.networks.perceptrons import Perceptron
+from experiments.bench.networks.sides import LOSS
+from experiments.bench.peers import biotorch_runs
+from experiments.bench.sections import rules
 from experiments.common import measuring
+from jaxbp.training.step import rule_keys
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
-CASE = bench.Case((20, 7, 6, 3), 5)
-BLOCKS = feedback_rules.make_blocks(CASE.sizes)
+CASE = Perceptron((20, 7, 6, 3), 5)
+BLOCKS = rules.make_blocks(CASE.sizes)
 NET = bp.chain(*BLOCKS)
 EXACT = bp.exact()
-MEASURED = feedback_rules.make_rules(BLOCKS)
+MEASURED = rules.make_rules(BLOCKS)
 STRONG_DECAY = 0.1  # for BioTorch, since float32 hardly shows 1e-4 in a step
+OPTIMIZER = "SGD with weight decay"
 NAMES = [rule.name for rule, _ in MEASURED]
 BIOTORCH = [
     "random_feedback",
@@ -38,14 +43,16 @@ def biotorch(monkeypatch):
     """The makers of BioTorch's runs, which are not run before they are asked for."""
     pytest.importorskip("torch")
     pytest.importorskip("biotorch")
-    monkeypatch.setattr(feedback_rules, "at_their_fastest", lambda *runs: runs)
-    monkeypatch.setattr(feedback_rules, "DECAY", STRONG_DECAY)
-    return feedback_rules.biotorch_runs(first_params(), *make_data())
+    monkeypatch.setattr(biotorch_runs, "at_their_fastest", lambda *runs: runs)
+    optimizer, options = loops.OPTIMIZERS[OPTIMIZER]
+    options = {**options, "weight_decay": STRONG_DECAY}
+    monkeypatch.setitem(loops.OPTIMIZERS, OPTIMIZER, (optimizer, options))
+    return biotorch_runs.biotorch_runs(first_params(), *make_data())
 
 
 @functools.cache
 def compiled(rule):
-    return feedback_rules.compile_step(BLOCKS, rule, *make_data(), 0)
+    return rules.compile_step(BLOCKS, rule, *make_data(), 0)
 
 
 def first_params():
@@ -53,7 +60,7 @@ def first_params():
 
 
 def make_data(sizes=CASE.sizes, n=CASE.n):
-    return tuple(map(jnp.asarray, bench.make_data(sizes, n, 0)))
+    return tuple(map(jnp.asarray, perceptrons.make_data(sizes, n, 0)))
 
 
 def train(tree=None, *, steps=1, decay=1e-4):
@@ -100,25 +107,24 @@ def test_every_step_is_by_its_rule_from_the_same_parameters(rule):
     start, inputs, labels = program.args
     assert_close((start.params, (inputs, labels)), (first_params(), make_data()))
     after, _ = program.run()
-    choose_key, _ = bp.train.rule_keys(start)
+    choose_key, _ = rule_keys(start)
     assert_close(after.params, train(rule.choose(start.rule_state, start.params, key=choose_key)))
 
 
 def test_the_optimizer_has_momentum_and_weight_decay():
     weight, grad = jnp.float32(1e4), jnp.float32(1)
-    first, state = feedback_rules.OPTIMIZER.update(
-        grad, feedback_rules.OPTIMIZER.init(weight), weight
-    )
-    second, _ = feedback_rules.OPTIMIZER.update(grad, state, weight)
+    optimizer, _ = loops.OPTIMIZERS[OPTIMIZER]
+    first, state = optimizer.update(grad, optimizer.init(weight), weight)
+    second, _ = optimizer.update(grad, state, weight)
     decayed = 1 + 1e-4 * 1e4
     np.testing.assert_allclose([first, second], [-0.02 * decayed, -0.02 * 1.9 * decayed], rtol=1e-6)
 
 
 @pytest.mark.parametrize("sizes", [(784, 64, 64, 10), (784, *[16] * 16, 10)], ids=["two", "deep"])
 def test_direct_feedback_alone_is_without_the_products_between_blocks(sizes):
-    n, blocks = 32, feedback_rules.make_blocks(sizes)
+    n, blocks = 32, rules.make_blocks(sizes)
     exact, random, direct = (
-        feedback_rules.compile_step(blocks, rule, *make_data(sizes, n), 0).flop
+        rules.compile_step(blocks, rule, *make_data(sizes, n), 0).flop
         for rule in (EXACT, bp.random_feedback(), bp.direct_feedback(*blocks))
     )
     between = sum(i * o for i, o in itertools.pairwise(sizes[1:]))
@@ -137,10 +143,10 @@ def test_a_row_is_the_rules_step_as_a_multiple_of_the_exact_one(monkeypatch):
         names = [run.__self__.compiled for run in runs]
         return np.array([[1.0 if name == "exact" else 3.0] * repeats for name in names])
 
-    monkeypatch.setattr(bench, "compile_step", compile_step)
-    monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench, "biotorch_runs", lambda params, inputs, labels: {})
-    rows = list(bench.rules(CASE, 2, 0))
+    monkeypatch.setattr(rules, "compile_step", compile_step)
+    monkeypatch.setattr(rules, "measure", measure)
+    monkeypatch.setattr(rules, "biotorch_runs", lambda params, inputs, labels: {})
+    rows = list(rules.rules(CASE, 2, 0))
     assert [row.what for row in rows] == NAMES
     assert all(row.ratio == 3.0 and row.ms == (3000.0, 1000.0) for row in rows)
 
@@ -149,9 +155,9 @@ def test_the_table_has_every_rule_and_says_that_a_peer_is_missing(monkeypatch, c
     pytest.importorskip("torch")
     monkeypatch.setitem(sys.modules, "biotorch", None)
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
-    section = bench.SECTIONS["rules"]._replace(cases=(CASE,))
-    monkeypatch.setitem(bench.SECTIONS, "rules", section)
-    bench.main(sections=("rules",), repeats=1)
+    table = rules.TABLES["rules"]._replace(cases=(CASE,))
+    monkeypatch.setitem(runner.SECTIONS, "rules", {"rules": table})
+    runner.main(sections=("rules",), repeats=1)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     header, _, *ours, theirs = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     ratio = "under the rule / exact (quartiles)"
@@ -173,7 +179,7 @@ def test_the_table_has_every_rule_and_says_that_a_peer_is_missing(monkeypatch, c
     ],
 )
 def test_a_size_that_repeats_is_written_once(sizes, shown):
-    assert str(bench.Case(sizes, 128)) == f"{shown} relu, N = 128"
+    assert str(Perceptron(sizes, 128)) == f"{shown} relu, N = 128"
 
 
 def test_biotorch_has_the_rules_that_are_called_so_here(biotorch):

@@ -1,58 +1,58 @@
-"""The same training three times: by jaxbp, by PyTorch and by scikit-learn.
+"""Multilayer perceptrons in the library and in plain JAX, and random data for them."""
 
-Each is written as its own users write it, and gives a run of all epochs from the same start that
-returns the mean loss of the last one.
-"""
-
-import copy
-import warnings
+import itertools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 import jaxbp as bp
-from experiments.common.measuring import compile_program, cores, measure
+from experiments.bench.networks.sides import (
+    autodiff_side,
+    explicit_side,
+    mean_cross_entropy,
+    same_layers_side,
+)
 
-LOSS = bp.softmax_cross_entropy
 ACTIVATIONS = {"relu": (bp.relu, jax.nn.relu), "gelu": (bp.gelu, jax.nn.gelu)}
-OPTIMIZERS = {
-    "SGD": (optax.sgd(0.02, momentum=0.9), {"lr": 0.02, "momentum": 0.9}),
-    "Adam": (optax.adam(1e-3), {"lr": 1e-3}),
-}
 
 
-class Training(NamedTuple):
-    """Epochs of a relu network on this many examples."""
+class Perceptron(NamedTuple):
+    """A multilayer perceptron of these sizes, inputs first, on a batch of N, at T positions."""
 
     sizes: tuple[int, ...]
-    examples: int
-    batch: int
-    optimizer: str
-    epochs: int
+    n: int
+    activation: str = "relu"
+    t: int | None = None
 
     def __str__(self):
-        sizes = "-".join(map(str, self.sizes))
-        return f"{sizes}, {self.optimizer}, {self.examples} in batches of {self.batch}"
+        positions = f", T = {self.t}" if self.t else ""
+        return f"{show_sizes(self.sizes)} {self.activation}, N = {self.n}{positions}"
 
 
-def make_net(sizes, activation="relu"):
-    make, _ = ACTIVATIONS[activation]
+def show_sizes(sizes):
+    """`784-512x16-10`: a size that comes more than twice in a row is written once."""
+    runs = [(size, len(list(same))) for size, same in itertools.groupby(sizes)]
+    return "-".join(f"{size}x{n}" if n > 2 else "-".join([f"{size}"] * n) for size, n in runs)
+
+
+def perceptrons(*widths_and_ns, activation="relu"):
+    """Cases with two hidden layers of the same width."""
+    return tuple(Perceptron((784, w, w, 10), n, activation) for w, n in widths_and_ns)
+
+
+def make_net(case):
+    make, _ = ACTIVATIONS[case.activation]
     layers = []
-    for units in sizes[1:-1]:
+    for units in case.sizes[1:-1]:
         layers += [bp.dense(units, dtype=jnp.float32), make()]
-    return bp.chain(*layers, bp.dense(sizes[-1], dtype=jnp.float32))
-
-
-def mean_cross_entropy(logits, labels):
-    """The mean over examples of the sum over positions, if there are any."""
-    terms = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.sum(terms) / len(terms)
+    return bp.chain(*layers, bp.dense(case.sizes[-1], dtype=jnp.float32))
 
 
 def plain_mean_loss(activation="relu"):
-    """The mean loss of the same network without the library, as one would write it for autodiff."""
+    """The mean loss of the library's parameters, as one writes it in JAX without the library."""
     _, function = ACTIVATIONS[activation]
 
     def mean_loss(params, x, labels):
@@ -65,80 +65,30 @@ def plain_mean_loss(activation="relu"):
     return mean_loss
 
 
-def train_jaxbp(case, inputs, labels, seed):
-    """A run of all epochs from the same start, which returns the last one's loss; its program."""
-    net, (optimizer, _) = make_net(case.sizes), OPTIMIZERS[case.optimizer]
-    start = bp.init_state(net, optimizer, jax.random.key(seed), case.sizes[:1])
-    data = jnp.asarray(inputs), jnp.asarray(labels)
-    epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=case.batch)
-    program = compile_program(epoch, start, *data)
-
-    def run():
-        state = start
-        for _ in range(case.epochs):
-            state, record = program.compiled(state, *data)
-        return float(jax.block_until_ready((state, record))[1]["loss"])
-
-    return run, program
+explicit = explicit_side(make_net)
+same_layers = same_layers_side(make_net)
+plain = autodiff_side(lambda case: plain_mean_loss(case.activation))
 
 
-def train_torch(case, inputs, labels, seed):
-    """The same in PyTorch, with one thread or as many as there are cores: whichever is faster."""
-    import torch
-
-    torch.manual_seed(seed)
-    layers = []
-    for i, o in zip(case.sizes[:-2], case.sizes[1:-1], strict=True):
-        layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-    start = torch.nn.Sequential(*layers, torch.nn.Linear(*case.sizes[-2:]))
-    loss_function = torch.nn.CrossEntropyLoss()
-    make_optimizer = {"SGD": torch.optim.SGD, "Adam": torch.optim.Adam}[case.optimizer]
-    x, t = torch.from_numpy(inputs), torch.from_numpy(labels).long()
-
-    def run():
-        model = copy.deepcopy(start)
-        optimizer = make_optimizer(model.parameters(), **OPTIMIZERS[case.optimizer][1])
-        for _ in range(case.epochs):
-            total = torch.zeros(())
-            for indices in torch.randperm(len(x)).split(case.batch):
-                optimizer.zero_grad(set_to_none=True)
-                loss = loss_function(model(x[indices]), t[indices])
-                loss.backward()
-                optimizer.step()
-                total += loss.detach() * len(indices)
-        return float(total) / len(x)
-
-    seconds = {}
-    for threads in sorted({1, cores()}):
-        torch.set_num_threads(threads)
-        seconds[threads] = float(measure([run], 1)[0, 0])
-    best = min(seconds, key=seconds.get)
-    torch.set_num_threads(best)
-    return f"PyTorch, {best} thread{'s' * (best > 1)}", run
+def make_case(case, seed):
+    """The library's parameters, and one batch of inputs [N, (T,) I] and labels [N, (T)]."""
+    params, _ = make_net(case).init(jax.random.key(seed), case.sizes[:1])
+    inputs, labels = map(jnp.asarray, make_data(case.sizes, case.n * (case.t or 1), seed))
+    if case.t:
+        inputs, labels = inputs.reshape(case.n, case.t, -1), labels.reshape(case.n, case.t)
+    return params, inputs, labels
 
 
-def train_sklearn(case, inputs, labels, seed):
-    """The same in scikit-learn."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.neural_network import MLPClassifier
+def make_data(sizes, n, seed):
+    """Normal inputs, and labels that depend on them by a random map and some noise."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(n, sizes[0])).astype(np.float32)
+    scores = inputs @ rng.normal(size=(sizes[0], sizes[-1])) / math.sqrt(sizes[0])
+    labels = np.argmax(scores + rng.normal(scale=0.3, size=scores.shape), axis=1)
+    return inputs, labels.astype(np.int32)
 
-    classifier = MLPClassifier(
-        case.sizes[1:-1],
-        solver=case.optimizer.lower(),
-        alpha=0,
-        batch_size=case.batch,
-        learning_rate_init=OPTIMIZERS[case.optimizer][1]["lr"],
-        momentum=0.9,
-        nesterovs_momentum=False,
-        max_iter=case.epochs,
-        tol=0,
-        n_iter_no_change=case.epochs + 1,
-        random_state=seed,
-    )
 
-    def run():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # it is to stop when told to
-            return float(classifier.fit(inputs, labels).loss_)
-
-    return "scikit-learn", run
+def step_products(case):
+    """FLOP of a gradient's matrix products: three for each layer, but no dx of the first."""
+    weights = [i * o for i, o in itertools.pairwise(case.sizes)]
+    return 2 * case.n * (case.t or 1) * (3 * sum(weights) - weights[0])

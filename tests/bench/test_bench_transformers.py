@@ -1,4 +1,4 @@
-"""The benchmark of transformers: that all of them are the same network, and that tables come out.
+"""The benchmark of transformers: all sides are equal, and the tables are complete.
 
 No time is asserted. Networks are compared in float32, which is what the peers compute in.
 """
@@ -13,10 +13,13 @@ import pytest
 from oracles import assert_close
 
 import jaxbp as bp
-from experiments.bench import gpts as transformers
-from experiments.bench import peers
-from experiments.bench import transformers as bench_gpt
-from experiments.bench.gpts import Gpt
+from experiments.bench import quantities, runner
+from experiments.bench.loops import Training
+from experiments.bench.networks import gpts
+from experiments.bench.networks.gpts import Gpt
+from experiments.bench.peers import flax_networks, per_example, torch_networks, torch_runs
+from experiments.bench.sections import transformers
+from experiments.bench.tables import Row
 from experiments.common import measuring
 from jaxbp.signals.stacked import Stacked
 
@@ -35,15 +38,14 @@ DEEP = ONE_BLOCK._replace(scanned=True, recomputed=True)
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
-    monkeypatch.setattr(bench_gpt, "COMPILATIONS", 1)
-    monkeypatch.setattr(bench_gpt, "FEW_BLOCKS", 1)  # DEEP has as many
+    monkeypatch.setattr(transformers, "FEW_BLOCKS", 1)  # DEEP has as many
     monkeypatch.setattr(jax, "clear_caches", lambda: None)  # for the sake of the other tests
-    monkeypatch.setattr(peers, "cores", lambda: 1)  # the tests have the others
+    monkeypatch.setattr(torch_runs, "cores", lambda: 1)  # the tests have the others
 
 
 def make_case(gpt):
     """Parameters of which none is zero or one, and a batch of tokens and labels."""
-    params, *data = bench_gpt.make_case(gpt, 0)
+    params, *data = gpts.make_case(gpt, 0)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [w + 0.2 * jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
@@ -81,16 +83,16 @@ def expected():
     """The mean loss and its gradient, by autodiff of plain jax.numpy."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         case = make_case(TINY)
-        function, *arguments = bench_gpt.plain(TINY, *case)
+        function, *arguments = gpts.plain(TINY, *case)
         return case, *jax.jit(function)(*arguments)
 
 
 @pytest.mark.parametrize(
     ("side", "loop"),
     [
-        *[(bench_gpt.explicit, loop) for loop in LOOPS],
-        (bench_gpt.autodiff, "written out"),
-        (bench_gpt.plain, "scanned and recomputed"),
+        *[(gpts.explicit, loop) for loop in LOOPS],
+        (gpts.same_layers, "written out"),
+        (gpts.plain, "scanned and recomputed"),
     ],
 )
 def test_all_sides_have_the_same_gradient(side, loop, expected):
@@ -107,28 +109,28 @@ def test_flax_has_the_same_gradient(loop, expected):
     pytest.importorskip("flax")
     (params, *data), value, grads = expected
     gpt = LOOPS[loop]
-    function, *arguments = bench_gpt.flax(gpt, in_its_loop(gpt, params), *data)
+    function, *arguments = flax_networks.gpt_side(gpt, in_its_loop(gpt, params), *data)
     got_value, got = jax.jit(function)(*arguments)
     assert_alike(got_value, value)
-    assert_alike(got, transformers.flax_state(gpt, in_its_loop(gpt, grads)))
+    assert_alike(got, flax_networks.gpt_state(gpt, in_its_loop(gpt, grads)))
 
 
 def test_pytorch_has_the_same_gradient(expected):
     pytest.importorskip("torch")
     case, value, grads = expected
-    got_value, got = bench_gpt.torch_program(TINY, *case).run()
+    got_value, got = torch_networks.gpt_side(TINY, *case).run()
     assert_alike(np.asarray(got_value), value)
-    assert_alike(as_arrays(got), dict(transformers.torch_weights(grads)))
+    assert_alike(as_arrays(got), dict(torch_networks.gpt_weights(grads)))
 
 
 def test_the_library_has_the_gradient_of_pytorch():
     pytest.importorskip("torch")
     case = make_case(TINY)
-    function, *arguments = bench_gpt.explicit(TINY, *case)
+    function, *arguments = gpts.explicit(TINY, *case)
     value, grads = jax.jit(function)(*arguments)
-    want_value, want = bench_gpt.torch_program(TINY, *case).run()
+    want_value, want = torch_networks.gpt_side(TINY, *case).run()
     assert_alike(value, np.asarray(want_value))
-    assert_alike(dict(transformers.torch_weights(grads)), as_arrays(want))
+    assert_alike(dict(torch_networks.gpt_weights(grads)), as_arrays(want))
 
 
 def pull_back(layer, params, x, dy):
@@ -154,14 +156,14 @@ def pull_back_torch(function, x, dy):
 def test_a_block_is_that_of_pytorch():
     pytest.importorskip("torch")
     params, *_ = make_case(TINY)
-    block = transformers.make_block(TINY)
+    block = gpts.make_block(TINY)
     shape = TINY.n, TINY.length, TINY.features
     x, dy = jax.random.normal(jax.random.key(2), (2, *shape))
     y, dx, grads = pull_back(block, params[2], x, dy)
-    model = transformers.make_torch_gpt(TINY, params)
+    model = torch_networks.gpt(TINY, params)
     assert_close((y, dx), pull_back_torch(model.blocks[0], x, dy))
     wanted = {f"blocks.0.{name}": p.grad for name, p in model.blocks[0].named_parameters()}
-    got = transformers.torch_weights((*params[:2], grads, *params[3:]))
+    got = torch_networks.gpt_weights((*params[:2], grads, *params[3:]))
     assert_close({name: got[name] for name in wanted}, as_jax(wanted))
 
 
@@ -187,14 +189,14 @@ def torch_gelu(x):
 def torch_norm(x):
     from torch.nn import functional
 
-    return functional.layer_norm(x, x.shape[-1:], eps=transformers.EPS)
+    return functional.layer_norm(x, x.shape[-1:], eps=gpts.EPS)
 
 
 @pytest.mark.parametrize(
     ("layer", "features", "reference"),
     [
         (bp.gelu(), 16, torch_gelu),
-        (bp.layer_norm(eps=transformers.EPS, dtype=jnp.float32), 16, torch_norm),
+        (bp.layer_norm(eps=gpts.EPS, dtype=jnp.float32), 16, torch_norm),
         (bp.dot_product_attention(TINY.heads, causal=True), 48, torch_attention),
     ],
     ids=["gelu", "layer_norm", "attention"],
@@ -209,28 +211,31 @@ def test_a_layer_is_that_of_pytorch(layer, features, reference):
 
 def test_the_gemm_rate_is_of_the_matrix_products_that_are_there():
     gpt = Gpt(1, 128, 4, 32, 4)
-    program = measuring.compile_program(*bench_gpt.explicit(gpt, *bench_gpt.make_case(gpt, 0)))
-    products = bench_gpt.step_products(gpt)
+    program = measuring.compile_program(*gpts.explicit(gpt, *gpts.make_case(gpt, 0)))
+    products = gpts.step_products(gpt)
     assert products <= program.flop <= 1.15 * products
 
 
 def test_a_deep_network_takes_a_small_part_of_the_memory_of_flax():
     pytest.importorskip("flax")
     deep = Gpt(8, 64, 2, 32, 4, scanned=True, recomputed=True)
-    case = bench_gpt.make_case(deep, 0)
+    case = gpts.make_case(deep, 0)
 
     def temporary_bytes(make, gpt):
         return measuring.compile_program(*make(gpt, *case)).temporary_bytes
 
-    ours = temporary_bytes(bench_gpt.explicit, deep)
-    assert ours < 0.2 * temporary_bytes(bench_gpt.flax, deep._replace(recomputed=False))
-    assert ours < temporary_bytes(bench_gpt.flax, deep)
+    ours = temporary_bytes(gpts.explicit, deep)
+    assert ours < 0.2 * temporary_bytes(flax_networks.gpt_side, deep._replace(recomputed=False))
+    assert ours < temporary_bytes(flax_networks.gpt_side, deep)
 
 
 def test_gradient_and_norms_agree_with_vmap():
     case = make_case(ONE_BLOCK)
-    net = transformers.make_gpt(ONE_BLOCK)
-    functions = bench_gpt.gradient_and_norms(net), bench_gpt.gradient_and_norms_by_vmap(ONE_BLOCK)
+    net = gpts.make_net(ONE_BLOCK)
+    by_vmap = per_example.from_all_gradients(
+        per_example.mean_and_norms, gpts.plain_mean_loss(ONE_BLOCK)
+    )
+    functions = quantities.gradient_and_norms(net), by_vmap
     got, want = (jax.jit(function)(*case) for function in functions)
     assert_alike(got, want)
 
@@ -245,14 +250,14 @@ def test_the_memory_of_pytorch_is_the_most_at_a_time():
         kept.append(torch.zeros(500, dtype=torch.float32))
         torch.zeros(100, dtype=torch.float32)
 
-    assert peers.torch_peak_bytes(run) == 4000
+    assert torch_runs.torch_device().peak_bytes(run) == 4000
 
 
 def test_the_same_training_elsewhere_comes_to_the_same():
     pytest.importorskip("torch")
     pytest.importorskip("flax")
-    case = bench_gpt.Training(ONE_BLOCK, 12, 5)
-    rows = list(bench_gpt.training(case, 1, 0))
+    case = Training(ONE_BLOCK, 12, "AdamW", 5)
+    rows = list(transformers.training(case, 1, 0))
     assert [row.against for row in rows] == ["Flax", "PyTorch"]
     for row in rows:
         assert row.problem is None
@@ -263,16 +268,8 @@ def test_the_same_training_elsewhere_comes_to_the_same():
 
 
 def cases_of(name):
-    cases = {"training": (bench_gpt.Training(ONE_BLOCK, 6),), "deep": (DEEP,)}
+    cases = {"training": (Training(ONE_BLOCK, 6, "AdamW"),), "deep": (DEEP,)}
     return cases.get(name, (ONE_BLOCK,))
-
-
-@pytest.fixture
-def tiny_sections(monkeypatch):
-    sections = {
-        name: section._replace(cases=cases_of(name)) for name, section in bench_gpt.SECTIONS.items()
-    }
-    monkeypatch.setattr(bench_gpt, "SECTIONS", sections)
 
 
 ROWS = {
@@ -283,37 +280,39 @@ ROWS = {
 }
 
 
-def test_every_section_is_here():
-    assert list(ROWS) == list(bench_gpt.SECTIONS) == list(bench_gpt.NAMES)
+def test_every_table_is_here():
+    assert list(ROWS) == list(transformers.TABLES) == list(runner.SECTIONS["transformers"])
 
 
-@pytest.mark.usefixtures("tiny_sections")
 @pytest.mark.parametrize("name", ROWS)
-def test_a_section_prints_a_table_and_saves_its_figures_without_the_peers(
+def test_a_table_is_printed_and_its_figures_are_saved_without_the_peers(
     name, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "flax", None)
+    table = transformers.TABLES[name]._replace(cases=cases_of(name))
+    monkeypatch.setitem(runner.SECTIONS, "transformers", {name: table})
     path = tmp_path / "figures.json"
-    bench_gpt.main(sections=(name,), repeats=1, json=path)
+    runner.main(sections=("transformers",), repeats=1, json=path)
     printed = capsys.readouterr().out
     saved = json.loads(path.read_text())
-    measured = [row for row in saved[name] if row["problem"] is None]
-    missing = {row["problem"] for row in saved[name]} - {None}
+    rows = saved["transformers"][name]
+    measured = [row for row in rows if row["problem"] is None]
+    missing = {row["problem"] for row in rows} - {None}
     assert [row["against"] for row in measured] == ROWS[name]
     assert all(row["ratio"] > 0 for row in measured)
     assert missing <= {"torch is not installed", "flax is not installed"}
-    assert f"### {bench_gpt.SECTIONS[name].title}" in printed
+    assert f"### {table.title}" in printed
     header, *_ = lines = [line for line in printed.splitlines() if line.startswith("|")]
     assert {line.count("|") for line in lines} == {header.count("|")}
-    assert len(lines) == 2 + len(saved[name])
+    assert len(lines) == 2 + len(rows)
     assert saved["environment"]["machine"] in printed
 
 
 def test_flax_and_pytorch_are_measured():
     pytest.importorskip("torch")
     pytest.importorskip("flax")
-    rows = {row.against: row for row in bench_gpt.gradient(ONE_BLOCK, 1, 0)}
+    rows = {row.against: row for row in transformers.gradient(ONE_BLOCK, 1, 0)}
     for peer in ("Flax", "PyTorch"):
         assert rows[peer].problem is None
         assert rows[peer].ratio > 0
@@ -322,8 +321,10 @@ def test_flax_and_pytorch_are_measured():
 
 def test_a_deep_network_is_measured_against_one_that_keeps_all_and_one_that_does_not(monkeypatch):
     pytest.importorskip("flax")
-    monkeypatch.setattr(bench_gpt, "FEW_BLOCKS", 3)
-    rows = {(row.against, row.what): row for row in bench_gpt.deep(DEEP._replace(blocks=3), 1, 0)}
+    monkeypatch.setattr(transformers, "FEW_BLOCKS", 3)
+    rows = {
+        (row.against, row.what): row for row in transformers.deep(DEEP._replace(blocks=3), 1, 0)
+    }
     assert all(row.problem is None for row in rows.values())
     peers_memory = {}
     for against, what in rows:
@@ -350,9 +351,9 @@ def test_where_peers_fail_compilation_is_still_compared_with_fewer_blocks(monkey
     def broken(*args):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(bench_gpt, "flax", broken)
-    monkeypatch.setattr(bench_gpt, "autodiff", broken)
-    *peers_rows, last = bench_gpt.deep(DEEP._replace(blocks=2), 1, 0)
+    monkeypatch.setattr(flax_networks, "gpt_side", broken)
+    monkeypatch.setattr(transformers, "same_layers", broken)
+    *peers_rows, last = transformers.deep(DEEP._replace(blocks=2), 1, 0)
     assert [row.problem for row in peers_rows] == ["failed: RuntimeError: no luck"] * 3
     assert (last.against, last.what) == ("the same with 1 blocks", "compilation")
     assert last.ratio > 0
@@ -361,7 +362,6 @@ def test_where_peers_fail_compilation_is_still_compared_with_fewer_blocks(monkey
 
 def test_every_compilation_is_from_nothing(monkeypatch):
     traced, forgotten = [], []
-    monkeypatch.setattr(bench_gpt, "COMPILATIONS", 3)
     monkeypatch.setattr(jax, "clear_caches", lambda: forgotten.append(len(traced)))
 
     def make(name, x):
@@ -371,25 +371,9 @@ def test_every_compilation_is_from_nothing(monkeypatch):
 
         return function, x
 
-    row = bench_gpt.Row("case", "peer", "")
+    row = Row("case", "peer", "")
     sides = [(make, (name, jnp.ones(2))) for name in "ab"]
-    filled = bench_gpt.compare_compilation(row, "<= 1", sides)
+    filled = transformers.compare_compilation(row, "<= 1", sides, 3)
     assert "".join(traced) == "ab" + "ba" + "ab"
     assert forgotten == list(range(6))
     assert filled.ratio > 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"repeats": 0}, "repeats is 0; it takes at least 1"),
-        ({"seed": -1}, r"seed is -1; it takes an integer in \[0, 2\^32\)"),
-        ({"json": "missing/figures.json"}, "there is no directory missing"),
-    ],
-)
-def test_wrong_flags_are_refused(flags, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if "json" in flags:
-        flags = {"json": bench_gpt.Path(flags["json"])}
-    with pytest.raises(SystemExit, match=message):
-        bench_gpt.main(**flags)

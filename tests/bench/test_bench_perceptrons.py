@@ -1,4 +1,4 @@
-"""The benchmark: that it compares like with like, and that its tables come out.
+"""The benchmark of perceptrons: it compares equal work, and its tables are complete.
 
 No time is asserted. What a sweep costs by the compiler's count is in `test_costs`.
 """
@@ -6,19 +6,24 @@ No time is asserted. What a sweep costs by the compiler's count is in `test_cost
 import json
 import math
 import sys
-import types
 
 import jax
 import numpy as np
 import pytest
 
 import jaxbp as bp
-from experiments.bench import runner as bench
-from experiments.bench import trainers
+from experiments.bench import comparing, quantities, runner, tables
+from experiments.bench.loops import Training
+from experiments.bench.networks import perceptrons
+from experiments.bench.networks.perceptrons import Perceptron
+from experiments.bench.networks.sides import LOSS
+from experiments.bench.peers import per_example, scikit
+from experiments.bench.sections import quantities as quantities_section
+from experiments.bench.sections import training
 from experiments.common import measuring
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
-CASE = bench.Case((784, 512, 512, 10), 256)
+CASE = Perceptron((784, 512, 512, 10), 256)
 
 
 @pytest.fixture
@@ -26,70 +31,57 @@ def short_samples(monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
 
 
-class Clock:
-    """A clock that only runs while `run` is called, which takes as long as its name says."""
-
-    def __init__(self, seconds):
-        self.seconds, self.now, self.calls = seconds, 0.0, []
-
-    def perf_counter(self):
-        return self.now
-
-    def run(self, name):
-        self.calls.append(name)
-        self.now += self.seconds[name]
-
-
-@pytest.fixture
-def make_clock(monkeypatch):
-    def make(**seconds):
-        clock = Clock(seconds)
-        monkeypatch.setattr(
-            measuring, "time", types.SimpleNamespace(perf_counter=clock.perf_counter)
-        )
-        return clock
-
-    return make
-
-
-def test_the_gemm_rate_is_of_the_matrix_products_that_are_there():
-    net, *data = bench.make_case(CASE, 0)
-    program = measuring.compile_program(bp.value_and_grad(net, trainers.LOSS), *data)
-    products = bench.step_products(CASE)
+def test_the_gemm_rate_is_of_the_matrix_products_of_the_program():
+    function, *arguments = perceptrons.explicit(CASE, *perceptrons.make_case(CASE, 0))
+    program = measuring.compile_program(function, *arguments)
+    products = perceptrons.step_products(CASE)
     assert products <= program.flop <= 1.01 * products
 
 
+def gradient_and_norms_both_ways(case):
+    """In one sweep, and from the gradients of all examples."""
+    mean_loss = perceptrons.plain_mean_loss(case.activation)
+    return (
+        quantities.gradient_and_norms(perceptrons.make_net(case)),
+        per_example.from_all_gradients(per_example.mean_and_norms, mean_loss),
+    )
+
+
+def assert_alike(got, want):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), got, want)
+
+
 def test_gradient_and_norms_take_a_small_part_of_the_memory_of_vmap():
-    case = bench.Case((784, 128, 128, 10), 64)
-    net, *data = bench.make_case(case, 0)
-    functions = bench.gradient_and_norms(net), bench.gradient_and_norms_by_vmap(case)
+    case = Perceptron((784, 128, 128, 10), 64)
+    data, functions = perceptrons.make_case(case, 0), gradient_and_norms_both_ways(case)
     ours, theirs = (measuring.compile_program(f, *data).temporary_bytes for f in functions)
     # Theirs holds a gradient for every example, [N, I, O], ours what is kept anyway, [N, O].
     assert 50 * ours < theirs
 
 
 def test_gradient_and_norms_agree_with_vmap():
-    case = bench.Case((20, 7, 7, 3), 5, "gelu")
-    net, *data = bench.make_case(case, 0)
-    jax.tree.map(
-        lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6),
-        jax.jit(bench.gradient_and_norms(net))(*data),
-        jax.jit(bench.gradient_and_norms_by_vmap(case))(*data),
-    )
+    case = Perceptron((20, 7, 7, 3), 5, "gelu")
+    data = perceptrons.make_case(case, 0)
+    got, want = (jax.jit(function)(*data) for function in gradient_and_norms_both_ways(case))
+    assert_alike(got, want)
 
 
 @pytest.mark.usefixtures("short_samples")
-@pytest.mark.parametrize("name", ["gradient", "norms", "vmap"])
-def test_a_section_prints_a_table_and_saves_its_figures(name, tmp_path, capsys):
-    path = tmp_path / "figures.json"
-    bench.main(sections=(name,), repeats=1, quick=True, json=path)
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [("gradient", "gradient"), ("quantities", "norms"), ("quantities", "vmap")],
+)
+def test_a_table_is_printed_and_its_figures_are_saved(section, name, tmp_path, capsys, monkeypatch):
+    path, table = tmp_path / "figures.json", runner.SECTIONS[section][name]
+    monkeypatch.setitem(runner.SECTIONS, section, {name: table})
+    runner.main(sections=(section,), repeats=1, quick=True, json=path)
     printed = capsys.readouterr().out
     saved = json.loads(path.read_text())
-    (row,) = saved[name]
+    (row,) = saved[section][name]
     assert row["case"] == "784-64-64-10 relu, N = 32"
     assert row["ratio"] > 0
     assert all(figure > 0 for pair in ("ms", "flop", "temporary_bytes") for figure in row[pair])
-    assert f"### {bench.SECTIONS[name].title}" in printed
+    assert f"### {table.title}" in printed
     header, rule, line = [x for x in printed.splitlines() if x.startswith("|")]
     assert header.count("|") == rule.count("|") == line.count("|")
     assert f"**{row['ratio']:.2f}**" in line
@@ -100,11 +92,14 @@ def test_a_section_prints_a_table_and_saves_its_figures(name, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("short_samples")
-@pytest.mark.parametrize("optimizer", trainers.OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer", sorted({case.optimizer for case in training.TABLES["training"].cases})
+)
 def test_training_is_compared_with_the_same_training_elsewhere(optimizer):
     pytest.importorskip("torch")
     pytest.importorskip("sklearn")
-    rows = list(bench.training(trainers.Training((8, 16, 3), 50, 16, optimizer, 20), 1, 0))
+    case = Training(Perceptron((8, 16, 3), 16), 50, optimizer, 20)
+    rows = list(training.training(case, 1, 0))
     assert [row.against.split(",")[0] for row in rows] == ["PyTorch", "scikit-learn"]
     for row in rows:
         assert row.problem is None
@@ -113,7 +108,7 @@ def test_training_is_compared_with_the_same_training_elsewhere(optimizer):
         assert 0.5 < ours / theirs < 2
 
 
-QUICK = bench.Case((20, 7, 7, 3), 5)
+QUICK = Perceptron((20, 7, 7, 3), 5)
 
 
 @pytest.mark.usefixtures("short_samples")
@@ -121,10 +116,11 @@ def test_every_quantity_is_measured_and_every_peer_named(monkeypatch):
     def broken(*args):
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(bench, "PEERS", {"vmap(grad)": bench.PEERS["vmap(grad)"], "peer": broken})
-    rows = list(bench.quantities(QUICK, 1, 0))
+    makers = {"vmap(grad)": per_example.vmap_runs, "peer": broken}
+    monkeypatch.setattr(quantities_section, "PEERS", makers)
+    rows = list(quantities_section.quantities(QUICK, 1, 0))
     ours = [row for row in rows if row.against == "bp.value_and_grad"]
-    assert [row.what for row in ours] == list(bench.QUANTITIES)
+    assert [row.what for row in ours] == list(quantities.QUANTITIES)
     assert all(row.ratio > 0 and row.temporary_bytes for row in ours)
     *theirs, last = rows[len(ours) :]
     assert [row.what for row in theirs] == ["norms", "clipped sum", "second moment"]
@@ -138,7 +134,7 @@ def test_where_one_quantity_of_a_peer_fails_the_others_are_measured():
         raise RuntimeError("no luck")
 
     runs = {"a": lambda: [int, int], "b": broken, "c": lambda: [int, int]}
-    a, b, c = bench.peer_rows(QUICK, "peer", lambda: runs, 1)
+    a, b, c = comparing.peer_rows(QUICK, "peer", lambda: runs, 1)
     assert (a.what, b.what, c.what) == ("a", "b", "c")
     assert b.problem == "failed: RuntimeError: no luck"
     assert a.ratio > 0
@@ -146,37 +142,35 @@ def test_where_one_quantity_of_a_peer_fails_the_others_are_measured():
 
 
 def test_a_sequence_has_every_quantity_too(monkeypatch):
-    case = bench.Case((20, 7, 7, 3), 5, t=4)
+    case = Perceptron((20, 7, 7, 3), 5, t=4)
     assert str(case) == "20-7-7-3 relu, N = 5, T = 4"
-    rows = {row.what: row for row in bench.quantities(case, 1, 0)}
-    assert list(rows) == list(bench.QUANTITIES)
+    rows = {row.what: row for row in quantities_section.quantities(case, 1, 0)}
+    assert list(rows) == list(quantities.QUANTITIES)
     exact = rows.pop("GGN diagonal (exact)")
     assert exact.problem == "not run: it takes 12 columns, T for each class"
     assert all(row.ratio > 0 for row in rows.values())
 
 
 def test_peers_that_form_all_gradients_are_not_run_out_of_memory():
-    case = bench.Case((784, 1024, 1024, 10), 512)
+    case = Perceptron((784, 1024, 1024, 10), 512)
     made = []
     runs = {"clipped sum, hooks": made.append, "clipped sum, ghost": lambda: [made.clear] * 2}
-    large, ghost = bench.peer_rows(case, "Opacus", lambda: runs, 1)
+    params, *_ = perceptrons.make_case(case, 0)
+    size = comparing.gradients_bytes(params, case.n)
+    large, ghost = comparing.peer_rows(case, "Opacus", lambda: runs, 1, size=size)
     assert (large.what, large.problem) == (
         "clipped sum, hooks", "not run: the gradients alone take 3.8 GB"
     )  # fmt: skip
     assert ghost.ratio > 0
 
 
-def assert_alike(got, want):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-6), got, want)
-
-
 def test_each_quantity_is_the_one_it_is_called():
-    net, params, inputs, labels = bench.make_case(QUICK, 0)
+    net, (params, inputs, labels) = perceptrons.make_net(QUICK), perceptrons.make_case(QUICK, 0)
 
     def read(reading, **error):
-        return bp.backprop(net, trainers.LOSS, read=reading, **error)(params, inputs, labels)[1]
+        return bp.backprop(net, LOSS, read=reading, **error)(params, inputs, labels)[1]
 
-    got = {name: make(net)(params, inputs, labels) for name, (_, make) in bench.QUANTITIES.items()}
+    got = {name: make(net)(params, inputs, labels) for name, make in quantities.QUANTITIES.items()}
     grads = read(bp.mean)
     assert_alike(got["norms"][1:], (grads, bp.example_norms(read(bp.sq_norms))))
     beside = {"second moment": bp.second_moment, "variance": bp.variance}
@@ -184,7 +178,7 @@ def test_each_quantity_is_the_one_it_is_called():
         assert_alike(got[name][1], {"grads": grads, "quantity": read(reading)})
     one, two = (got[f"clipped sum, {sweeps}"].grads for sweeps in ("one sweep", "two sweeps"))
     assert_alike(one, two)
-    assert_alike(one, bp.reweighted(net, trainers.LOSS, bp.clip_weights(1.0))(
+    assert_alike(one, bp.reweighted(net, LOSS, bp.clip_weights(1.0))(
         params, inputs, labels
     ).grads)  # fmt: skip
     for name in ("KFAC (MC 1)", "GGN diagonal (MC 1)", "GGN diagonal (exact)", "gram"):
@@ -202,8 +196,10 @@ def test_a_peer_that_is_missing_or_fails_is_reported_and_the_rest_goes_on(
         raise RuntimeError("no | luck\nat all")
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(bench, "train_sklearn", broken)
-    bench.main(sections=("training", "norms"), repeats=1, quick=True)
+    monkeypatch.setattr(scikit, "train_sklearn", broken)
+    norms = {"norms": runner.SECTIONS["quantities"]["norms"]}
+    monkeypatch.setitem(runner.SECTIONS, "quantities", norms)
+    runner.main(sections=("training", "quantities"), repeats=1, quick=True)
     printed = capsys.readouterr().out
     assert "| PyTorch | torch is not installed | >= 1.3 |" in printed
     assert "| scikit-learn | failed: RuntimeError: no / luck | >= 5 |" in printed
@@ -211,22 +207,8 @@ def test_a_peer_that_is_missing_or_fails_is_reported_and_the_rest_goes_on(
 
 
 def test_gradients_too_large_for_vmap_are_not_tried():
-    (row,) = bench.vmap(bench.Case((784, 1024, 1024, 10), 256), 1, 0)
+    (row,) = quantities_section.vmap(Perceptron((784, 1024, 1024, 10), 256), 1, 0)
     assert row.problem == "not run: the gradients alone take 1.9 GB"
-
-
-def test_runs_take_turns_in_reversed_order_every_other_round(make_clock):
-    clock = make_clock(a=0.5, b=0.25)
-    seconds = measuring.measure([lambda: clock.run("a"), lambda: clock.run("b")], 3)
-    assert "".join(clock.calls) == "aabb" + "ab" + "ba" + "ab"
-    np.testing.assert_allclose(seconds, [[0.5] * 3, [0.25] * 3])
-
-
-def test_a_sample_of_a_short_run_is_many_calls_after_one_that_is_not_timed(make_clock):
-    clock = make_clock(a=measuring.SAMPLE_SECONDS / 4)
-    seconds = measuring.measure([lambda: clock.run("a")], 2)
-    assert len(clock.calls) == 2 + 2 * (1 + 4)
-    np.testing.assert_allclose(seconds, measuring.SAMPLE_SECONDS / 4)
 
 
 @pytest.mark.parametrize(
@@ -241,20 +223,8 @@ def test_a_sample_of_a_short_run_is_many_calls_after_one_that_is_not_timed(make_
     ],
 )
 def test_pairs_are_shown_in_three_digits(pair, shown):
-    assert bench.show_pair(pair) == shown
+    assert tables.show_pair(pair) == shown
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"repeats": 0}, "repeats is 0; it takes at least 1"),
-        ({"seed": -1}, r"seed is -1; it takes an integer in \[0, 2\^32\)"),
-        ({"json": "missing/figures.json"}, "there is no directory missing"),
-    ],
-)
-def test_wrong_flags_are_refused(flags, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    if "json" in flags:
-        flags = {"json": bench.Path(flags["json"])}
-    with pytest.raises(SystemExit, match=message):
-        bench.main(**flags)
+def test_every_wanted_figure_is_of_a_quantity():
+    assert set(quantities_section.WANTED) <= set(quantities.QUANTITIES)

@@ -1,4 +1,4 @@
-"""The benchmark of recurrent layers: that all sides are the same network, and a table comes out."""
+"""The benchmark of recurrent layers: all sides are equal, and the table is complete."""
 
 import json
 import sys
@@ -7,20 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.bench import peers
-from experiments.bench import recurrence as bench_time
-from experiments.bench.recurrence import Sequence
+from experiments.bench import runner
+from experiments.bench.networks import recurrent
+from experiments.bench.networks.recurrent import Sequence
+from experiments.bench.peers import flax_networks, torch_networks, torch_runs
+from experiments.bench.sections import recurrence
 from experiments.common import measuring
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
-TINY = {cell: Sequence(cell, 4, 5, 3) for cell in bench_time.CELLS}
+TINY = {cell: Sequence(cell, 4, 5, 3) for cell in recurrent.CELLS}
 every_cell = pytest.mark.parametrize("cell", TINY)
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
-    monkeypatch.setattr(peers, "cores", lambda: 1)  # the tests have the others
+    monkeypatch.setattr(torch_runs, "cores", lambda: 1)  # the tests have the others
 
 
 def answer(side, case, *data):
@@ -39,9 +41,9 @@ def assert_alike(got, want):
 @every_cell
 def test_all_sides_have_the_same_gradient(cell):
     case = TINY[cell]
-    data = bench_time.make_case(case, 0)
-    want = answer(bench_time.explicit, case, *data)
-    for side in (bench_time.autodiff, bench_time.scan):
+    data = recurrent.make_case(case, 0)
+    want = answer(recurrent.explicit, case, *data)
+    for side in (recurrent.same_layers, recurrent.plain):
         assert_alike(answer(side, case, *data), want)
 
 
@@ -49,20 +51,20 @@ def test_all_sides_have_the_same_gradient(cell):
 def test_flax_has_the_same_gradient(cell):
     pytest.importorskip("flax")
     case = TINY[cell]
-    data = bench_time.make_case(case, 0)
-    value, grads = answer(bench_time.explicit, case, *data)
-    got = answer(bench_time.flax, case, *data)
-    assert_alike(got, (value, bench_time.flax_state(case, grads)))
+    data = recurrent.make_case(case, 0)
+    value, grads = answer(recurrent.explicit, case, *data)
+    got = answer(flax_networks.recurrent_side, case, *data)
+    assert_alike(got, (value, flax_networks.recurrent_state(case, grads)))
 
 
 @every_cell
 def test_pytorch_has_the_same_gradient(cell):
     pytest.importorskip("torch")
     case = TINY[cell]
-    data = bench_time.make_case(case, 0)
-    value, grads = answer(bench_time.explicit, case, *data)
-    got_value, got = bench_time.torch_program(case, *data).run()
-    want = bench_time.torch_weights(grads)
+    data = recurrent.make_case(case, 0)
+    value, grads = answer(recurrent.explicit, case, *data)
+    got_value, got = torch_networks.recurrent_side(case, *data).run()
+    want = torch_networks.recurrent_weights(grads)
     if cell == "LSTM":
         want["rnn.bias_hh_l0"] = want["rnn.bias_ih_l0"]
     assert_alike((got_value.numpy(), {n: g.numpy() for n, g in got.items()}), (value, want))
@@ -71,11 +73,11 @@ def test_pytorch_has_the_same_gradient(cell):
 def test_a_table_comes_out_without_the_peers(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "flax", None)
-    section = bench_time.SECTIONS["gradient"]._replace(cases=(TINY["GRU"],))
-    monkeypatch.setattr(bench_time, "SECTIONS", {"gradient": section})
+    table = recurrence.TABLES["gradient"]._replace(cases=(TINY["GRU"],))
+    monkeypatch.setitem(runner.SECTIONS, "recurrence", {"gradient": table})
     path = tmp_path / "figures.json"
-    bench_time.main(repeats=1, json=path)
-    rows = json.loads(path.read_text())["gradient"]
+    runner.main(sections=("recurrence",), repeats=1, json=path)
+    rows = json.loads(path.read_text())["recurrence"]["gradient"]
     measured = [row for row in rows if row["problem"] is None]
     assert [row["against"] for row in measured] == ["jax.grad, the same layers", "jax.grad, a scan"]
     assert all(row["ratio"] > 0 for row in measured)
@@ -85,22 +87,18 @@ def test_a_table_comes_out_without_the_peers(tmp_path, capsys, monkeypatch):
 
 
 def test_the_cases_are_those_that_are_asked_for():
-    cases = bench_time.SECTIONS["gradient"].cases
+    cases = recurrence.TABLES["gradient"].cases
     assert {(case.cell, case.width) for case in cases} == {
         (cell, width) for cell in ("LSTM", "GRU") for width in (128, 256, 512)
     }
     assert {(case.length, case.n) for case in cases} == {(128, 32)}
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"repeats": 0}, "bench_time: repeats is 0; it takes at least 1"),
-        ({"seed": -1}, r"seed is -1; it takes an integer in \[0, 2\^32\)"),
-        ({"json": bench_time.Path("missing/figures.json")}, "there is no directory missing"),
-    ],
-)
-def test_wrong_flags_are_refused(flags, message, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=message):
-        bench_time.main(**flags)
+@every_cell
+def test_the_gemm_rate_is_of_the_matrix_products_of_the_program(cell):
+    case = Sequence(cell, 64, 1, 4)  # one step, because the body of a loop counts once
+    program = measuring.compile_program(*recurrent.plain(case, *recurrent.make_case(case, 0)))
+    products = recurrent.step_products(case)
+    first = 2 * case.n * recurrent.GATES[cell] * case.width**2
+    # The first state is a constant: its derivative is not computed.
+    assert products - first <= program.flop <= products

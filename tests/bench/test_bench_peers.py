@@ -1,4 +1,4 @@
-"""The peers of the benchmark: that each computes what it is timed for."""
+"""The peers of the benchmark: each computes what it is timed for."""
 
 import sys
 
@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from oracles import assert_close, per_example_grads
 
-from experiments.bench import peers, trainers
-from experiments.bench import runner as bench
+from experiments.bench.networks import perceptrons
+from experiments.bench.networks.perceptrons import Perceptron
+from experiments.bench.networks.sides import LOSS
+from experiments.bench.peers import per_example, torch_runs
 from experiments.common import measuring
 
-CASE = bench.Case((20, 7, 7, 3), 5)
+CASE = Perceptron((20, 7, 7, 3), 5)
 MAX_NORM = 2.5  # of the case's gradients some are shorter and some longer
 DRAWS = 1000
 QUANTITIES = {
@@ -42,26 +44,26 @@ pytestmark = [
 @pytest.fixture
 def case():
     """The network, its parameters, and one batch."""
-    return bench.make_case(CASE, 0)
+    return perceptrons.make_net(CASE), *perceptrons.make_case(CASE, 0)
 
 
 @pytest.fixture
 def make_pairs(case, monkeypatch):
     monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
-    monkeypatch.setattr(peers, "MAX_NORM", MAX_NORM)
-    monkeypatch.setattr(peers, "cores", lambda: 1)  # the tests have the others
+    monkeypatch.setattr(per_example, "MAX_NORM", MAX_NORM)
+    monkeypatch.setattr(torch_runs, "cores", lambda: 1)  # the tests have the others
 
     def make(peer):
         if peer in PACKAGES:
             pytest.importorskip(PACKAGES[peer])
         if peer in ("BackPACK", "Opacus"):
             pytest.importorskip("torch").manual_seed(0)
-        return peers.PEERS[peer](*case[1:])
+        return per_example.PEERS[peer](*case[1:])
 
     return make
 
 
-def example_grads(case, values_of=lambda outputs, labels: trainers.LOSS(outputs, labels)[0]):
+def example_grads(case, values_of=lambda outputs, labels: LOSS(outputs, labels)[0]):
     """The gradients of all examples as a list like PyTorch's."""
     return as_list(per_example_grads(case[0], values_of, *case[1:]))
 
@@ -97,8 +99,8 @@ def assert_close_for_draws(got, want):
 
 
 def test_every_peer_is_here():
-    assert list(QUANTITIES) == list(peers.PEERS)
-    assert set(RUNS) >= peers.FORM_ALL_GRADIENTS
+    assert list(QUANTITIES) == list(per_example.PEERS)
+    assert set(RUNS) >= per_example.FORM_ALL_GRADIENTS
 
 
 @pytest.mark.parametrize("peer", QUANTITIES)
@@ -191,14 +193,14 @@ def test_a_peer_that_is_missing_is_named(peer, case, monkeypatch):
         pytest.importorskip("torch")
     monkeypatch.setitem(sys.modules, PACKAGES[peer], None)
     with pytest.raises(ModuleNotFoundError) as error:
-        peers.PEERS[peer](*case[1:])
+        per_example.PEERS[peer](*case[1:])
     assert error.value.name == PACKAGES[peer]
 
 
 @pytest.mark.parametrize(("seconds", "threads"), [([2, 3, 5, 1], 1), ([3, 2, 1, 3], 3)])
 def test_a_pair_of_pytorch_has_the_threads_that_suit_the_two(seconds, threads, monkeypatch):
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(peers, "cores", lambda: 3)
-    monkeypatch.setattr(peers, "measure", lambda runs, repeats: np.array(seconds)[:, None])
-    pair = peers.at_their_fastest(torch.get_num_threads, torch.get_num_threads)
+    monkeypatch.setattr(torch_runs, "cores", lambda: 3)
+    monkeypatch.setattr(torch_runs, "measure", lambda runs, repeats: np.array(seconds)[:, None])
+    pair = torch_runs.at_their_fastest(torch.get_num_threads, torch.get_num_threads)
     assert [run() for run in pair] == [threads, threads]

@@ -1,0 +1,1 @@
+"""The peers: the same networks, quantities and loops in other libraries."""
