@@ -1,16 +1,18 @@
 """A network learns to read handwritten digits by explicit backpropagation.
 
-The loop is the whole story: feedforward, compare the prediction with the label, spread the error
-backwards to every weight by the chain rule, update, until the model is good. The same code trains
-on one's own data: `--data table.csv` with a column of classes, or `--data folder` with MNIST's
-files. With `--model conv` there are convolutions before the dense layers, which see images.
+Each training step runs the forward pass, compares the predictions with the labels, runs the
+backward pass by the chain rule, and updates the weights. Training stops early when the validation
+accuracy reaches a target or no longer improves. `--model conv` adds convolutions before the dense
+layers.
 
-The figure shows the loop at work: the loss and accuracy, the size of the error signal that arrives
-at each layer (the root of the mean square of delta, which the same sweep reads off), and the
-examples of the test that the network got most wrong.
+The same code trains on your own data: `--data table.csv` reads a table with a column of classes,
+and `--data folder` reads files in MNIST's format.
+
+The figure shows the loss and the accuracy over training, the size of the error signal at each layer
+(the root mean square of delta, which the sweep of each step reads off), and the test examples with
+the highest losses.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -26,6 +28,7 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import data, figures
+from experiments.common.flags import raise_wrong, wrong_flags
 
 LOSS = bp.softmax_cross_entropy
 ACTIVATIONS = {
@@ -52,53 +55,52 @@ class Config:
     """Trains a classifier by explicit backpropagation, by default on real handwritten digits."""
 
     model: Literal["mlp", "conv"] = "mlp"
-    """Dense layers alone, or convolutions of 3 x 3 and pooling before them."""
+    """Dense layers only, or convolutions of 3 x 3 with pooling before the dense layers."""
     channels: tuple[int, ...] = (32, 64)
-    """Outputs of each convolution, after each of which an image is half as wide and as high."""
+    """The output channels of each convolution. Pooling halves width and height after each one."""
     hidden: tuple[int, ...] = (512, 256)
-    """Units of each hidden layer that is dense."""
+    """The number of units of each dense hidden layer."""
     activation: Literal[*ACTIVATIONS] = "relu"
     """The activation of the hidden layers."""
     dropout: float = 0.4
-    """The probability of dropping a hidden unit in a step."""
+    """The probability that a step drops a hidden unit."""
     optimizer: Literal[*OPTIMIZERS] = "adam"
     """The optax optimizer."""
     learning_rate: float = 1e-3
-    """The step size of the optimizer."""
+    """The learning rate."""
     batch_size: int = 64
-    """Examples per step."""
+    """The number of examples per step."""
     good: float = 0.995
-    """The accuracy on the validation data at which the model is good and training ends."""
+    """The validation accuracy at which training stops."""
     patience: int = 30
-    """For how many epochs to wait for a better accuracy."""
+    """Training stops after this many epochs without a better validation accuracy."""
     epochs: int = 200
-    """How many epochs at most."""
+    """The largest number of epochs."""
     seed: int = 0
-    """Of the split, the initial weights, the shuffling and the dropping."""
+    """The seed of the split, the initial weights, the shuffling and the dropout."""
     data: Path | None = None
-    """A .csv file, or a folder of MNIST-style IDX files, in place of the digits."""
+    """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
     """The column of the .csv file that holds the class."""
     out: Path = Path("out")
     """The folder for the figure."""
 
 
-def main(config):
-    """Trains, and returns the accuracy on the test data."""
+def main(config: Config) -> float:
+    """Trains the network, draws the figure, and returns the test accuracy."""
     started = perf_counter()
+    raise_wrong(wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate))
     dataset = data.load(config.data, target=config.target, seed=config.seed)
     if config.model == "conv":
         dataset = with_images(dataset)
     parts, net = make_network(config, len(dataset.class_names))
-    if not 0 < config.learning_rate < math.inf:
-        raise ValueError(f"learning-rate is {config.learning_rate}; it takes a positive number.")
 
     shape = dataset.train[0].shape[1:]
     sizes = ", ".join(
-        f"{len(part[1])} to {use}"
-        for part, use in zip(dataset[1:4], ("train", "validate", "test"), strict=True)
+        f"{len(part[1])} {use}"
+        for part, use in zip(dataset[1:4], ("training", "validation", "test"), strict=True)
     )
-    print(f"{dataset.name}: {sizes}, {len(dataset.class_names)} classes\n")
+    print(f"{dataset.name}: {sizes} examples; {len(dataset.class_names)} classes\n")
     print_network(parts, shape)
     errors = [
         bp.check(net, jax.random.key(config.seed), shape).raise_if_wrong().largest_error,
@@ -126,7 +128,7 @@ def main(config):
 
 
 def with_images(dataset):
-    """The same data, of which an input is an image [H, W, 1] and no vector."""
+    """Returns the dataset with inputs as images, [N, H, W, 1], instead of vectors."""
     if dataset.image_shape is None:
         raise ValueError(f"model is 'conv', which takes images; {dataset.name} has none.")
 
@@ -139,7 +141,7 @@ def with_images(dataset):
 
 
 def make_network(config, classes):
-    """The parts of the network, and their chain."""
+    """Returns the parts of the network, and the network, which is their chain."""
     activation, parts = ACTIVATIONS[config.activation], []
     if config.model == "conv":
         for channels in config.channels:
@@ -154,7 +156,7 @@ def make_network(config, classes):
 
 
 def print_network(parts, shape):
-    """The network as a table: each part, the shape of what it gives, how many parameters it has."""
+    """Prints the name, the output shape and the number of parameters of each part."""
     total = 0
     print(f"{'part':18}{'output':>10}{'parameters':>14}")
     for part in parts:
@@ -166,12 +168,12 @@ def print_network(parts, shape):
 
 
 def error_size(signal):
-    """A reading: the root mean square of the error signal."""
+    """A reading: the root mean square of the error signal delta."""
     return jnp.sqrt(jnp.mean(jnp.square(signal.deltas)))
 
 
 def train(net, dataset, config):
-    """Fits the network until it is good, with a progress bar."""
+    """Trains the network with early stopping, and shows a progress bar."""
     with tqdm(total=config.epochs, unit="epoch") as bar:
 
         def show(state, record):
@@ -199,7 +201,7 @@ def train(net, dataset, config):
 
 
 def draw(records, outputs, dataset, parts):
-    """The figure: learning curves, error signals, and what the network got most wrong."""
+    """Draws the learning curves, the error signals, and the worst predictions."""
     figure = plt.figure(figsize=(11, 6.2))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
     curves, signals = left.subplots(2, 1, sharex=True)
@@ -214,14 +216,14 @@ def draw(records, outputs, dataset, parts):
 
 def draw_curves(axes, records):
     epochs = [record["epoch"] for record in records]
-    axes.semilogy(epochs, [r["loss"] for r in records], label="loss, training")
+    axes.semilogy(epochs, [r["loss"] for r in records], label="training loss")
     axes.semilogy(
-        epochs, [r["held_out_loss"] for r in records], label="loss, validation", linestyle="--"
+        epochs, [r["held_out_loss"] for r in records], label="validation loss", linestyle="--"
     )
-    # As an error rate, so that what is left to learn is as readable as what was learnt.
+    # An error rate, not an accuracy: on a logarithmic axis the last differences stay visible.
     wrong = [max(1 - float(r["metric"]), 1e-4) for r in records]
-    axes.semilogy(epochs, wrong, label="wrong, validation", linestyle=":", linewidth=2)
-    axes.set(title="The model gets better", ylabel="loss; fraction wrong")
+    axes.semilogy(epochs, wrong, label="validation error rate", linestyle=":", linewidth=2)
+    axes.set(title="Loss and error rate during training", ylabel="loss, error rate")
     axes.legend(fontsize=8)
 
 
@@ -231,7 +233,7 @@ def draw_signals(axes, records, parts):
     for depth, i in enumerate(layers, 1):
         sizes = [record["error_size"][i]["bias"] for record in records]
         axes.semilogy(epochs, sizes, label=f"layer {depth}, {parts[i].name}")
-    axes.set(title="and its error signals fade", xlabel="epoch", ylabel="rms of delta")
+    axes.set(title="Error signals during training", xlabel="epoch", ylabel="rms of delta")
     axes.legend(fontsize=8)
 
 
@@ -240,7 +242,7 @@ def draw_most_wrong(figure, outputs, dataset, rows=4):
     values = np.asarray(LOSS(jnp.asarray(outputs), labels)[0])
     probabilities = np.asarray(jax.nn.softmax(outputs))
     worst = np.argsort(-values)[: rows**2]
-    figure.suptitle("The highest losses of the test: given, predicted (how sure)")
+    figure.suptitle("Test examples with the highest loss: label, prediction (probability)")
     for axes, n in zip(figure.subplots(rows, rows).flat, worst, strict=False):
         guess = int(outputs[n].argmax())
         axes.imshow(inputs[n].reshape(dataset.image_shape), cmap="gray_r")
@@ -264,7 +266,7 @@ def draw_confusions(figure, outputs, dataset):
         shade = "white" if count > counts.max() / 2 else "black"
         axes.text(guess, given, count, ha="center", va="center", color=shade)
     ticks = range(len(names))
-    axes.set(title="The test, counted", xlabel="predicted", ylabel="given")
+    axes.set(title="Confusion matrix of the test set", xlabel="prediction", ylabel="label")
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
 
@@ -272,5 +274,5 @@ def draw_confusions(figure, outputs, dataset):
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except (ValueError, bp.NonFiniteError) as error:
+    except (ValueError, OSError, bp.NonFiniteError) as error:
         raise SystemExit(f"digits: {error}") from None

@@ -1,4 +1,4 @@
-"""The main job, in small: it trains, reports, draws, and refuses what it cannot do."""
+"""The digits experiment, in small: it trains, reports and draws, and it rejects wrong flags."""
 
 import gzip
 import struct
@@ -122,7 +122,7 @@ def test_a_folder_of_images(model, tmp_path, capsys):
     options = {"model": model, "channels": (5,), "data": tmp_path, "out": tmp_path / "out"}
     assert digits.main(digits.Config(**SMALL, **options)) > 0.9
     assert files_in(tmp_path / "out") == [f"{tmp_path.name}.png"]
-    # 3 x 3 x 5 + 5 on images of 4 x 3, of which pooling leaves 2 x 1.
+    # 3 x 3 x 5 + 5 parameters on images of 4 x 3, which pooling reduces to 2 x 1.
     assert ("conv(5, (3, 3))        4x3x5            50" in capsys.readouterr().out) == (
         model == "conv"
     )
@@ -132,7 +132,8 @@ def test_a_folder_of_images(model, tmp_path, capsys):
     ("wrong", "message"),
     [
         ({"hidden": (16, 0)}, "dense: features is 0"),
-        ({"learning_rate": -0.1}, "learning-rate is -0.1; it takes a positive number"),
+        ({"learning_rate": -0.1}, r"learning-rate is -0.1; it takes a number in \(0, 1000\]"),
+        ({"seed": -1}, "seed is -1; it takes an integer"),
         ({"dropout": 1.5}, "dropout: drop_prob is 1.5"),
         ({"epochs": 0}, "epochs is 0, expected a positive integer"),
         ({"batch_size": -3}, "batch_size is -3, expected a positive integer"),
@@ -142,3 +143,11 @@ def test_wrong_flags_are_refused_and_nothing_is_written(wrong, message, tmp_path
     with pytest.raises(ValueError, match=message):
         digits.main(digits.Config(**wrong, out=tmp_path / "out"))
     assert files_in(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_training(tmp_path, capsys):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match=r"out takes a directory: .*out is a file"):
+        digits.main(digits.Config(out=tmp_path / "out" / "below"))
+    assert (tmp_path / "out").read_text() == "mine"
+    assert capsys.readouterr().out == ""
