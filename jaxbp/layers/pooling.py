@@ -1,41 +1,52 @@
-"""Pooling: fewer positions, or more, without anything to learn.
+"""Pooling and upsampling: layers that change the number of positions and have no parameters.
 
-Each of these maps every channel by itself. Windows lie as those of a convolution do (`windows`): an
-output at t sees the inputs at u = s t + k - p. What is added as padding is never an input: it wins
-no maximum and counts in no mean.
+Each channel is treated separately. Windows lie as those of a convolution (`signals.conv_windows`):
+with stride s and p positions of padding in front, the output at t sees at place k of its window the
+input at u = s t + k - p. Padding is never an input: it never is the maximum, and means do not count
+it.
 """
 
 import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.require import require_count, require_delta, require_floats, require_shape
 from jaxbp.signals.conv_products import placed, summed, taps
-from jaxbp.signals.conv_windows import make_windows
+from jaxbp.signals.conv_windows import Geometry, Windows, make_windows
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, show_shape, widened
+from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
 
-def max_pool(window, *, strides=None, padding="VALID"):
-    """The largest of what each window sees, y_t = max_k x_u; dy goes back to where it was.
+def max_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "VALID",
+) -> Layer:
+    """The maximum of the inputs in each window, y_t = max_k x_u with u = s t + k - p.
 
-      dx_u = sum of dy_t over the t of which u is the winner
+      dx_u = sum of dy_t over the windows t whose maximum is x_u
 
-    Of several inputs that are equal and largest the first is the winner, in the order in which the
-    positions are stored: it gets all of dy. An input that is not a number wins.
+      several equal maxima    the first one gets all of dy, in the order of the positions in memory
+      a nan in the window     y_t is nan, and a nan gets dy
+      padding                 is never the maximum, even if all inputs are minus infinity
 
-    Inputs are [N, *S, O] and outputs [N, *S', O], with S' as of `conv`.
+    Inputs are [N, *S, O] and outputs [N, *S', O], with S' as in `conv`.
 
     Args:
-      window: K, a tuple of as many sizes as there are axes of positions: (2, 2) for images.
-      strides: s, for all axes or for each; the size of the window if none are given.
-      padding: `SAME`, `VALID`, or a pair for each axis, less than the window.
+      window: K, one size for each axis of positions, such as (2, 2) for images.
+      strides: s, one for all axes or one for each. None means the size of the window, so that
+        windows lie side by side.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs do not fit, or the window is larger than they are.
+      LayerError: the inputs do not fit, or the window is larger than the inputs.
 
     References:
       "Hierarchical Models of Object Recognition in Cortex", Riesenhuber, Poggio, 1999.
@@ -49,69 +60,85 @@ def max_pool(window, *, strides=None, padding="VALID"):
       ([3.0, 2.0], [0.0, 1.0, 1.0, 0.0])
     """
     windows = _windows("max_pool", window, strides, padding)
-    number = jnp.uint8 if max(window) <= 256 else jnp.uint32
+    # Winners are kept as places of the window. A step with several axes has at most 16 places.
+    place_dtype = jnp.uint8 if max(window) <= 256 else jnp.uint32
 
     def pool(x, geometry):
-        # Where all are minus infinity, the winner is still an input and not the padding.
+        # The winner starts at the first place that is an input. If all inputs are minus infinity,
+        # it stays there, and not at a place of the padding.
         pairs = zip(geometry.axes, x.shape[1:-1], strict=True)
-        first = _of_places(geometry, [np.argmax(axis.sees(size), axis=1) for axis, size in pairs])
-        best, winner = jnp.full((), -jnp.inf, x.dtype), jnp.asarray(first, number)
+        first = _place_numbers(
+            geometry, [np.argmax(axis.sees(size), axis=1) for axis, size in pairs]
+        )
+        best, winner = jnp.full((), -jnp.inf, x.dtype), jnp.asarray(first, place_dtype)
         for k, seen in enumerate(taps(x, geometry, fill=-np.inf)):
-            better = (seen > best) | (seen != seen)
-            best, winner = jnp.where(better, seen, best), jnp.where(better, number(k), winner)
+            better = (seen > best) | (seen != seen)  # a nan is always better
+            best, winner = jnp.where(better, seen, best), jnp.where(better, place_dtype(k), winner)
         return best, winner
 
     def unpool(winner, dy, geometry, sizes):
         if _are_side_by_side(geometry):
             pairs = zip(geometry.kernel, sizes, strict=True)
-            place = _of_places(geometry, [np.arange(size) % k for k, size in pairs])
+            place = _place_numbers(geometry, [np.arange(size) % k for k, size in pairs])
             winner, dy = (_at_all_places(a, geometry, sizes) for a in (winner, dy))
-            return jnp.where(winner == jnp.asarray(place, number), dy, 0)
-        parts = [jnp.where(winner == number(k), dy, 0) for k in range(math.prod(geometry.kernel))]
+            return jnp.where(winner == jnp.asarray(place, place_dtype), dy, 0)
+        parts = [
+            jnp.where(winner == place_dtype(k), dy, 0) for k in range(math.prod(geometry.kernel))
+        ]
         return summed(placed(parts, geometry, sizes), dy.dtype)
 
     return _pooling(windows, pool, unpool)
 
 
-def avg_pool(window, *, strides=None, padding="VALID"):
-    """The mean of what each window sees, y_t = sum_k x_u / K_t; each gets the same part of dy.
+def avg_pool(
+    window: tuple[int, ...],
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "VALID",
+) -> Layer:
+    """The mean of the inputs in each window, y_t = sum_k x_u / K_t with u = s t + k - p.
 
-      dx_u = sum of dy_t / K_t over the t that see u
+      dx_u = sum of dy_t / K_t over the windows t that see u
 
-    K_t is the number of inputs that the window at t sees, without the padding. Inputs are
-    [N, *S, O] and outputs [N, *S', O], with S' as of `conv`. Sums of numbers of 16 bits are taken
-    in 32.
+    K_t is the number of inputs in the window at t, without the padding. Inputs are [N, *S, O] and
+    outputs [N, *S', O], with S' as in `conv`. Sums of 16-bit numbers are computed in 32 bits.
 
     Args:
-      window: K, a tuple of as many sizes as there are axes of positions: (2, 2) for images.
-      strides: s, for all axes or for each; the size of the window if none are given.
-      padding: `SAME`, `VALID`, or a pair for each axis, less than the window.
+      window: K, one size for each axis of positions, such as (2, 2) for images.
+      strides: s, one for all axes or one for each. None means the size of the window, so that
+        windows lie side by side.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs do not fit, or the window is larger than they are.
+      LayerError: the inputs do not fit, or the window is larger than the inputs.
+
+    References:
+      "Gradient-Based Learning Applied to Document Recognition", LeCun, Bottou, Bengio, Haffner,
+      1998: subsampling.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
       >>> layer = bp.avg_pool((2,), strides=1, padding="SAME")
       >>> y, _ = layer.forward((), jnp.array([1.0, 3.0, 2.0]).reshape(1, 3, 1))
-      >>> y.ravel().tolist()                                    # the last sees but one
+      >>> y.ravel().tolist()                             # the last window has one input
       [2.0, 2.5, 2.0]
     """
     windows = _windows("avg_pool", window, strides, padding)
 
     def pool(x, geometry):
         y = summed(taps(x, geometry), widened(x).dtype)
-        return (y / inside(geometry, x.shape[1:-1], y.dtype)).astype(x.dtype), ()
+        return (y / n_inputs(geometry, x.shape[1:-1], y.dtype)).astype(x.dtype), ()
 
     def unpool(kept, dy, geometry, sizes):
         del kept
-        part = widened(dy) / inside(geometry, sizes, widened(dy).dtype)
+        part = widened(dy) / n_inputs(geometry, sizes, widened(dy).dtype)
         if _are_side_by_side(geometry):
             return _at_all_places(part.astype(dy.dtype), geometry, sizes)
         return summed(placed(part, geometry, sizes), dy.dtype)
 
-    def inside(geometry, sizes, dtype):
+    def n_inputs(geometry, sizes, dtype):
+        """K_t, the number of inputs in each window, [*S', 1]."""
         pairs = zip(geometry.axes, sizes, strict=True)
         counts = [np.sum(axis.sees(size), axis=1) for axis, size in pairs]
         return jnp.asarray(functools.reduce(np.multiply.outer, counts)[..., None], dtype)
@@ -119,11 +146,11 @@ def avg_pool(window, *, strides=None, padding="VALID"):
     return _pooling(windows, pool, unpool)
 
 
-def global_pool(how="mean"):
-    """One vector of each example, over all of its positions: their mean, or the largest of each.
+def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
+    """Pools all T positions of an example to one, by the mean or the maximum of each channel.
 
       mean    y = sum_u x_u / T      dx_u = dy / T
-      max     y = max_u x_u          dx_u = dy where u is the winner, the first if there are several
+      max     y = max_u x_u          dx_u = dy at the maximum (the first one, if several), else 0
 
     Inputs are [N, ..., O], outputs [N, O].
 
@@ -175,19 +202,19 @@ def global_pool(how="mean"):
     return Layer(name, init, forward, backward)
 
 
-def upsample(factor):
-    """Each position f times over along each axis, y_u = x_t with t = floor(u / f).
+def upsample(factor: int | tuple[int, ...]) -> Layer:
+    """Repeats each position f times along each axis, y_u = x_t with t = floor(u / f).
 
       dx_t = sum of dy_u over the copies u of t
 
-    Inputs are [N, *S, O], outputs [N, *f S, O]. With a convolution after it, it is the other way
-    to make images larger.
+    Inputs are [N, *S, O], outputs [N, *f S, O]. `upsample` followed by `conv` makes images larger
+    without the checkerboard patterns of `conv_transpose`.
 
     Args:
-      factor: f, for all axes, of which there may then be any number, or a tuple with one for each.
+      factor: f, one for all axes or a tuple with one for each axis.
 
     Raises:
-      ValueError: `factor` is not a positive integer, nor a tuple of them.
+      ValueError: `factor` is neither a positive integer nor a tuple of positive integers.
       LayerError: the inputs do not fit.
 
     References:
@@ -240,31 +267,39 @@ def upsample(factor):
     return Layer(name, init, forward, backward)
 
 
-def _windows(name, window, strides, padding):
+def _windows(
+    name: str,
+    window: tuple[int, ...],
+    strides: int | tuple[int, ...] | None,
+    padding: str | Sequence[tuple[int, int]],
+) -> Windows:
+    """The windows of a pooling layer; raises if some window would see only padding."""
     strides = window if strides is None else strides
     windows = make_windows(name, f"{name}({window})", window, strides, padding, called="window")
     if not isinstance(windows.padding, str) and any(
         max(pair) >= size for pair, size in zip(windows.padding, window, strict=True)
     ):
         raise ValueError(
-            f"{name}: padding is {padding!r}, and the window is {window}; it takes less padding "
-            "than that, or some windows would see no inputs."
+            f"{name}: padding is {padding!r}, and the window is {window}; it takes padding smaller "
+            "than the window, so that every window sees an input."
         )
     return windows
 
 
-def _pooling(windows, pool, unpool):
-    """A layer that pools in steps, each along some axes of positions.
+def _pooling(windows: Windows, pool: Callable, unpool: Callable) -> Layer:
+    """A layer that pools in one or several steps, each along some of the axes of positions.
 
-    A step is y, kept = pool(x, geometry) and dx = unpool(kept, dy, geometry, sizes), with x
-    [A, *S, B] and y [A, *S', B]: the axes before and after are folded.
+    A step computes y, kept = pool(x, geometry), and dx = unpool(kept, dy, geometry, sizes) in the
+    backward pass. Its x is [A, *S, B] and its y [A, *S', B], with S the sizes along its axes. The
+    axes before them are folded into A, and the axes after them into B.
     """
     name = windows.name
 
     def init(key, shape):
         del key
         *sizes, o = windows.require_axes(require_shape(name, shape), "O")
-        return (), (*windows.on(tuple(sizes)).count(sizes), o)
+        sizes = tuple(sizes)
+        return (), (*windows.on(sizes).count(sizes), o)
 
     def forward(params, x, *, key=None):
         del params, key
@@ -272,34 +307,36 @@ def _pooling(windows, pool, unpool):
         windows.require_axes(x.shape[1:], "O")
         geometry, y, kept = windows.on(x.shape[1:-1]), x, []
         for axes in _steps(geometry):
-            rows, own = pool(_folded(y, axes), geometry.along(axes))
-            y = _unfolded(rows, y.shape, axes)
-            kept.append(own)
+            folded, kept_by_step = pool(_fold(y, axes), geometry.along(axes))
+            y = _unfold(folded, y.shape, axes)
+            kept.append(kept_by_step)
         return y, (x[:0], tuple(kept))
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
         no_examples, kept = cache
-        *sizes, o = no_examples.shape[1:]
-        geometry = windows.on(tuple(sizes))
+        sizes, o = no_examples.shape[1:-1], no_examples.shape[-1]
+        geometry = windows.on(sizes)
         require_delta(name, dy, (len(dy), *geometry.count(sizes), o))
         dx = dy
-        for axes, own in zip(reversed(_steps(geometry)), reversed(kept), strict=True):
-            rows = unpool(own, _folded(dx, axes), geometry.along(axes), tuple(sizes[axes]))
-            dx = _unfolded(rows, dx.shape, axes)
+        for axes, kept_by_step in zip(reversed(_steps(geometry)), reversed(kept), strict=True):
+            along = geometry.along(axes), sizes[axes]
+            dx = _unfold(unpool(kept_by_step, _fold(dx, axes), *along), dx.shape, axes)
         return dx, ()
 
     return Layer(name, init, forward, backward)
 
 
-def _steps(geometry):
-    """The axes of each step, as slices: all at once, or one after another, the last first.
+def _steps(geometry: Geometry) -> list[slice]:
+    """The axes of each step, as slices: all axes at once, or one by one from the last to the first.
 
-    On a CPU, 64 x 28 x 28 x 16 take there and back, all axes at once and one after another:
+    Times on a CPU for the forward and backward pass of 64 x 28 x 28 x 16:
 
-      2 x 2, side by side             0.3 ms   1.4 ms
-      4 x 4, side by side             1.3      1.3
-      3 x 3, with strides of 2 or 1   3.5, 20  1.7, 7      in two steps there are 6 places, not 9
+      window                   all axes at once   axis by axis
+      2 x 2, side by side       0.3 ms             1.4 ms
+      4 x 4, side by side       1.3                1.3
+      3 x 3, strides of 2       3.5                1.7      6 places in two steps instead of 9
+      3 x 3, strides of 1      20                  7
     """
     rank = len(geometry.kernel)
     if _are_side_by_side(geometry) and math.prod(geometry.kernel) <= 16:
@@ -307,13 +344,16 @@ def _steps(geometry):
     return [slice(i, i + 1) for i in reversed(range(rank))]
 
 
-def _are_side_by_side(geometry):
-    """Whether every position is in one window at most, and none is of padding."""
+def _are_side_by_side(geometry: Geometry) -> bool:
+    """Whether windows neither overlap nor leave gaps, and there is no padding."""
     return geometry.strides == geometry.kernel and not np.any(geometry.padding)
 
 
-def _at_all_places(y, geometry, sizes):
-    """What windows side by side gave, [N, *S', C], at all places of each, [N, *S, C]; else 0."""
+def _at_all_places(y: jax.Array, geometry: Geometry, sizes: Shape) -> jax.Array:
+    """Copies y [N, *S', C] to all places of its window, [N, *S, C]; 0 behind the last window.
+
+    The windows must lie side by side.
+    """
     for i, (k, size) in enumerate(zip(geometry.kernel, sizes, strict=True), 1):
         y = jnp.repeat(y, k, axis=i)
         rest = [(0, 0)] * y.ndim
@@ -322,27 +362,30 @@ def _at_all_places(y, geometry, sizes):
     return y
 
 
-def _of_places(geometry, places):
-    """The numbers of a window's places, [..., 1], in their order, from those along each axis."""
+def _place_numbers(geometry: Geometry, places: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers the places of a window in row-major order, from the places along each axis, [S].
+
+    The result is [*S, 1].
+    """
     number = np.zeros((), int)
-    for k, along in zip(geometry.kernel, places, strict=True):
-        number = number[..., None] * k + along
+    for k, along_axis in zip(geometry.kernel, places, strict=True):
+        number = number[..., None] * k + along_axis
     return number[..., None]
 
 
-def _folded(x, axes):
-    """[N, *S, C] as [A, *S, B] for some axes of positions."""
+def _fold(x: jax.Array, axes: slice) -> jax.Array:
+    """Reshapes x to [A, *S, B], with S the sizes along these axes of positions."""
     first, last = axes.start + 1, axes.stop + 1
     return x.reshape(math.prod(x.shape[:first]), *x.shape[first:last], math.prod(x.shape[last:]))
 
 
-def _unfolded(rows, shape, axes):
-    """What `_folded` took, with other sizes of these axes."""
-    return rows.reshape(*shape[: axes.start + 1], *rows.shape[1:-1], *shape[axes.stop + 1 :])
+def _unfold(x: jax.Array, shape: Shape, axes: slice) -> jax.Array:
+    """Undoes `_fold` of an array of this shape; the sizes along these axes are those of x."""
+    return x.reshape(*shape[: axes.start + 1], *x.shape[1:-1], *shape[axes.stop + 1 :])
 
 
-def _require_positions(name, shape):
-    """The shape of one example, once it is known to be [..., O] with axes of positions."""
+def _require_positions(name: str, shape: Shape) -> Shape:
+    """Returns the shape of one example, or raises if it has no axes of positions before O."""
     if len(shape) < 2:
         raise LayerError(
             name,
