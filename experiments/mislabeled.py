@@ -1,33 +1,33 @@
-"""Which training labels are wrong? What the backward pass knows of each example ranks the suspects.
+"""Which training labels are wrong? Ranks the training examples by their gradients.
 
-With g_n the gradient of example n's own loss, p_n the probabilities that the network gives it and
-t_n its label, one-hot, four scores are the higher the more suspicious the label:
+Four scores are high for suspicious labels. Here g_n is the gradient of the loss of example n, p_n
+the probabilities that the network predicts for it, and t_n its one-hot label:
 
-  self-influence   sum over checkpoints of eta |g_n|^2: by how much a step on n lowers its own loss
-  held-out         sum over checkpoints of -eta g_n . g: by how much it raises that of held-out
-                   examples, whose mean gradient is g
+  self-influence   sum over checkpoints of eta |g_n|^2: how much a step on n lowers its own loss
+  held-out         sum over checkpoints of -eta g_n . g: how much a step on n raises the validation
+                   loss, whose gradient is g
   grand            the mean of |g_n| over several networks, early in training
   el2n             the mean over the same networks of |p_n - t_n|, the norm of the loss's delta
 
-The checkpoints are those of one network trained on all labels, the wrong ones included, by steps of
-size eta; the held-out labels are the validation part's, to which nothing is done.
+The checkpoints come from one network, trained on all labels, including wrong ones, with learning
+rate eta. No label of the validation set is flipped.
 
-What is suggested in place of a label is the class of the highest mean probability over the early
-networks, which have learnt what most examples of a class have in common, but not yet much of
-single examples. It can be the given class: the networks then see nothing wrong. In the table of
-suspects, `index` is the row of a .csv file, as an editor counts it; elsewhere, the number of the
-example in the source, from 0.
+For each suspect the script suggests a class: the one with the highest mean probability over the
+early networks. These networks have learned what most examples of a class have in common, but little
+about single examples. If they suggest the given class, they find nothing wrong with the label. In
+the table of suspects, `index` is the row of a .csv file, as an editor counts it; for other sources
+it is the index of the example in the source, from 0.
 
-By default a few labels of the handwritten digits are flipped, to other classes at random, and the
-rankings are judged by how many of these they find. On one's own data, `--data table.csv --target
-column --flip 0` ranks the labels as they stand. Only those of the training part are ranked: with
-another seed, it is another part.
+By default the script flips some labels of the handwritten digits to random other classes, and
+counts how many of these each score finds. `--data table.csv --target column --flip 0` ranks the
+labels of your own data as they are. Only the training set is ranked; another seed chooses another
+training set.
 
 Sources:
   "Estimating Training Data Influence by Tracing Gradient Descent", Pruthi, Liu, Kale,
-  Sundararajan, 2020: the first two, there called TracIn.
+  Sundararajan, 2020: the first two scores, there called TracIn.
   "Deep Learning on a Data Diet: Finding Important Examples Early in Training", Paul, Ganguli,
-  Dziugaite, 2021: the other two.
+  Dziugaite, 2021: the other two scores.
 """
 
 import csv
@@ -51,12 +51,12 @@ import jaxbp as bp
 from experiments import digits
 from experiments.common import data, figures
 from experiments.common.files import whole
-from experiments.common.flags import require_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 LOSS = bp.softmax_cross_entropy
 METHODS = ("self-influence", "held-out", "grand", "el2n")
-BATCH = 1024  # examples whose gradients' operands are held at a time
-IMAGES, COLUMNS = 60, 10  # at most in the figure, and in each of its rows
+BATCH = 1024  # examples per sweep that computes scores: it keeps the operands of their gradients
+IMAGES, COLUMNS = 60, 10  # the largest number of images in the figure, and in each of its rows
 
 
 @dataclass(frozen=True)
@@ -64,33 +64,33 @@ class Config:
     """Ranks training examples by how suspicious their labels are, by default on flipped digits."""
 
     flip: float = 0.05
-    """The share of the training labels to replace by other classes; 0 to rank them as they are."""
+    """The share of the training labels to replace by other classes; 0 ranks them as they are."""
     rank_by: Literal[*METHODS] = "el2n"
-    """The score by which suspects are written down and drawn."""
+    """The score that ranks the suspects in the table and the figure."""
     suspects: int = 60
-    """How many suspects to write down."""
+    """The number of suspects in the table."""
     hidden: tuple[int, ...] = (128,)
-    """Units of each hidden layer."""
+    """The number of units of each hidden layer."""
     activation: Literal[*digits.ACTIVATIONS] = "relu"
     """The activation of the hidden layers."""
     dropout: float = 0.4
-    """The probability of dropping a hidden unit in a step."""
+    """The probability that a step drops a hidden unit."""
     learning_rate: float = 0.1
-    """The step size of stochastic gradient descent, eta."""
+    """The learning rate of stochastic gradient descent, eta."""
     batch_size: int = 32
-    """Examples per step."""
+    """The number of examples per step."""
     epochs: int = 30
-    """For how many epochs the network of the checkpoints is trained."""
+    """The number of epochs to train the network that gives the checkpoints."""
     every: int = 3
-    """How many epochs lie between two checkpoints."""
+    """The number of epochs from one checkpoint to the next."""
     networks: int = 10
-    """How many networks grand and el2n are averaged over."""
+    """The number of networks over which grand and el2n are averaged."""
     early: int = 10
-    """For how many epochs these are trained."""
+    """The number of epochs to train these networks."""
     seed: int = 0
-    """Of the split, the flips, the initial weights and the shuffling."""
+    """The seed of the split, the flips, the initial weights and the shuffling."""
     data: Path | None = None
-    """A .csv file, or a folder of MNIST-style IDX files, in place of the digits."""
+    """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
     """The column of the .csv file that holds the class."""
     out: Path = Path("out")
@@ -98,13 +98,13 @@ class Config:
 
 
 class Ranking(NamedTuple):
-    """What is found out about N training examples.
+    """The scores and labels of N training examples.
 
     Attributes:
-      scores: those of each method, [N], by its name.
-      given: the labels trained on, [N].
-      suggested: the classes that the early networks find most likely, [N].
-      original: the labels before any were flipped, [N]; None if none were.
+      scores: the scores [N] by each method, by its name.
+      given: the labels used for training, [N].
+      suggested: the classes that the early networks find most probable, [N].
+      original: the labels before the flips, [N], or None if no label was flipped.
     """
 
     scores: dict[str, np.ndarray]
@@ -113,9 +113,9 @@ class Ranking(NamedTuple):
     original: np.ndarray | None
 
 
-def main(config):
-    """Ranks the training examples, and returns the `Ranking`."""
-    require_config(config)
+def main(config: Config) -> Ranking:
+    """Ranks the training examples, writes the table and the figure, and returns the `Ranking`."""
+    require(config)
     dataset = data.load(config.data, target=config.target, seed=config.seed)
     classes = len(dataset.class_names)
     inputs, original = dataset.train
@@ -128,7 +128,7 @@ def main(config):
     flips = int(np.sum(given != original))
     print(
         f"{dataset.name}: {len(given)} training examples, {flips} of their labels flipped; "
-        f"{len(dataset.validation[1])} held out\n"
+        f"{len(dataset.validation[1])} validation examples\n"
     )
     train, held_out = (inputs, given), dataset.validation
     traced = trace(net, checkpoints(net, train, held_out, config), train, held_out, config)
@@ -142,8 +142,8 @@ def main(config):
 
     if not np.isfinite(list(ranking.scores.values())).all():
         raise ValueError(
-            f"learning-rate is {config.learning_rate}: the scores are no longer finite. "
-            "A smaller one?"
+            f"learning-rate is {config.learning_rate}: the scores are not finite. "
+            "Try a smaller learning rate."
         )
 
     top = order(ranking.scores[config.rank_by])[: config.suspects]
@@ -156,30 +156,25 @@ def main(config):
     return ranking
 
 
-def require_config(config):
+def require(config):
+    """Raises if a flag is wrong."""
+    wrong = []
     if not 0 <= config.flip <= 0.5:
-        raise ValueError(f"flip is {config.flip}; it takes a share in [0, 0.5].")
-    for name in ("suspects", "batch_size", "epochs", "every", "networks", "early"):
-        value = getattr(config, name)
-        if value < 1:
-            raise ValueError(f"{name.replace('_', '-')} is {value}; it takes at least 1.")
+        wrong.append(f"flip is {config.flip}; it takes a share in [0, 0.5]")
+    wrong += too_small(config, suspects=1, batch_size=1, epochs=1, every=1, networks=1, early=1)
     if config.every > config.epochs:
-        raise ValueError(
-            f"every is {config.every}: of {config.epochs} epochs none would leave a checkpoint."
+        wrong.append(
+            f"every is {config.every}; it takes at most the number of epochs, {config.epochs}"
         )
-    require_flags(
-        "mislabeled",
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        out=config.out,
-    )
+    wrong += wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
+    raise_wrong(wrong)
 
 
 def flip_labels(labels, classes, share, seed):
-    """A share of the labels replaced, each by any of the other classes with equal probability."""
+    """Replaces a share of the labels, each by a random other class."""
     count = round(share * len(labels))
     if share and not count:
-        raise ValueError(f"flip is {share}: of {len(labels)} labels, that is none.")
+        raise ValueError(f"flip is {share}: this flips none of the {len(labels)} labels.")
     rng = np.random.default_rng(seed)
     flipped = rng.choice(len(labels), count, replace=False)
     given = labels.copy()
@@ -188,14 +183,14 @@ def flip_labels(labels, classes, share, seed):
 
 
 def checkpoints(net, train, held_out, config):
-    """The parameters after every few epochs of one training, a list."""
+    """Trains one network and returns its parameters after every few epochs, as a list."""
     kept = []
     with tqdm(total=config.epochs, unit="epoch") as bar:
 
         def keep(state, record):
             bar.update()
             bar.set_postfix(
-                loss=f"{record['loss']:.4f}", held_out_accuracy=f"{record['metric']:.2%}"
+                loss=f"{record['loss']:.4f}", validation_accuracy=f"{record['metric']:.2%}"
             )
             if record["epoch"] % config.every == 0:
                 kept.append(state.params)
@@ -216,7 +211,7 @@ def checkpoints(net, train, held_out, config):
 
 
 def trace(net, kept, train, held_out, config):
-    """The scores `self-influence` and `held-out`, [N] each."""
+    """Computes the scores `self-influence` and `held-out`, [N] each."""
     mean_gradient = jax.jit(bp.value_and_grad(net, LOSS))
     sweep = bp.backprop(net, LOSS, read={"sq_norms": bp.sq_norms, "signals": bp.keep})
 
@@ -234,7 +229,7 @@ def trace(net, kept, train, held_out, config):
 
 
 def look_early(net, train, config):
-    """The scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
+    """Computes the scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
     optimizer = optax.sgd(config.learning_rate)
     epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=config.batch_size)
 
@@ -251,36 +246,36 @@ def look_early(net, train, config):
             state, _ = epoch(state, *train)
         return in_batches(functools.partial(look, state.params), train)
 
-    # Other networks than that of the checkpoints, whose key is the seed's own.
+    # The key of the seed itself is used for the checkpoints. Here other networks are drawn.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.networks)
     seen = [seen_by(key) for key in tqdm(keys, unit="network")]
     return jax.tree.map(lambda *terms: sum(terms) / len(terms), *seen)
 
 
 def in_batches(function, examples):
-    """`function(*batch)`, which answers with arrays [N, ...], on all examples."""
+    """Applies `function`, which returns arrays [N, ...], to all examples batch by batch."""
     starts = range(0, len(examples[1]), BATCH)
     parts = [function(*(array[i : i + BATCH] for array in examples)) for i in starts]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def order(scores):
-    """The examples from the most suspicious on."""
+    """Returns the indices of the examples, the most suspicious first."""
     return np.argsort(-scores, kind="stable")
 
 
 def precisions(scores, flipped):
-    """The share of flipped labels among the first k, for k = 1, ..., N."""
+    """Computes the share of flipped labels among the first k suspects, for k = 1, ..., N."""
     return np.cumsum(flipped[order(scores)]) / np.arange(1, len(scores) + 1)
 
 
 def report(ranking, top, method):
-    """How many of the flipped labels each score finds, and what is suggested in their place."""
+    """Prints how many of the flipped labels each score finds, and how good the suggestions are."""
     given, suggested, original = ranking.given, ranking.suggested, ranking.original
     if original is None:
         others = np.sum(suggested[top] != given[top])
-        print("\nNo label was flipped, so how many of the suspects are wrong is not known.")
-        print(f"For {others} of the first {len(top)} by {method}, another class is suggested.")
+        print("\nNo label was flipped, so it is not known how many suspects are wrong.")
+        print(f"Another class is suggested for {others} of the first {len(top)} by {method}.")
         return
     flipped = given != original
     chance, k = np.mean(flipped), int(np.sum(flipped))
@@ -300,7 +295,7 @@ def report(ranking, top, method):
 
 
 def write_table(path, ranking, top, method, dataset):
-    """The suspects as a .csv file: which example, how suspicious, its label, what it may be."""
+    """Writes the suspects to a .csv file: example, score, given label, suggested class."""
     names = dataset.class_names
     columns = {
         "index": dataset.train_rows[top],
@@ -319,7 +314,7 @@ def write_table(path, ranking, top, method, dataset):
 
 
 def draw(ranking, top, dataset, method):
-    """The figure: the first suspects, if they are images, and how good the rankings are."""
+    """Draws the first suspects, if they are images, and how precise the rankings are."""
     if dataset.image_shape:
         figure = plt.figure(figsize=(13.5, 6))
         left, right = figure.subfigures(1, 2, width_ratios=(1.7, 1))
@@ -352,7 +347,9 @@ def draw_suspects(figure, ranking, top, dataset, method):
     if ranking.original is not None:
         frames = [
             Patch(fill=False, edgecolor=figures.BLUE, linewidth=3, label="the label was flipped"),
-            Patch(fill=False, edgecolor=figures.RED, linewidth=3, label="it was not"),
+            Patch(
+                fill=False, edgecolor=figures.RED, linewidth=3, label="the label was not flipped"
+            ),
         ]
         figure.legend(handles=frames, loc="outside lower center", ncols=2)
 
@@ -365,10 +362,10 @@ def draw_precisions(axes, ranking):
         axes.plot(range(1, len(precision) + 1), precision, label=name)
     axes.axhline(np.mean(flipped), color=figures.BLACK, linestyle=":", label="chance")
     axes.axvline(k, color="gray", linewidth=0.8)
-    axes.text(k, 1.02, f" {k} are flipped", color="gray", fontsize=9)
+    axes.text(k, 1.02, f" {k} labels were flipped", color="gray", fontsize=9)
     axes.set(
-        title="The share of flipped labels among the first k",
-        xlabel="k, from the most suspicious",
+        title="Precision: share of flipped labels\namong the first k suspects",
+        xlabel="k",
         ylim=(0, 1.08),
     )
     axes.legend()
@@ -378,7 +375,7 @@ def draw_scores(axes, scores, count, method):
     axes.hist(scores, bins=60, log=True)
     axes.axvline(np.sort(scores)[-count], color=figures.RED)
     axes.set(
-        title=f"The scores of all training examples:\nthe first {count} are right of the line",
+        title=f"Scores of all training examples:\nthe {count} suspects are right of the line",
         xlabel=method,
         ylabel="examples",
     )
