@@ -1,33 +1,37 @@
-"""How much accuracy does privacy cost? DP-SGD on the digits, beside its twin without privacy.
+"""How much accuracy does privacy cost? Trains on the digits by DP-SGD, and without privacy.
 
-A training M is (epsilon, delta)-differentially private if for all training data D and D' of which
-one has one example more than the other, and for every set S of networks,
+Let the training sets D and D' differ in one example, which only one of them has. A training
+procedure M is (epsilon, delta)-differentially private if for all such D and D' and for every set S
+of networks
 
   P(M(D) in S) <= e^epsilon P(M(D') in S) + delta
 
-so that what the network has become says little of whether any one example was there. Each of T
-steps draws a Poisson batch, which every example joins with probability q = B / N by itself, and
-follows the private gradient (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B of `private_gradient`.
-An accountant says what T such steps spend together, and so the smallest sigma that will do.
+The trained network then says little about whether any single example was in the training set. Each
+of T steps draws a Poisson batch, which each example joins independently with probability q = B / N.
+The step follows the private gradient (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B of
+`private_gradient`. An accountant computes the epsilon that T such steps spend, and from this the
+smallest sigma for the given epsilon.
 
-Batches vary in size, and arrays do not: a batch has room for so many examples, is padded with
-weight 0, and what finds no room is left out. That is not harmless by itself, as an example may push
-out another. But this training and one with room for all are the same unless a batch overflows,
-which has some probability tau; if the one is (epsilon, delta')-private, then the other is
+Poisson batches vary in size, but arrays have a fixed shape. So a batch has room for a fixed number
+of examples, is padded with examples of weight 0, and leaves out what exceeds the room. Leaving out
+examples changes the guarantee, because one example can push out another. But this training differs
+from one with room for all examples only if a batch overflows, with some probability tau. If one of
+the two is (epsilon, delta')-private, then the other is
 
   (epsilon, delta' + (1 + e^epsilon) tau)-private
 
-The room is such that the second term is at most a thousandth of delta; sigma is for the rest.
+The room is so large that the second term is at most a thousandth of delta. Sigma is computed for
+the remaining delta.
 
-The guarantee is for the training part. The number N, the classes, the flags, and the validation and
-test data are taken to be public; what is shown of the norms of gradients is not private.
-Whoever knows the seed knows the noise: to publish a network, it would have to be kept secret.
+The guarantee covers the training set. The number N, the classes, the flags, the validation set and
+the test set count as public. The figure shows norms of gradients, which are not private. Whoever
+knows the seed knows the noise: to publish a network, keep the seed secret.
 
 Sources:
   "Deep Learning with Differential Privacy", Abadi et al., 2016.
   "Tempered Sigmoid Activations for Deep Learning with Differential Privacy", Papernot, Thakurta,
-  Song, Chien, Erlingsson, 2021: tanh, which keeps gradients small where relu does not.
-  "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", Chua et al., 2024: batches cut to a size.
+  Song, Chien, Erlingsson, 2021: tanh, because its gradients stay smaller than those of relu.
+  "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", Chua et al., 2024: batches of a fixed size.
 """
 
 import math
@@ -50,38 +54,38 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments import digits
 from experiments.common import data, figures
-from experiments.common.flags import require_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 LOSS = digits.LOSS
-EPSILONS = 0.01, 10.0  # e^10 promises next to nothing, and the accountant takes longer for more
-LEAST_DELTA = 1e-10  # at 1e-14, what the accountant leaves out of its tails was seen in epsilon
-OVERFLOW_SHARE = 1e-3  # of delta
-DECIMALS = 3  # of the noise multiplier
+EPSILONS = 0.01, 10.0  # e^10 guarantees almost nothing; for more the accountant takes longer
+LEAST_DELTA = 1e-10  # at 1e-14, the tails that the accountant truncates changed epsilon
+OVERFLOW_SHARE = 1e-3  # the share of delta that covers batches that overflow
+DECIMALS = 3  # decimals of the noise multiplier
 PRIVATE, PLAIN = "private", "not private"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Trains a classifier with differential privacy, and another without, on the same batches."""
+    """Trains a classifier with differential privacy and one without, on the same batches."""
 
     epsilon: float = 3.0
-    """The privacy to keep: the less, the more private."""
+    """The privacy budget: a smaller epsilon is more private."""
     delta: float = 1e-4
-    """The slack of the guarantee; below 1 / (number of training examples)."""
+    """The delta of the guarantee; less than 1 / (number of training examples)."""
     max_norm: float = 0.5
     """The norm to which the gradient of each example is clipped."""
     learning_rate: float = 0.01
-    """The step size of Adam."""
+    """The learning rate of Adam."""
     batch_size: int = 128
-    """Examples per step, on average."""
+    """The average number of examples per step."""
     epochs: int = 40
-    """For how many epochs to train, in each of which an example is seen once on average."""
+    """The number of epochs. Each example is used once per epoch on average."""
     hidden: tuple[int, ...] = (128,)
-    """Units of each hidden layer."""
+    """The number of units of each hidden layer."""
     seed: int = 0
-    """Of the split, the initial weights, the batches and the noise."""
+    """The seed of the split, the initial weights, the batches and the noise."""
     data: Path | None = None
-    """A .csv file, or a folder of MNIST-style IDX files, in place of the digits."""
+    """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
     """The column of the .csv file that holds the class."""
     out: Path = Path("out")
@@ -92,9 +96,9 @@ class Sampling(NamedTuple):
     """How batches are drawn.
 
     Attributes:
-      probability: with which each example joins a batch, by itself.
-      room: for how many examples a batch has room.
-      steps: in an epoch.
+      probability: the probability that an example joins a batch.
+      room: the largest number of examples in a batch.
+      steps: the number of steps per epoch.
     """
 
     probability: float
@@ -103,12 +107,12 @@ class Sampling(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What training has come to.
+    """The result of one training.
 
     Attributes:
-      params: the last.
-      accuracies: on the validation data, at the start and after each epoch.
-      clipped: the share of clipped examples among those seen.
+      params: the parameters after the last step.
+      accuracies: the validation accuracy at the start and after each epoch.
+      clipped: the share of the examples in all batches whose gradient was clipped.
     """
 
     params: Any
@@ -116,16 +120,12 @@ class Trained(NamedTuple):
     clipped: float
 
 
-def main(config):
-    """Trains with privacy and without, and returns the accuracy of each on the test data."""
+def main(config: Config) -> list[float]:
+    """Trains with privacy and without, and returns the two test accuracies."""
     started = perf_counter()
-    if config.epochs < 1:
-        raise ValueError(f"epochs is {config.epochs}; it takes at least 1.")
-    require_flags(
-        "private",
-        seed=config.seed,
-        learning_rate=config.learning_rate,
-        out=config.out,
+    raise_wrong(
+        too_small(config, epochs=1)
+        + wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
     )
     dataset = data.load(config.data, target=config.target, seed=config.seed)
     n = len(dataset.train[0])
@@ -133,11 +133,11 @@ def main(config):
     _, net = digits.make_network(
         digits.Config(hidden=config.hidden, activation="tanh", dropout=0), len(dataset.class_names)
     )
-    print(f"{dataset.name}: {n} examples to train on, {len(dataset.class_names)} classes")
+    print(f"{dataset.name}: {n} training examples, {len(dataset.class_names)} classes")
     if dataset.image_shape is None:
         print(
-            "The columns are standardised by the mean and deviation of the training part, which "
-            "are not private: the guarantee does not cover them."
+            "The columns are standardised by the mean and deviation of the training set. These "
+            "numbers are not private: the guarantee does not cover them."
         )
 
     sampling = make_sampling(config, n)
@@ -150,10 +150,10 @@ def main(config):
         for mark in marks
     ]
     print(
-        f"batches: each example joins with probability {probability:.4f}, "
-        f"{config.batch_size} on average, and there is room for {room}\n"
-        f"a batch that has no room for all leaves some out, for which delta has "
-        f"{OVERFLOW_SHARE * config.delta:.2g} to spare\n"
+        f"batches: each example joins with probability {probability:.4f}; "
+        f"{config.batch_size} examples on average, {room} at most\n"
+        f"batches that overflow leave out examples: {OVERFLOW_SHARE * config.delta:.2g} of delta "
+        f"covers them\n"
         f"noise multiplier {noise_multiplier:.{DECIMALS}f}: {steps * config.epochs} steps spend "
         f"epsilon {epsilons[-1]:.4f} of {config.epsilon:g} at delta {config.delta:g}"
     )
@@ -199,15 +199,15 @@ def main(config):
 
 
 def require(config, n):
-    """Refuses what cannot be private with n training examples, all of it in one message."""
+    """Raises if a flag does not allow privacy with n training examples; names all such flags."""
     low, high = EPSILONS
     wrong = []
     if not low <= config.epsilon <= high:
         wrong.append(f"epsilon is {config.epsilon}; it takes a number in [{low}, {high}]")
     if not LEAST_DELTA <= config.delta < 1 / n:
         wrong.append(
-            f"delta is {config.delta}; it takes a number in [{LEAST_DELTA}, 1/{n}): to publish one "
-            f"of the {n} training examples, drawn at random, is (0, 1/{n})-private"
+            f"delta is {config.delta}; it takes a number in [{LEAST_DELTA}, 1/{n}): with a larger "
+            "delta, it would count as private to publish one training example, drawn at random"
         )
     if not 0 < config.max_norm < math.inf:
         wrong.append(f"max-norm is {config.max_norm}; it takes a positive number")
@@ -215,29 +215,28 @@ def require(config, n):
         wrong.append(
             f"batch-size is {config.batch_size}; it takes 1 to {n}, the number of training examples"
         )
-    if wrong:
-        raise ValueError("; ".join(wrong) + ".")
+    raise_wrong(wrong)
 
 
 def make_sampling(config, n):
-    """The sampling for n examples, with room such that overflow costs little of delta."""
+    """Returns the sampling of n examples, with enough room that overflow costs little delta."""
     steps = round(n / config.batch_size)
     probability = config.batch_size / n
-    # The probability tau is at most the steps' together, here of the data with one example more.
+    # Union bound: tau is at most the sum over all steps, for the larger set, of n + 1 examples.
     tau = steps * config.epochs * stats.binom.sf(np.arange(n + 2), n + 1, probability)
     room = np.argmax((1 + math.exp(config.epsilon)) * tau <= OVERFLOW_SHARE * config.delta)
     return Sampling(probability, int(room), steps)
 
 
 def make_event(noise_multiplier, probability, steps):
-    """What the accountant is told: steps of Gaussian noise on Poisson batches."""
+    """Describes the training to the accountant: steps of Gaussian noise on Poisson batches."""
     step = dp_accounting.GaussianDpEvent(noise_multiplier)
     step = dp_accounting.PoissonSampledDpEvent(probability, step)
     return dp_accounting.SelfComposedDpEvent(step, steps)
 
 
 def calibrate(epsilon, delta, probability, steps):
-    """The smallest noise multiplier, to three decimals, for steps that are (epsilon, delta)-DP."""
+    """Computes the smallest noise multiplier, to three decimals, for (epsilon, delta)-DP."""
     smallest = dp_accounting.calibrate_dp_mechanism(
         PLDAccountant, lambda noise: make_event(noise, probability, steps), epsilon, delta
     )
@@ -245,20 +244,20 @@ def calibrate(epsilon, delta, probability, steps):
 
 
 def spend(noise_multiplier, delta, probability, steps):
-    """The epsilon that so many steps have spent."""
+    """Computes the epsilon that this number of steps spends."""
     event = make_event(noise_multiplier, probability, steps)
     return PLDAccountant().compose(event).get_epsilon(delta)
 
 
 def poisson_batch(key, n, sampling):
-    """A Poisson batch of n examples: indices [room], and which of them are not padding."""
+    """Draws a Poisson batch: indices [room], and booleans [room], false for padding."""
     joins = jax.random.bernoulli(key, sampling.probability, (n,))
     (indices,) = jnp.nonzero(joins, size=sampling.room, fill_value=0)
     return indices, jnp.arange(sampling.room) < jnp.sum(joins)
 
 
 def plain_gradient(net, loss, *, batch_size):
-    """As `bp.private_gradient`, but neither clipped nor noised: sum_n g_n / B."""
+    """Like `bp.private_gradient`, without clipping and without noise: sum_n g_n / B."""
     summed = bp.reweighted(net, loss, bp.clip_weights(math.inf))
 
     def function(params, inputs, targets, *, key):
@@ -269,7 +268,7 @@ def plain_gradient(net, loss, *, batch_size):
 
 
 def train(gradient, net, dataset, config, sampling, bar):
-    """Trains on Poisson batches, the same whatever the gradient, and gives a `Trained`."""
+    """Trains on Poisson batches, which do not depend on `gradient`; returns a `Trained`."""
     optimizer = optax.adam(config.learning_rate)
     shape = dataset.train[0].shape[1:]
     state = bp.init_state(net, optimizer, jax.random.key(config.seed), shape)
@@ -287,7 +286,7 @@ def train(gradient, net, dataset, config, sampling, bar):
 
 
 def make_epoch(gradient, optimizer, sampling):
-    """An epoch: steps on Poisson batches, each followed by an update, as one `lax.scan`.
+    """Makes a function that trains for one epoch on Poisson batches, as one `lax.scan`.
 
     Args:
       gradient: `gradient(params, inputs, (labels, weights), *, key) -> bp.Reweighted`.
@@ -295,8 +294,8 @@ def make_epoch(gradient, optimizer, sampling):
       sampling: how batches are drawn.
 
     Returns:
-      `epoch(state, inputs, labels) -> (state, counts)`, jit-compiled; the counts are how many
-      examples were `seen` in all batches, and how many of them `clipped`.
+      `epoch(state, inputs, labels) -> (state, counts)`, jit-compiled. The counts are the number of
+      examples `seen` in all batches, and the number of them that were `clipped`.
     """
 
     def epoch(state, inputs, labels):
@@ -322,7 +321,7 @@ def print_table(rows):
 
 
 def draw(runs, budget, norms, config):
-    """The figure: accuracy and epsilon over the epochs, and the norms of the gradients at last."""
+    """Draws accuracy and epsilon over the epochs, and the norms of the gradients at the end."""
     figure = plt.figure(figsize=(11, 5.4))
     left, right = figure.subfigures(1, 2)
     curves, spending = left.subplots(2, 1, sharex=True, height_ratios=(3, 2))
@@ -334,8 +333,8 @@ def draw(runs, budget, norms, config):
 
 def draw_curves(axes, runs):
     for (name, run), color in zip(runs.items(), (figures.BLUE, figures.ORANGE), strict=True):
-        axes.plot(run.accuracies, color=color, label=f"{name}: {run.accuracies[-1]:.1%} at last")
-    axes.set(title="What privacy costs", ylabel="validation accuracy", ylim=(0, 1))
+        axes.plot(run.accuracies, color=color, label=f"{name}: {run.accuracies[-1]:.1%} at the end")
+    axes.set(title="Accuracy with and without privacy", ylabel="validation accuracy", ylim=(0, 1))
     axes.legend(loc="lower right")
 
 
@@ -348,31 +347,29 @@ def draw_spending(axes, epochs, epsilons, config):
         linewidth=1,
         label=rf"$\epsilon$ = {config.epsilon:g}, at $\delta$ = {config.delta:g}",
     )
-    axes.set(
-        title="and how its budget is spent", xlabel="epoch", ylabel=r"$\epsilon$ spent", ylim=0
-    )
+    axes.set(title="Privacy budget spent", xlabel="epoch", ylabel=r"$\epsilon$ spent", ylim=0)
     axes.legend(loc="lower right")
 
 
 def draw_norms(axes, norms, max_norm):
-    """A histogram on a logarithmic axis, of which the threshold is an edge."""
+    """Draws a histogram on a logarithmic axis. The threshold is the edge of two bins."""
     edges = max_norm * np.geomspace(1e-4, 1e4, 41)
     norms = np.clip(norms, edges[0], edges[-1])
     within = norms <= max_norm
     for part, color, name in (
-        (within, figures.SKY, "kept whole"),
+        (within, figures.SKY, "not clipped"),
         (~within, figures.RED, "clipped"),
     ):
         axes.hist(norms[part], edges, color=color, label=f"{name}: {np.mean(part):.0%}")
     axes.axvline(max_norm, color=figures.BLACK, linestyle="--", label=f"threshold {max_norm:g}")
     axes.set(
-        title="Whose gradient is clipped, at the end",
-        xlabel="norm of an example's gradient, in the private network",
+        title="Norms of the gradients after private training",
+        xlabel="norm of an example's gradient",
         ylabel="training examples",
         xscale="log",
         xlim=(min(norms.min(), max_norm) / 2, max(norms.max(), max_norm) * 2),
     )
-    axes.margins(y=0.2)  # for the legend
+    axes.margins(y=0.2)  # room for the legend
     axes.legend(loc="upper left")
 
 
