@@ -1,8 +1,8 @@
 """Outputs: what is computed from a network's outputs and the targets.
 
-`losses` has the value of each example and its derivative with respect to the outputs. `errors` has
-the other arrays that can be sent backwards from there: sampled deltas, columns of the loss's
-Hessian, rows of the Jacobian.
+`losses` has the losses: the value of each example, and its derivative with respect to the outputs.
+`errors` has other arrays to propagate back from the outputs: deltas at sampled targets, columns of
+the loss's Hessian, rows of the Jacobian.
 
 This chapter imports only `types`. A new loss goes into `losses`, a new error into `errors`.
 """

@@ -1,16 +1,17 @@
-"""Errors: what else than the loss's derivative can be sent back through a network.
+"""Errors: what to propagate back through a network instead of the loss's derivative.
 
-A sweep is linear in the error that enters at the outputs, and any array of their shape may enter.
-An error here is `error(loss, outputs, targets, key) -> columns [K, ...outputs' shape]`: K arrays to
-be sent back side by side, for `backprop(net, loss, error=...)` or for a `jax.vmap` of one's own.
+A backward pass is linear in the error that enters at the outputs, and any array of the outputs'
+shape may enter. An error is a function `error(loss, outputs, targets, key) -> columns [K,
+...outputs' shape]`: K arrays to propagate side by side, by `backprop(net, loss, error=...)` or by
+your own `jax.vmap`.
 
   ggn_columns     a square root of the loss's Hessian H: sum_k s_k s_k^T = H, exactly
-  sampled         the same on average: deltas at targets drawn from the model itself
-  jacobian_rows   one-hot: what comes back are the rows of the Jacobian
+  sampled         the same in expectation: deltas at targets drawn from the model
+  jacobian_rows   one-hot: the backward pass computes the rows of the Jacobian
 
-With the first two, the readings of `moments` are the curvature of the loss: the generalised
-Gauss-Newton matrix sum_n J_n^T H_n J_n, which for losses that are the negative logarithm of a
-distribution of their outputs is the Fisher information.
+With the first two, the readings of `readings.moments` compute the curvature of the loss: the
+generalised Gauss-Newton matrix sum_n J_n^T H_n J_n. For the cross-entropies and the squared error
+it is also the Fisher information of the distribution p(target | outputs).
 
 Sources:
   "BackPACK: Packing more into backprop", Dangel, Kunstner, Hennig, 2020.
@@ -19,29 +20,35 @@ Sources:
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Loss, widened
+from jaxbp.types import Loss, PyTree, widened
 
 
-def ggn_columns(loss, outputs, targets, key=None):
+def ggn_columns(
+    loss: Loss, outputs: jax.Array, targets: PyTree, key: jax.Array | None = None
+) -> jax.Array:
     """The columns of a square root of each example's loss Hessian, [K, ...outputs' shape].
 
       sum_k s_nk s_nk^T = H_n
 
-    K is the number of outputs, C for classes. Positions each have columns of their own, since the
-    loss is a sum over them: K = T C.
+    K is the number of outputs, C for classes. If there are positions, each has its own columns,
+    because the loss is a sum over positions: K = T C.
 
     Args:
       loss: a Loss.
-      outputs: those of the network, [N, ..., O].
+      outputs: the network's outputs, [N, ..., O].
       targets: as the loss takes them.
       key: not used.
 
     Raises:
       TypeError: `loss` is a plain function.
+
+    References:
+      "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Schraudolph, 2002.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -56,20 +63,24 @@ def ggn_columns(loss, outputs, targets, key=None):
     return (at * columns).reshape(-1, *outputs.shape)
 
 
-def sampled(loss, outputs, targets, key, *, draws=1):
+def sampled(
+    loss: Loss, outputs: jax.Array, targets: PyTree, key: jax.Array | None, *, draws: int = 1
+) -> jax.Array:
     """Deltas at targets drawn from the model's own distribution, [draws, ...outputs' shape].
 
       E[sum_k s_nk s_nk^T] = H_n
 
-    Each is divided by the root of their number. The mean is over the draws; for `huber`, whose
-    Hessian depends on the target, it is the mean of the Hessian too, not that at the given targets.
+    Each delta is divided by the square root of `draws`. The Hessian of `huber` depends on the
+    target; H_n is then the mean of the Hessian over the drawn targets, not the Hessian at the given
+    ones.
 
     Args:
       loss: a Loss.
-      outputs: those of the network, [N, ..., O].
-      targets: of which what is beside the answer, such as weights, is kept.
+      outputs: the network's outputs, [N, ..., O].
+      targets: as the loss takes them. The answers are replaced by the draws; what comes beside
+        them, such as weights, is used.
       key: a random key.
-      draws: how many, K.
+      draws: the number of draws, K.
 
     Raises:
       TypeError: `loss` is a plain function.
@@ -94,7 +105,7 @@ def sampled(loss, outputs, targets, key, *, draws=1):
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"sampled: draws is {draws!r}; it takes a positive integer.")
 
-    wide = widened(outputs)  # in 16 bits the draws would round, and be biased
+    wide = widened(outputs)  # in 16 bits the draws would be rounded, and so biased
 
     def draw(key):
         return loss(wide, loss.sample(key, wide, targets))[1].astype(outputs.dtype)
@@ -102,15 +113,17 @@ def sampled(loss, outputs, targets, key, *, draws=1):
     return jax.vmap(draw)(jax.random.split(key, draws)) / math.sqrt(draws)
 
 
-def jacobian_rows(loss, outputs, targets, key=None):
-    """One-hot errors, one for each of an example's outputs, [K, ...outputs' shape].
+def jacobian_rows(
+    loss: Any, outputs: jax.Array, targets: PyTree, key: jax.Array | None = None
+) -> jax.Array:
+    """One-hot errors, one for each output of an example, [K, ...outputs' shape].
 
-    What comes back for k is the gradient of output k of each example: `per_example` reads the
-    Jacobian. With positions, K = T C.
+    Column k propagates back to the gradient of output k of each example, so `per_example` reads the
+    Jacobian. If there are positions, K = T C.
 
     Args:
       loss: not used.
-      outputs: those of the network, [N, ..., O].
+      outputs: the network's outputs, [N, ..., O].
       targets: not used.
       key: not used.
 

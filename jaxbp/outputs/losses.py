@@ -1,16 +1,16 @@
 """Losses: how far outputs are from their targets, and which way to move them.
 
-A loss maps outputs [N, ..., O] and targets to the value of each example, [N], and to its
-derivative with respect to the outputs, delta = dE/dy, of the outputs' shape. Nothing is averaged
-over the examples, and the positions of one example are summed: the loss of a sequence is minus
-the logarithm of its probability. `weighted` leaves padded positions and examples out.
+A loss maps outputs [N, ..., O] and targets to the value of each example, [N], and to its derivative
+with respect to the outputs, delta = dE/dy, of the outputs' shape. Nothing is averaged over the
+examples. The positions of one example are summed: the loss of a sequence is minus the logarithm of
+its probability. `weighted` leaves out padded positions and examples.
 
-Those with a name in cross-entropy take logits, not probabilities, and are exact wherever the
-result is representable. Numbers of 16 bits are computed in 32; delta comes back in the outputs'
-dtype, the value does not.
+The cross-entropies take logits, not probabilities. They are exact wherever the result can be
+represented. 16-bit outputs are computed in 32 bits; delta is returned in the dtype of the outputs,
+the value in 32 bits.
 
-Each is the negative logarithm of a distribution p(target | outputs), up to a constant, from which
-it can also draw targets, and each knows a factor of its Hessian (see `Loss`).
+Each loss is the negative logarithm of a distribution p(target | outputs), up to a constant. It can
+draw targets from this distribution, and it knows a factor of its Hessian (see `Loss`).
 
 Example:
   >>> import jax.numpy as jnp, jaxbp as bp
@@ -21,13 +21,15 @@ Example:
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
-from jaxbp.types import Loss, show_shape, widened
+from jaxbp.types import Loss, Shape, show_shape, widened
 
 
 def _softmax_cross_entropy():
@@ -36,10 +38,16 @@ def _softmax_cross_entropy():
     def terms(outputs, targets):
         """Cross-entropy of a softmax: E = -sum_c t_c log p_c with p = softmax(z). delta = p - t.
 
-        Targets are integers [N, ...], one class per position, or probabilities [N, ..., C].
-
           Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
           sample     integers, c with probability p_c
+
+        Args:
+          outputs: logits z, [N, ..., C].
+          targets: classes as integers [N, ...], or probabilities [N, ..., C].
+
+        Raises:
+          ValueError: outputs or targets have the wrong shape or dtype. Outside jit also: a label or
+            a probability is out of range, or probabilities do not sum to 1.
         """
         z, targets = _require_outputs(name, outputs), jnp.asarray(targets)
         p = jax.nn.softmax(z)
@@ -47,15 +55,15 @@ def _softmax_cross_entropy():
         if jnp.issubdtype(targets.dtype, jnp.integer):
             _require_labels(name, targets, z.shape)
             values = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-            # p - one_hot(t), by a subtraction at the labels alone: as many FLOP, but the whole pass
-            # was measured to be up to a tenth faster on a CPU.
+            # p - one_hot(t), computed by a subtraction at the labels only. It takes as many FLOP,
+            # but the whole pass was measured to be up to a tenth faster on a CPU.
             rows, places = p.reshape(-1, p.shape[-1]), targets.ravel()
             delta = rows.at[jnp.arange(len(rows)), places].add(-1).reshape(p.shape)
         else:
             targets = _require_like(name, targets, outputs, "one probability per class")
             _require_range(name, targets, 0, 1, "probabilities")
             _require_sum_to_one(name, targets)
-            # 0 log 0 = 0, also where log p is -inf for a probability too small to be represented.
+            # 0 log 0 = 0, also where p is too small to be represented and log p is -inf.
             values = -jnp.sum(jnp.where(targets == 0, 0, targets * log_p), axis=-1)
             delta = p * jnp.sum(targets, axis=-1, keepdims=True) - targets
         return values, delta.astype(outputs.dtype)
@@ -82,11 +90,19 @@ def _sigmoid_cross_entropy():
     def terms(outputs, targets):
         """Cross-entropy of sigmoids: E = -sum_o t_o log p_o + (1 - t_o) log(1 - p_o).
 
-        p = sigmoid(z), delta = p - t. Targets are of the outputs' shape [N, ..., O], each 0, 1 or
-        a probability: one output for two classes, or O labels that do not exclude one another.
+        p = sigmoid(z), delta = p - t. Use it for two classes with one output, or for O labels that
+        do not exclude one another.
 
           Hessian    diag(p (1 - p))
           sample     0 or 1, 1 with probability p
+
+        Args:
+          outputs: logits z, [N, ..., O].
+          targets: 0, 1 or a probability for each output, [N, ..., O].
+
+        Raises:
+          ValueError: outputs or targets have the wrong shape or dtype. Outside jit also: a target
+            is not in [0, 1].
         """
         z = _require_outputs(name, outputs)
         targets = _require_like(name, targets, outputs, "one target in [0, 1] per output")
@@ -101,7 +117,7 @@ def _sigmoid_cross_entropy():
     def hessian_factor(outputs, targets):
         del targets
         z = _require_outputs(name, outputs)
-        # sqrt(p (1 - p)) = sqrt(p(z) p(-z)), which does not round to zero before it is zero.
+        # sqrt(p(z) p(-z)) and not sqrt(p (1 - p)): for large z, 1 - p would round to zero.
         return _diagonal(jnp.sqrt(jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)).astype(outputs.dtype))
 
     return Loss(name, terms, sample, hessian_factor)
@@ -116,8 +132,15 @@ def _squared_error():
     def terms(outputs, targets):
         """Half the squared error: E = sum_o (y_o - t_o)^2 / 2. delta = y - t.
 
-        Hessian    the identity
-        sample     normal, with mean y and variance 1
+          Hessian    the identity
+          sample     normal, with mean y and variance 1
+
+        Args:
+          outputs: y, [N, ..., O].
+          targets: t, [N, ..., O].
+
+        Raises:
+          ValueError: outputs or targets have the wrong shape or dtype.
         """
         y = _require_outputs(name, outputs)
         residuals = y - _require_like(name, targets, outputs, "one target per output")
@@ -137,16 +160,16 @@ def _squared_error():
 squared_error = _squared_error()
 
 
-def make_huber(threshold):
-    """The Huber loss: a squared error up to a threshold h, an absolute error beyond.
+def make_huber(threshold: float) -> Loss:
+    """The Huber loss: a squared error up to a threshold h, an absolute error beyond it.
 
       E = sum_o  r_o^2 / 2            where |r_o| <= h,   r = y - t
                  h (|r_o| - h / 2)    elsewhere
       delta = r clipped to [-h, h]
 
       Hessian    1 where |r_o| <= h, else 0, on the diagonal
-      sample     y + r, with r of density proportional to e^-E: normal in the middle, exponential
-                 in the tails
+      sample     y + r, r with a density proportional to e^-E: normal in the middle, exponential in
+                 the tails
 
     `bp.huber` is this loss with h = 1.
 
@@ -177,7 +200,7 @@ def make_huber(threshold):
         del targets
         shape, dtype = outputs.shape, outputs.dtype
         which, middle, tail = jax.random.split(key, 3)
-        # The masses of the middle and of the tails under e^-E.
+        # The integrals of e^-E over the middle and over both tails.
         in_middle = math.sqrt(2 * math.pi) * math.erf(threshold / math.sqrt(2))
         in_tails = 2 / threshold * math.exp(-(threshold**2) / 2)
         near = jax.random.truncated_normal(middle, -threshold, threshold, shape, dtype)
@@ -196,16 +219,19 @@ def make_huber(threshold):
 huber = make_huber(1.0)
 
 
-def weighted(loss):
+def weighted(loss: Loss) -> Loss:
     """The loss with a weight for each example or position: E_n = sum_t w_nt E_nt.
 
-    Its targets are a pair `(targets, weights)`, with weights [N], [N, T], or any further axes of
-    the loss's terms. A mask is weights of 0 and 1: what has weight 0 counts for nothing, even
-    where it is not finite. The weights are part of each example's own loss; a mean over examples
-    still divides by N.
+    Its targets are a pair `(targets, weights)`. Weights are [N] or [N, T], or have any number of
+    the first axes of the loss's terms. A mask is weights of 0 and 1: terms of weight 0 contribute
+    nothing, even if they are not finite. The weights are part of each example's own loss, so a mean
+    over examples still divides by N.
 
     Args:
       loss: a Loss.
+
+    Raises:
+      ValueError: when called, the targets are not a pair, or the weights do not fit the terms.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -229,7 +255,7 @@ def weighted(loss):
         return jnp.where(weights == 0, 0, weights * values)
 
     def terms(outputs, targets):
-        """The terms of a loss, each times its weight (see `weighted`)."""
+        """The terms of a loss, each multiplied by its weight (see `weighted`)."""
         targets, weights = unpack(targets)
         values, delta = loss.terms(outputs, targets)
         weights = jnp.asarray(weights)
@@ -256,27 +282,34 @@ def weighted(loss):
     return Loss(name, terms, sample, hessian_factor)
 
 
-def accuracy(outputs, targets):
+def accuracy(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
     """Whether each example's largest output is at its label: 1.0 or 0.0, [N].
 
-    The metric of a classifier with integer labels; with positions it is the fraction that is right.
+    A metric for classifiers with integer labels. If there are positions, it is the fraction of
+    positions at which this holds.
 
     Args:
       outputs: [N, ..., C].
       targets: integers, [N, ...].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bp.accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])).tolist()
+      [1.0, 0.0]
     """
+    targets = jnp.asarray(targets)
     right = jnp.argmax(outputs, axis=-1).astype(targets.dtype) == targets
     return jnp.mean(right, axis=range(1, right.ndim), dtype=jnp.float32)
 
 
 def _diagonal(values):
-    """The columns of a diagonal matrix, [N, ..., O] to [O, N, ..., O]."""
+    """The columns of diagonal matrices, [O, N, ..., O], from their diagonals, [N, ..., O]."""
     eye = jnp.eye(values.shape[-1], dtype=values.dtype)
     return jnp.moveaxis(values[..., None, :] * eye, -2, 0)
 
 
-def _require_outputs(name, outputs):
-    """The outputs in at least 32 bits, once they are known to be outputs."""
+def _require_outputs(name: str, outputs: Any) -> jax.Array:
+    """Refuses what cannot be outputs; returns them in at least 32 bits."""
     if jnp.ndim(outputs) < 2:
         raise ValueError(
             f"{name}: outputs has shape {show_shape(jnp.shape(outputs))}, expected [N, ..., O]."
@@ -290,8 +323,8 @@ def _require_outputs(name, outputs):
     return widened(outputs)
 
 
-def _require_like(name, targets, outputs, what):
-    """The targets in the dtype of the computation, once they are known to fit the outputs."""
+def _require_like(name: str, targets: Any, outputs: jax.Array, what: str) -> jax.Array:
+    """Refuses targets that do not fit the outputs; returns them in the dtype of the computation."""
     targets = jnp.asarray(targets)
     if targets.shape != outputs.shape:
         hint = " Add an axis, targets[:, None]?" if (*targets.shape, 1) == outputs.shape else ""
@@ -302,7 +335,7 @@ def _require_like(name, targets, outputs, what):
     return targets.astype(widened(outputs).dtype)
 
 
-def _require_labels(name, labels, shape):
+def _require_labels(name: str, labels: jax.Array, shape: Shape) -> None:
     if labels.shape != shape[:-1]:
         one = "example" if len(shape) == 2 else "position"
         hint = " Put flatten() into the network?" if labels.shape == shape[:1] else ""
@@ -313,8 +346,8 @@ def _require_labels(name, labels, shape):
     _require_range(name, labels, 0, shape[-1] - 1, "labels")
 
 
-def _require_range(name, values, low, high, what):
-    """Refuses values out of range where they are known, which under jit they are not."""
+def _require_range(name: str, values: Any, low: float, high: float, what: str) -> None:
+    """Refuses values out of range. Under jit values are not known, and all pass."""
     if isinstance(values, Tracer):
         return
     values = np.asarray(values)
@@ -327,8 +360,8 @@ def _require_range(name, values, low, high, what):
         )
 
 
-def _require_sum_to_one(name, probabilities):
-    if isinstance(probabilities, Tracer):
+def _require_sum_to_one(name: str, probabilities: Any) -> None:
+    if isinstance(probabilities, Tracer):  # under jit, where values are not known
         return
     sums = np.asarray(probabilities, np.float64).sum(-1)
     if not np.allclose(sums, 1, atol=1e-2):
