@@ -1,10 +1,10 @@
 """Combinators: layers made of other layers.
 
-`compose` puts several layers together: one after another, added, side by side, or multiplied.
-`wrap` changes one layer: it repeats, stacks, recomputes, casts or masks it.
+`compose` joins several layers: one after another, added, side by side, or multiplied. `wrap`
+changes one layer: it repeats, stacks, recomputes, casts or masks it.
 
-A combinator knows the `Layer` record and signals, and no particular layer. A new one is a function
-in one of these two modules.
+A combinator knows the `Layer` record and the signals, but no particular layer. A new combinator
+goes into one of these two modules, as one more function.
 """
 
 from jaxbp.combinators.compose import Direct as Direct

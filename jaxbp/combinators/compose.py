@@ -1,47 +1,51 @@
-"""Combinators: layers made of several layers.
+"""Combinators that join several layers: one after another, added, side by side, or multiplied.
 
-The chain rule of a composition is the composition of the chain rules in reverse: the dx of one
-part is the dy of the part before it. Nothing else passes between layers.
+The backward pass visits the parts in reverse order: the dx of one part is the dy of the part before
+it. Nothing else passes between layers.
 """
 
 import functools
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.require import placed, require_entries, require_layers, require_same_shape
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, show_shape, split_keys
+from jaxbp.types import Layer, LayerError, Params, show_shape, split_keys
 
 
 class Direct(NamedTuple):
-    """A tree for backward that brings the error at a chain's outputs straight to each of its parts.
+    """A tree for backward that sends the error at a chain's outputs directly to each of its parts.
 
     Attributes:
-      parts: what carries the error inside each part, as the chain's parameters.
-      matrices: B of each part but the last, which gets the error as it is. [C, O] if its outputs
-        have the positions of the chain's; else for both as flat vectors, [T C, ...].
+      parts: the tree that carries the error inside each part. It has the structure of the chain's
+        parameters.
+      matrices: the matrix B of each part but the last, which gets the error itself. B is [C, O] if
+        the part's outputs have the positions of the chain's outputs. Otherwise it maps all of the
+        chain's outputs to all of the part's, both as flat vectors: [T C, ...].
     """
 
-    parts: tuple[Any, ...]
+    parts: tuple[Params, ...]
     matrices: tuple[jax.Array, ...]
 
 
-def chain(*layers):
+def chain(*layers: Layer) -> Layer:
     """The layers one after another, y = f_n(... f_2(f_1(x))). dx = J_1^T J_2^T ... J_n^T dy.
 
-    Parameters, caches and readings are tuples with an entry for each part. If the tree for backward
-    is a `Direct`, part i gets dy B_i in place of the dx of the part after it, and no part waits for
-    another; dx is then that of the first part, for the error that it got.
+    Parameters, caches and readings are tuples with one entry for each part.
+
+    If the tree for `backward` is a `Direct`, each part but the last gets dy B_i instead of the dx
+    of the part after it, so no part waits for another. The dx of the chain is then the dx of its
+    first part for the error dy B_1.
 
     Args:
-      *layers: in the order in which the forward pass meets them.
+      *layers: the parts, in the order of the forward pass.
 
     Raises:
-      TypeError: one of them is not a Layer.
+      TypeError: a part is not a Layer.
       LayerError: a part refuses its inputs or parameters; the message says which part.
 
     Example:
@@ -55,7 +59,7 @@ def chain(*layers):
     name = f"chain({', '.join(layer.name for layer in layers)})"
 
     def parts(*trees):
-        """For each part: itself, the place for its errors, and what is its own in each tree."""
+        """For each part: the layer, its place for error messages, and its entry in each tree."""
         for tree in trees:
             require_entries(name, tree, len(layers))
         places = [placed(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
@@ -92,7 +96,7 @@ def chain(*layers):
         error, dx, readings = dy, dy, []
         for layer, place, tree, cache, matrix in reversed(parts(trees, caches, matrices)):
             with place:
-                dy = dx if matrix is None else _sent(layer, error, matrix, dx.shape)
+                dy = dx if matrix is None else _sent_directly(layer, error, matrix, dx.shape)
                 dx, reading = layer.backward(tree, cache, dy, read=read)
             readings.append(reading)
         return dx, tuple(reversed(readings))
@@ -100,13 +104,16 @@ def chain(*layers):
     return Layer(name, init, forward, backward)
 
 
-def residual(*layers):
-    """What goes in, added to what the layers make of it, y = x + f(x). dx = dy + J^T dy.
+def residual(*layers: Layer) -> Layer:
+    """The output of the layers added to their input, y = x + f(x). dx = dy + J^T dy.
 
-    The layers are a chain if there are several. Parameters, caches and readings are those of f.
+    Several layers form a chain. Parameters, caches and readings are those of f.
+
+    Args:
+      *layers: f, or the parts of f in the order of the forward pass.
 
     Raises:
-      TypeError: one of them is not a Layer, or there is none.
+      TypeError: a part is not a Layer, or there is none.
       LayerError: f does not map a shape to itself, or refuses its inputs or parameters.
 
     References:
@@ -121,7 +128,7 @@ def residual(*layers):
     """
     require_layers("residual: part", layers)
     if not layers:
-        raise TypeError("residual: takes a Layer, or several that are a chain; got none.")
+        raise TypeError("residual: takes a Layer, or several that form a chain; got none.")
     inner = layers[0] if len(layers) == 1 else chain(*layers)
     name = f"residual({inner.name})"
 
@@ -144,15 +151,16 @@ def residual(*layers):
     return Layer(name, init, forward, backward)
 
 
-def parallel(*layers, combine="sum"):
-    """Branches side by side, of which the outputs are added or concatenated.
+def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> Layer:
+    """Branches side by side, whose outputs are added or concatenated.
 
-      sum           y = f_1(x) + ... + f_n(x)         dy goes to each branch
-      concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own outputs of dy
+      sum           y = f_1(x) + ... + f_n(x)         each branch gets dy
+      concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own part of dy
 
-    Outputs are concatenated along their last axis. All branches see the same x, and dx is the sum
-    of theirs; or, if x is a tuple with an array for each branch, each sees its own, and dx is a
-    tuple too. Parameters, caches and readings are tuples with an entry for each branch.
+    Outputs are concatenated along their last axis. If x is an array, every branch gets x, and dx is
+    the sum over the branches. If x is a tuple with an array for each branch, each branch gets its
+    own, and dx is a tuple too. Parameters, caches and readings are tuples with one entry for each
+    branch.
 
     Args:
       *layers: the branches.
@@ -160,9 +168,9 @@ def parallel(*layers, combine="sum"):
 
     Raises:
       TypeError: a branch is not a Layer, or there is none.
-      ValueError: `combine` is neither of its two words.
-      LayerError: the outputs of the branches do not fit together, there are not as many inputs as
-        branches, or a branch refuses its inputs or parameters; the message says which.
+      ValueError: `combine` is neither `sum` nor `concatenate`.
+      LayerError: the outputs of the branches do not fit together, the number of inputs is not the
+        number of branches, or a branch refuses its inputs or parameters; the message says which.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -180,7 +188,7 @@ def parallel(*layers, combine="sum"):
     init_each, forward_each, backward_each = _side_by_side(name, layers, places)
 
     def for_each(x, *, several):
-        """The input of each branch: its own if there are several, else the same for all."""
+        """The input of each branch: its own entry if there are several, else the one input."""
         if several and len(x) != len(layers):
             raise LayerError(name, f"got {len(x)} inputs; it takes {len(layers)}, or one for all.")
         return tuple(x) if several else (x,) * len(layers)
@@ -206,7 +214,8 @@ def parallel(*layers, combine="sum"):
         inputs = for_each(x, several=isinstance(x, tuple))
         outputs, caches = forward_each(params, inputs, key)
         y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
-        # Whether inputs are several, and how wide outputs are: arrays of them without examples.
+        # Backward needs to know whether x is a tuple and how wide the outputs are. Arrays with zero
+        # examples say both, and unlike plain integers they pass through a scan.
         shapes = jax.tree.map(lambda array: array[:0], (x, outputs))
         return y, (caches, *shapes)
 
@@ -223,21 +232,22 @@ def parallel(*layers, combine="sum"):
     return Layer(name, init, forward, backward)
 
 
-def gated(layer, gate):
-    """What a layer makes of x, let through by a gate, y = f(x) g(x), entry by entry.
+def gated(layer: Layer, gate: Layer) -> Layer:
+    """The output of a layer times the output of a gate, elementwise: y = f(x) g(x).
 
       dx = J_f^T (g dy) + J_g^T (f dy)
 
-    With a dense layer and one with an activation it is the first half of a gated feed-forward
-    network: of SwiGLU, if that is silu. Parameters, caches and readings are pairs, of f and of g.
+    A dense layer, gated by a dense layer with an activation, is the first half of a gated
+    feed-forward network: of SwiGLU if the activation is silu. Parameters, caches and readings are
+    pairs, of f and of g.
 
     Args:
       layer: f.
       gate: g.
 
     Raises:
-      TypeError: one of them is not a Layer.
-      LayerError: their outputs are not of one shape, or they refuse inputs or parameters.
+      TypeError: one of the two is not a Layer.
+      LayerError: their outputs have different shapes, or one refuses its inputs or parameters.
 
     References:
       "GLU Variants Improve Transformer", Shazeer, 2020.
@@ -278,22 +288,24 @@ def gated(layer, gate):
 
 
 def _side_by_side(name, layers, places):
-    """The three functions of layers that do not see each other, on a tuple of what is of each.
+    """The init, forward and backward of layers that do not see each other.
 
-    init(key, shapes) -> (params, out_shapes)
-    forward(params, inputs, key) -> (outputs, caches)
-    backward(params, caches, errors, read) -> (dxs, readings)
+    All arguments but `key` and `read`, and all results, are tuples with one entry for each layer:
+
+      init(key, shapes) -> (params, out_shapes)
+      forward(params, inputs, key) -> (outputs, caches)
+      backward(params, caches, errors, read) -> (dxs, readings)
     """
 
     def each(function, *trees):
-        """The pairs that `function(layer, own in each tree)` answers with, as a pair of tuples."""
-        answers = []
+        """The pairs that `function(layer, *entries)` returns for the layers, as two tuples."""
+        pairs = []
         for tree in trees:
             require_entries(name, tree, len(layers))
         for place, layer, *own in zip(places, layers, *trees, strict=True):
             with placed(place, layer):
-                answers.append(function(layer, *own))
-        return tuple(zip(*answers, strict=True))
+                pairs.append(function(layer, *own))
+        return tuple(zip(*pairs, strict=True))
 
     def init(key, shapes):
         keys = tuple(jax.random.split(key, len(layers)))
@@ -318,8 +330,8 @@ def _sum(arrays):
     return functools.reduce(jnp.add, arrays)
 
 
-def _sent(layer, error, matrix, shape):
-    """The error [N, ..., C] at the outputs of a chain, by its own matrix to those of one part."""
+def _sent_directly(layer, error, matrix, shape):
+    """The error at a chain's outputs [N, ..., C], sent to the outputs of one part by its matrix."""
     if error.shape[:-1] == shape[:-1] and matrix.shape == (error.shape[-1], shape[-1]):
         return error @ matrix
     sizes = math.prod(error.shape[1:]), math.prod(shape[1:])

@@ -1,16 +1,19 @@
-"""Combinators of one layer: many times over, once more on the way back, in other numbers, masked.
+"""Combinators that wrap one layer: repeat, stack, remat, cast, masked.
 
-  repeat    n times, with the same parameters
-  stack     n times, each with its own, in one compiled loop
-  remat     again on the way back, in place of what it would have kept
-  cast      in numbers of 16 bits
-  masked    made anew for the mask that comes with each batch
+  repeat    applies the layer n times, with the same parameters
+  stack     applies n layers of this kind, each with its own parameters, in one compiled loop
+  remat     keeps only the inputs, and runs the layer again in the backward pass
+  cast      computes in another floating-point dtype, such as bfloat16
+  masked    makes the layer from the mask that comes with each batch
 
-Parameters and readings are those of the layer; of a stack, those of every one of its layers.
+Parameters and readings are those of the layer. Those of a stack hold all of its layers.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from jaxbp.require import placed, require_count, require_layers, require_same_shape
 from jaxbp.signals.kinds import joined, keep, map_signals
@@ -18,18 +21,19 @@ from jaxbp.signals.stacked import Stacked
 from jaxbp.types import Layer, LayerError, split_keys
 
 
-def repeat(layer, n):
+def repeat(layer: Layer, n: int) -> Layer:
     """The same layer n times with the same parameters, y = f(f(... f(x))).
 
       dE/dW = sum_k dE/dW_k,   with W_k the parameter in its k-th use
 
-    What is read at a parameter sees all of its uses at once, as if they were positions: the norm of
-    a sum is not that of its parts. So the operands of all uses are kept until the sweep is through
-    the last of them. Parameters and readings are those of one layer, the cache a tuple of n.
+    A reading gets all uses of a parameter in one signal, as if they were positions, because the
+    norm of a sum is not the sum of the norms. So the backward pass keeps the operands of all uses
+    until it has gone through all of them. Parameters and readings are those of one layer; the cache
+    is a tuple of n.
 
     Args:
-      layer: it has to map a shape to itself.
-      n: how often, at least 1.
+      layer: a layer that maps a shape to itself.
+      n: the number of uses, at least 1.
 
     Raises:
       TypeError: `layer` is not a Layer.
@@ -52,7 +56,7 @@ def repeat(layer, n):
     def init(key, shape):
         with placed("repeat", layer):
             params, out_shape = layer.init(key, shape)
-        require_same_shape(name, shape, out_shape, "what is repeated")
+        require_same_shape(name, shape, out_shape, "a repeated layer")
         return params, out_shape
 
     def forward(params, x, *, key=None):
@@ -74,17 +78,17 @@ def repeat(layer, n):
     return Layer(name, init, forward, backward)
 
 
-def stack(layer, n):
-    """Layers that are alike, one after another, each with its own parameters, in one loop.
+def stack(layer: Layer, n: int) -> Layer:
+    """Several layers of the same kind, one after another, each with its own parameters.
 
-    It is `chain(layer, ..., layer)`, compiled as one layer: the time that takes does not grow with
-    n. Parameters and readings are `Stacked`, each array with L = n as its first axis, [L, I, O] for
-    a weight and [L, N] for its squared norms. What is read is read of each layer on its own, inside
-    the loop of the way back.
+    It computes what `chain(layer, ..., layer)` computes, but runs as one loop, compiled as one
+    layer, so the compile time does not grow with n. Parameters and readings are `Stacked`: each
+    array has L = n as its first axis, such as [L, I, O] for a weight and [L, N] for its squared
+    norms. Readings are taken for each layer separately, inside the loop of the backward pass.
 
     Args:
-      layer: it has to map a shape to itself.
-      n: how many, at least 1.
+      layer: a layer that maps a shape to itself.
+      n: the number of layers, at least 1.
 
     Raises:
       TypeError: `layer` is not a Layer.
@@ -160,10 +164,10 @@ def stack(layer, n):
 
 
 def _distinct(tree):
-    """The arrays of a tree, each once, and the function that makes such a tree of arrays like them.
+    """The distinct arrays of a tree, and a function that rebuilds the tree from arrays like them.
 
-    Layers share what they keep: the outputs of one are the inputs of the next. A loop would store
-    each of them for every layer that keeps it.
+    Layers share what they keep: the outputs of one layer are the inputs of the next. A loop would
+    store such an array once for every layer that keeps it.
     """
     leaves, structure = jax.tree.flatten(tree)
     arrays = {id(leaf): leaf for leaf in leaves}
@@ -172,15 +176,15 @@ def _distinct(tree):
     return tuple(arrays.values()), lambda like: structure.unflatten([like[i] for i in order])
 
 
-def remat(layer):
-    """The same layer with less memory: it keeps its inputs alone, and runs again on the way back.
+def remat(layer: Layer) -> Layer:
+    """The same layer with less memory: keeps only its inputs, and runs again in the backward pass.
 
-    Costs a second forward pass. It saves in a `stack`, of which then the inputs of each layer are
-    kept, and what is in a layer is there for one at a time. (Outside of one, a compiler that merges
-    equal computations may keep what was to be forgotten; that for CPUs does.)
+    Costs a second forward pass. Use it inside a `stack`: the stack then keeps only the inputs of
+    each layer, and the inner values exist for one layer at a time. Outside a stack, a compiler that
+    merges equal computations may keep the inner values after all; XLA's compiler for CPUs does.
 
     Args:
-      layer: any.
+      layer: any layer.
 
     Raises:
       TypeError: `layer` is not a Layer.
@@ -204,12 +208,12 @@ def remat(layer):
     def forward(params, x, *, key=None):
         with placed("remat", layer):
             y, _ = layer.forward(params, x, key=key)
-        # The parameters too, since what carries the error back may be another tree.
+        # The parameters too: the tree that carries the error may be another one.
         return y, (params, x, key)
 
     def backward(tree, cache, dy, *, read=keep):
         params, x, key = cache
-        # Not before dy is there, lest the compiler should take it for the forward pass itself.
+        # The barrier on dy keeps XLA from merging the recomputation with the forward pass.
         x, dy = jax.lax.optimization_barrier((x, dy))
         with placed("remat", layer):
             _, cache = layer.forward(params, x, key=key)
@@ -218,17 +222,17 @@ def remat(layer):
     return Layer(f"remat({layer.name})", init, forward, backward)
 
 
-def cast(layer, compute=jnp.bfloat16):
-    """The same layer in other numbers: parameters as they are, products and caches in `compute`.
+def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
+    """The same layer computed in another dtype: parameters keep theirs, products are in `compute`.
 
-    Parameters, inputs and the error are rounded to `compute` on their way in, outputs and dx are
-    given back in the dtype of the inputs (that of the parameters, if the inputs are integers).
-    Signals are the rounded operands in the dtype of the outputs: what is read off them, such as the
-    gradient, a sum of products, is accumulated in that and not in `compute`. Normalisations,
-    softmax and norms take their sums in 32 bits in any case.
+    Parameters, inputs and the error are rounded to `compute`, and so are the caches. Outputs and dx
+    are returned in the dtype of the inputs (of the parameters, if the inputs are integers). Signals
+    hold the rounded operands in the dtype of the outputs. So a reading, such as the gradient (a sum
+    of products), is accumulated in the dtype of the outputs and not in `compute`. Normalisations,
+    softmax and norms compute their sums in 32 bits in any case.
 
     Args:
-      layer: any.
+      layer: any layer.
       compute: a floating-point dtype.
 
     Raises:
@@ -273,20 +277,22 @@ def cast(layer, compute=jnp.bfloat16):
     return Layer(name, init, forward, backward)
 
 
-def masked(make):
-    """A layer whose inputs come with a mask: make(mask), for (x, mask) in the place of x.
+def masked(make: Callable[[jax.Array | None], Layer]) -> Layer:
+    """The layer `make(mask)` applied to x, for inputs (x, mask).
 
-    What positions of an example are there is known with the batch, and concerns layers anywhere in
-    a network, such as `attention(..., mask=mask)`. So the network is a function of it. Making one
-    costs nothing: it happens as the program is traced. The mask has no derivative, and dx is that
-    of x alone.
+    The mask comes with each batch and says which positions of an example count. Layers anywhere in
+    a network may need it, such as `attention(..., mask=mask)`, so the network is a function of the
+    mask. It is made while the program is traced, which costs nothing at run time. The mask has no
+    derivative: dx is the derivative with respect to x.
 
     Args:
-      make: `make(mask) -> layer`; with None, as for `init`, every position is there.
+      make: `make(mask) -> layer`. `init` calls it with None, which means that every position
+        counts.
 
     Raises:
       TypeError: `make(None)` is not a Layer.
-      LayerError: the inputs are not such a pair, or the layer refuses its inputs or parameters.
+      LayerError: the inputs are not a pair (x, mask), or the layer refuses its inputs or
+        parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -329,5 +335,5 @@ def _is_float(x):
 
 
 def _as(dtype, tree):
-    """A tree with its floating-point arrays in this dtype."""
+    """The tree with its floating-point arrays in this dtype."""
     return jax.tree.map(lambda x: x.astype(dtype) if _is_float(x) else x, tree)

@@ -184,7 +184,7 @@ def test_branches_with_inputs_of_their_own(combine, key):
         (
             lambda: bp.repeat(bp.dense(5), 2).init(jax.random.key(0), (6,)),
             bp.LayerError,
-            r"repeat\(dense\(5\), 2\) has an inner layer that maps \[6\] to \[5\]; what is",
+            r"repeat\(dense\(5\), 2\) has an inner layer that maps \[6\] to \[5\]; a repeated",
         ),
         (lambda: bp.repeat(bp.relu(), 0), ValueError, "n is 0; it takes a positive integer"),
         (lambda: bp.repeat(bp.relu(), True), ValueError, "n is True; it takes a positive integer"),
@@ -200,7 +200,7 @@ def test_branches_with_inputs_of_their_own(combine, key):
             bp.LayerError,
             r"gated: gate \(dense\(2\)\) got parameters that are not its own",
         ),
-        (bp.residual, TypeError, "residual: takes a Layer, or several that are a chain; got none"),
+        (bp.residual, TypeError, "residual: takes a Layer, or several that form a chain; got none"),
         (lambda: bp.residual(bp.relu), TypeError, r"residual: part 1 is .*Call it: relu\(\)\?"),
         (bp.parallel, TypeError, "parallel: takes a Layer for each branch; got none"),
         (

@@ -525,7 +525,7 @@ def test_what_is_padded_changes_nothing_and_learns_nothing(key):
         (
             lambda: bp.total(bp.Stacked(bp.Bias(jnp.ones((2, 3, 4))))),
             TypeError,
-            r"got Stacked.* or map_signals\(total, signals\) over a tree",
+            r"got Stacked.* or apply it to a tree by map_signals\(total, signals\)",
         ),
     ],
 )
