@@ -1,11 +1,11 @@
-"""Readings: what is computed from a signal, inside the backward sweep or after it.
+"""Readings: functions of a signal, applied inside the backward pass or after it.
 
-`sums` has the gradient, summed, averaged or per example, `norms` its squared norm per example,
-`moments` second moments and curvature factors, and `inner_products` products of gradients of
-different examples.
+`sums` computes the gradient, summed, averaged or per example, `norms` its norm per example,
+`moments` second moments and curvature factors, and `inner_products` products of the gradients of
+different examples. `costs` chooses between two ways to compute the same quantity.
 
-Readings know signals and no layer. Each is one function with an implementation for every kind of
-signal; a new reading is added to one of these modules.
+Readings know signals, but no layers. Each is one function with an implementation for every kind of
+signal. Add a new reading to one of these modules.
 """
 
 from jaxbp.readings.inner_products import directional_derivatives as directional_derivatives

@@ -1,46 +1,56 @@
-"""Costs: which way to compute a reading takes fewer multiplications, decided from static shapes.
+"""Costs: chooses the cheaper of several ways to compute a norm or an inner product of gradients.
 
-The constants were measured on a CPU.
+`sq_norms`, `per_example` and `gram` ask these functions. The answer depends on static shapes alone,
+so it is known when the code is compiled. The constants were measured on a CPU.
 """
 
 import math
 
+from jaxbp.signals.kinds import Conv
 
-def gram_is_less_work(i, o, *, pairs, rows, products):
-    """Whether inner products of gradients [I, O] cost less from Gram matrices of their operands.
 
-    With positions there are two ways to an inner product of gradients sum_t x_t d_t^T:
+def gram_is_less_work(i: int, o: int, *, pairs: int, rows: int, products: int) -> bool:
+    """Whether inner products of gradients cost less from Gram matrices than from the gradients.
 
-      Gram matrices   sum_st (x_s . x_t) (d_s . d_t)      pairs (I + O) multiplications
-      gradients       form them, and multiply those       (rows + products) I O
+    For gradients [I, O] of the form sum_t x_t d_t^T, the number of multiplications is
 
-    The second also writes what it forms. On a CPU the times were measured to cross where it has
-    1.3 to 2 times fewer multiplications (I and O from 64 to 512, T from 2 to 256); hence 3/2.
+      Gram matrices   sum_st (x_s . x_t) (d_s . d_t)            pairs (I + O)
+      gradients       form the gradients and multiply them      (rows + products) I O
+
+    Forming gradients also writes them to memory. Measured on a CPU, both ways take the same time
+    where the second has 1.3 to 2 times fewer multiplications (I and O from 64 to 512, T from 2 to
+    256). The factor 3/2 stands for that.
 
     Args:
-      i: inputs.
-      o: outputs.
-      pairs: of positions that meet: T^2 for the norm of one example, N T M S for N with M others.
-      rows: positions from which gradients are formed: T for one example, N T + M S for N and M.
-      products: inner products: 1 for one example, N M for N with M others.
+      i: I, the number of inputs.
+      o: O, the number of outputs.
+      pairs: the number of pairs of positions: T^2 for the norm of one example, N T M S for N
+        examples with T positions and M others with S.
+      rows: the number of positions from which gradients are formed: T for one example, N T + M S
+        for N and M examples.
+      products: the number of inner products: 1 for one example, N M for N and M examples.
     """
     return pairs * (i + o) < 1.5 * (rows + products) * i * o
 
 
-def by_place_is_less_work(signal):
-    """Whether a kernel's gradients cost less for one of its places after another than by patches.
+def by_place_is_less_work(signal: Conv) -> bool:
+    """Whether to compute a kernel's per-example gradients one place of the kernel at a time.
 
-    There are three ways to the norm of sum_t x_u d_t^T over all K places, of G groups:
+    There are three ways to compute the norm of an example's gradient, for a kernel with K places
+    and G groups:
 
-      Gram matrices   of the patches [T, K I / G] and of the deltas       (`gram_is_less_work`)
-      patches         form the gradients [K I / G, O / G], and square
-      places          form those of one place at a time, [I / G, O / G]
+      Gram matrices   of the patches [T, K I / G] and of the deltas        (`gram_is_less_work`)
+      patches         form the patches, and from them the gradient [K I / G, O / G]
+      places          form the gradient of one place at a time, [I / G, O / G]
 
-    The last two multiply as often, but patches are K times the images, and have to be written.
-    Where Gram matrices are not less work, places were measured on a CPU to take 0.3 to 0.9 of the
-    time of patches (images of 8 x 8 to 32 x 32 with 3 to 64 inputs, 3 x 3 places), 1.1 for
-    sequences and for 7 x 7 places of 3 inputs, and 1.8 for one input, of which a place leaves
-    vectors. Where they are, with few positions, places took 1.4 to 6 times as long as they.
+    Patches and places take the same number of multiplications, but patches have to be written to
+    memory and are K times as large as the images. So the answer is yes where Gram matrices are not
+    less work and there is more than one input channel. Time of places, measured on a CPU:
+
+      against patches, 8 x 8 to 32 x 32 images, 3 to 64 inputs, kernel of 3 x 3     0.3 to 0.9
+      against patches, sequences, or a kernel of 7 x 7 on 3 inputs                  1.1
+      against patches, one input, where a place leaves only vectors to multiply     1.8
+      against Gram matrices, where those are less work (few positions)              1.4 to 6
     """
     inputs, outputs, geometry = signal.inputs.shape, signal.deltas.shape, signal.geometry
     if geometry.transposed:

@@ -1,21 +1,22 @@
-"""Inner products of gradients, from their operands: which examples pull the same way.
+"""Inner products of gradients: which examples change the parameters in similar directions.
 
-With g_n the gradient of example n's own loss with respect to all parameters, and none of them
-formed:
+With g_n the gradient of example n's own loss with respect to all parameters:
 
   gram                      g_n . g_m    [N, M]   between examples, of one batch or of two
-  directional_derivatives   g_n . v      [N]      along a direction, a tree like the parameters
+  directional_derivatives   g_n . v      [N]      along a direction v, a tree like the parameters
 
-Both take the tree of signals that a sweep with `read=keep` hands out, or a part of it, or one
-signal, and sum over the parameters in it.
+Both compute the products from the operands and form per-example gradients only where that is
+cheaper. They take the tree of signals that a sweep with `read=keep` returns, a part of this tree,
+or one signal, and sum over the parameters in it.
 
 Sources:
   "Estimating Training Data Influence by Tracing Gradient Descent", Pruthi, Liu, Kale,
-  Sundararajan, 2020: what inner products of gradients tell of data.
-  "Data Shapley in One Training Run", Wang, Mittal, Song, Jia, 2024: from operands.
+  Sundararajan, 2020: inner products of gradients as the influence of training examples.
+  "Data Shapley in One Training Run", Wang, Mittal, Song, Jia, 2024: inner products from operands.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,30 +31,42 @@ from jaxbp.signals.kinds import (
     Lookup,
     Outer,
     Scale,
+    Signal,
     as_positions,
     is_signal,
     map_signals,
     not_a_signal,
 )
 from jaxbp.signals.stacked import sum_leaves
-from jaxbp.types import show_shape, widened
+from jaxbp.types import PyTree, show_shape, widened
 
 
-def gram(signals, other=None):
-    """Inner products of the gradients of examples, g_n . g_m, [N, M], summed over parameters.
+def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
+    """Computes the inner products of the gradients of examples, g_n . g_m, over all parameters.
 
-    For a weight matrix it is (x_n . x_m) (d_n . d_m). With positions it is sum_st (x_ns . x_mt)
-    (d_ns . d_mt), or the product of the gradients themselves, whichever is less work
-    (`gram_is_less_work`). A kernel is a matrix that patches share. Numbers of 16 bits are
-    accumulated in 32.
+    A large product means that a step on one example also lowers the loss of the other.
+
+      weight matrix      (x_n . x_m) (d_n . d_m)
+      with positions     sum_ts (x_nt . x_ms) (d_nt . d_ms), or the product of the gradients,
+                         whichever is less work (`gram_is_less_work`)
+      kernel             as a weight matrix shared by patches, or the product of the gradients
+      table              the pairs of positions that look up the same row, or the product of the
+                         gradients
+      bias, gain         the product of the gradients
+
+    Numbers of 16 bits are accumulated in 32.
 
     Args:
       signals: a tree of signals, of N examples.
-      other: the same of M others, by the same network; without it, the N among themselves.
+      other: a tree of signals of M other examples, from the same network. Without it, the products
+        are between the N examples.
+
+    Returns:
+      An array [N, M].
 
     Raises:
       TypeError: a leaf is not a signal.
-      ValueError: the two are of different networks, or there are no signals.
+      ValueError: the two trees are of different networks, or there are no signals.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -67,14 +80,14 @@ def gram(signals, other=None):
     second = _wide_signals("gram", other)
     if _parameters_of(first) != _parameters_of(second):
         raise ValueError(
-            "gram: the signals are not of the same network: of parameters of shapes "
-            f"{_parameters_of(first)[1]} and of {_parameters_of(second)[1]}."
+            "gram: the signals are not of the same network: their parameters have shapes "
+            f"{_parameters_of(first)[1]} and {_parameters_of(second)[1]}."
         )
     return sum_leaves(map_signals(_gram, first, second))
 
 
 @functools.singledispatch
-def _gram(signal, other) -> jax.Array:
+def _gram(signal: Signal, other: Signal) -> jax.Array:
     del other
     raise not_a_signal("gram", signal)
 
@@ -113,7 +126,8 @@ def _(signal: Lookup, other):
 
 @_gram.register
 def _(signal: Conv, other):
-    if by_place_is_less_work(signal):  # for a norm, and then all the more for products with many
+    # Where Gram matrices do not pay for a norm, they pay even less for products with many others.
+    if by_place_is_less_work(signal):
         gradients = per_example(signal).reshape(len(signal.deltas), -1)
         others = per_example(other).reshape(len(other.deltas), -1)
         return gradients @ others.T
@@ -123,16 +137,20 @@ def _(signal: Conv, other):
     return jnp.sum(jax.vmap(_gram)(first, patched(other)), axis=0)
 
 
-def directional_derivatives(signals, direction):
-    """The derivative of each example's loss along a direction of the parameters, g_n . v, [N].
+def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
+    """Computes the derivative of each example's loss along a direction of the parameters, g_n . v.
 
-    For a weight matrix it is sum_t (V^T x_nt) . d_nt: one more product of the forward pass's size,
-    and for a kernel one more convolution.
-    Numbers of 16 bits are accumulated in 32.
+    With `direction` a gradient, it tells by how much a step along it changes each example's loss.
+
+    For a weight matrix it is sum_t (V^T x_nt) . d_nt. It costs one more product of the size of the
+    forward pass; for a kernel, one more convolution. Numbers of 16 bits are accumulated in 32.
 
     Args:
       signals: a tree of signals, of N examples.
-      direction: v, a tree with an array of the parameter's shape for each signal.
+      direction: v, a tree like the parameters, with one array for each signal.
+
+    Returns:
+      An array [N].
 
     Raises:
       TypeError: a leaf is not a signal.
@@ -149,14 +167,14 @@ def directional_derivatives(signals, direction):
     got = ", ".join(show_shape(jnp.shape(leaf)) for leaf in jax.tree.leaves(direction))
     if (jax.tree.structure(direction), got) != (structure, shapes):
         raise ValueError(
-            "directional_derivatives: the direction is not a tree like the parameters, of shapes "
-            f"{shapes}."
+            "directional_derivatives: the direction is not a tree like the parameters, which have "
+            f"shapes {shapes}; it has {got or 'no leaves'}."
         )
     return sum_leaves(map_signals(_along, signals, jax.tree.map(widened, direction)))
 
 
 @functools.singledispatch
-def _along(signal, direction) -> jax.Array:
+def _along(signal: Signal, direction: jax.Array) -> jax.Array:
     del direction
     raise not_a_signal("directional_derivatives", signal)
 
@@ -189,8 +207,8 @@ def _(signal: Conv, direction):
     return jnp.sum((moved.reshape(y.shape) * y).reshape(len(y), -1), axis=1)
 
 
-def _wide_signals(name, tree):
-    """A tree of signals in at least 32 bits."""
+def _wide_signals(name: str, tree: PyTree) -> PyTree:
+    """Converts a tree of signals to at least 32 bits; raises if a leaf is not a signal."""
 
     def wide(signal):
         if not is_signal(signal):
@@ -202,8 +220,8 @@ def _wide_signals(name, tree):
     return jax.tree.map(wide, tree, is_leaf=is_signal)
 
 
-def _parameters_of(signals):
-    """The parameters that signals are of: their tree, and their shapes as messages write them."""
+def _parameters_of(signals: PyTree) -> tuple[Any, str]:
+    """The structure of the parameters that signals belong to, and their shapes for messages."""
     parameters = jax.eval_shape(lambda tree: map_signals(total, tree), signals)
     shapes = [leaf.shape for leaf in jax.tree.leaves(parameters)]
     return jax.tree.structure(parameters), ", ".join(map(show_shape, shapes))

@@ -1,15 +1,25 @@
-"""Norms: the size of each example's gradient, without forming the gradient where that is cheaper.
+"""Norms: the norm of each example's gradient, for a parameter, a layer or the whole network.
 
-  sq_norms         |g_n|^2 of one parameter            a reading, [N]
-  layer_norms      of all parameters of each layer     from the answers of a sweep
-  example_norms    of all parameters                   from the answers of a sweep
+With g_n the gradient of example n's own loss:
+
+  sq_norms         |g_n|^2 for one parameter      a reading
+  layer_norms      |g_n| for each layer           from a tree of squared norms
+  example_norms    |g_n| for the whole network    from a tree of squared norms
+
+`sq_norms` computes the norm from the operands, without forming g_n, where that is cheaper.
+
+Example:
+  >>> import jax.numpy as jnp, jaxbp as bp
+  >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+  >>> bp.sq_norms(signal).tolist()
+  [45.0, 16.0]
 
 Sources:
   "Efficient Per-Example Gradient Computations", Goodfellow, 2015: |x d^T|^2 = |x|^2 |d|^2.
   "Large Language Models Can Be Strong Differentially Private Learners", Li, Tramer, Liang,
-  Hashimoto, 2021: the same with positions.
+  Hashimoto, 2021: the same with positions, by Gram matrices.
   "Scalable and Efficient Training of Large Convolutional Neural Networks with Differential
-  Privacy", Bu, Mao, Xu, 2022: the choice between the two ways to compute it.
+  Privacy", Bu, Mao, Xu, 2022: the choice between Gram matrices and gradients for each layer.
 """
 
 import functools
@@ -26,27 +36,42 @@ from jaxbp.signals.kinds import (
     Lookup,
     Outer,
     Scale,
+    Signal,
     as_positions,
     each_row_once,
     not_a_signal,
 )
 from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
-from jaxbp.types import show_shape, widened
+from jaxbp.types import PyTree, show_shape, widened
 
 
 @functools.singledispatch
-def sq_norms(signal) -> jax.Array:
-    """The squared norm of each example's gradient, |g_n|^2, [N], without forming the gradient.
+def sq_norms(signal: Signal) -> jax.Array:
+    """Computes the squared norm of each example's gradient, |g_n|^2.
 
-    For a weight matrix it is |x_n|^2 |d_n|^2. With positions it is sum_st (x_ns . x_nt)
-    (d_ns . d_nt), from two Gram matrices [N, T, T], or that of the gradient itself, [N, I, O],
-    whichever is less work (`gram_is_less_work`). A kernel is a matrix that patches share, or one
-    at each of its places (`by_place_is_less_work`). Of a table it is that of the rows that an
-    example looks up, with what is looked up at several positions added up first. Numbers of 16 bits
-    are accumulated in 32.
+      weight matrix      |x_n|^2 |d_n|^2
+      with positions     sum_st (x_ns . x_nt) (d_ns . d_nt), from two Gram matrices [N, T, T], or
+                         from the gradient [N, I, O], whichever is less work
+      kernel             as a weight matrix shared by patches, or one place after another
+      table              from the rows that an example looks up; the deltas of a row that it looks
+                         up several times are added first
+      bias, gain         from the gradient
+
+    `costs` has the formulas that decide. Numbers of 16 bits are accumulated in 32.
+
+    Args:
+      signal: the operands of one parameter.
+
+    Returns:
+      An array [N]. `example_norms` and `layer_norms` combine those of several parameters.
 
     Raises:
-      TypeError: `signal` is not of a kind known here.
+      TypeError: `signal` is not a signal of a known kind.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bp.sq_norms(bp.Bias(jnp.array([[3.0, 4.0], [0.0, 1.0]]))).tolist()
+      [25.0, 1.0]
     """
     raise not_a_signal("sq_norms", signal)
 
@@ -59,8 +84,9 @@ def _(signal: Outer):
         return _sq_norm(x) * _sq_norm(d)
     if gram_is_less_work(i, o, pairs=t * t, rows=t, products=1):
         grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
-        # What cancels leaves rounding, below zero or far below the norm. Never less than its size,
-        # or an example could pass for shorter than it is, and a clipped sum exceed its threshold.
+        # Where terms cancel, rounding errors are left, which can be negative or far below the norm.
+        # The bound from below is the size of the rounding. Without it, an example's norm could be
+        # underestimated, and a clipped sum could exceed its threshold.
         lengths = jnp.linalg.norm(x, axis=2) * jnp.linalg.norm(d, axis=2)
         rounding = jnp.finfo(x.dtype).eps * jnp.square(jnp.sum(lengths, axis=1))
         return jnp.maximum(jnp.sum(grams, axis=(1, 2)), rounding)
@@ -87,11 +113,14 @@ def _(signal: Conv):
     return jnp.sum(jax.vmap(sq_norms)(patched(signal)), axis=0)
 
 
-def example_norms(readings):
-    """The norm of each example's whole gradient, [N]: sqrt(sum over parameters of |g_n|^2).
+def example_norms(readings: PyTree) -> jax.Array:
+    """Computes the norm of each example's whole gradient, sqrt(sum over parameters of |g_n|^2).
 
     Args:
-      readings: the tree that a sweep with `read=sq_norms` answers with.
+      readings: the tree of squared norms that a sweep with `read=sq_norms` returns.
+
+    Returns:
+      An array [N].
 
     Raises:
       ValueError: there are no parameters, or the leaves are not all of shape [N].
@@ -112,14 +141,16 @@ def example_norms(readings):
     return jnp.sqrt(sum_leaves(readings))
 
 
-def layer_norms(readings):
-    """The norm of each example's gradient with respect to each layer, [N] in place of each.
+def layer_norms(readings: PyTree) -> PyTree:
+    """Computes the norm of each example's gradient with respect to each layer.
 
     A layer is an innermost collection of parameters, such as the dict of a weight and its bias.
-    Each layer of a stack is one: [L, N].
 
     Args:
-      readings: the tree that a sweep with `read=sq_norms` answers with.
+      readings: the tree of squared norms that a sweep with `read=sq_norms` returns.
+
+    Returns:
+      A tree with an array [N] in place of each layer; in a stack, [L, N] for its L layers.
 
     Raises:
       ValueError: the leaves of a layer are not all of shape [N].
@@ -140,6 +171,6 @@ def layer_norms(readings):
     )
 
 
-def _sq_norm(x):
+def _sq_norm(x: jax.Array) -> jax.Array:
     """The squared norm of each row, [N, ...] to [N]."""
     return jnp.sum(x * x, axis=range(1, x.ndim))

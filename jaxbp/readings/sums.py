@@ -1,40 +1,34 @@
-"""Readings: what can be read off the operands of a gradient.
+"""Sums: the gradient of a parameter, summed over the examples, averaged, or per example.
 
-A reading takes the signal of one parameter and returns an array, or a tree of them. Applied inside
-the sweep (`backward(..., read=mean)`) it turns each signal into its answer on the spot, and the
-operands need not outlive their layer. Several readings of one sweep are a dict of them
-(see `backprop`).
+With g_n the gradient of example n's own loss with respect to the parameter, and w_n its weight:
 
-Each is written here once for every kind of signal, with g_n the gradient of example n's own loss
-with respect to the parameter:
+  total          sum_n w_n g_n                  [shape of the parameter]
+  mean           sum_n w_n g_n / sum_n w_n      [shape of the parameter]
+  per_example    g_n                            [N, shape of the parameter]
 
-  total          sum_n g_n             [shape of the parameter]
-  mean           sum_n g_n / N         [shape of the parameter]
-  per_example    g_n                   [N, shape of the parameter]
-  sq_norms       |g_n|^2               [N]
+These are readings: each takes the signal of one parameter and returns an array. Pass a reading to
+the backward pass, `backward(..., read=mean)`, and it is applied to each signal as soon as the
+signal exists, so that the operands need not outlive their layer. To compute several readings in one
+backward pass, give `backprop` a dict of them.
 
 Example:
   >>> import jax.numpy as jnp, jaxbp as bp
   >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
   >>> bp.per_example(signal)[..., 0].tolist()
   [[3.0, 6.0], [0.0, 4.0]]
-  >>> bp.mean(signal)[:, 0].tolist(), bp.sq_norms(signal).tolist()
-  ([1.5, 5.0], [45.0, 16.0])
+  >>> bp.total(signal)[:, 0].tolist(), bp.mean(signal)[:, 0].tolist()
+  ([3.0, 10.0], [1.5, 5.0])
 
-Sources:
-  "Efficient Per-Example Gradient Computations", Goodfellow, 2015: |x d^T|^2 = |x|^2 |d|^2.
-  "Large Language Models Can Be Strong Differentially Private Learners", Li, Tramer, Liang,
-  Hashimoto, 2021: the same with positions.
-  "Scalable and Efficient Training of Large Convolutional Neural Networks with Differential
-  Privacy", Bu, Mao, Xu, 2022: the choice between the two ways to compute it.
+Source:
   "Efficient Per-Example Gradient Computations in Convolutional Neural Networks", Rochette, Manoel,
-  Tramel, 2019: that a kernel's gradient of each example is a convolution again.
+  Tramel, 2019: each example's gradient of a kernel is a convolution again.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxbp.readings.costs import by_place_is_less_work
 from jaxbp.signals.conv_patches import as_kernel, map_place_gradients, patched, windowed
@@ -45,6 +39,7 @@ from jaxbp.signals.kinds import (
     Lookup,
     Outer,
     Scale,
+    Signal,
     as_positions,
     as_rows,
     is_signal,
@@ -54,16 +49,27 @@ from jaxbp.types import weighed
 
 
 @functools.singledispatch
-def total(signal, *, weights=None) -> jax.Array:
-    """The sum over examples, sum_n w_n g_n, of the parameter's shape.
+def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
+    """Computes the sum of the gradients over the examples, sum_n w_n g_n.
+
+    For a weight matrix it is one matrix product, X^T diag(w) D, over examples and positions.
 
     Args:
       signal: the operands of one parameter.
-      weights: w, [N]; 1 if there are none.
+      weights: w, [N]; without it, each weight is 1.
+
+    Returns:
+      An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not of a kind known here.
+      TypeError: `signal` is not a signal of a known kind.
       ValueError: `weights` is not of shape [N].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bias = bp.Bias(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+      >>> bp.total(bias).tolist(), bp.total(bias, weights=jnp.array([1.0, 0.0])).tolist()
+      ([4.0, 6.0], [1.0, 2.0])
     """
     del weights
     raise not_a_signal("total", signal)
@@ -102,8 +108,10 @@ def _(signal: Conv, *, weights=None):
     return gradient
 
 
-def mean(signal, *, weights=None) -> jax.Array:
-    """The mean over examples, sum_n w_n g_n / sum_n w_n, of the parameter's shape.
+def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
+    """Computes the mean of the gradients over the examples, sum_n w_n g_n / sum_n w_n.
+
+    This is the gradient of the mean loss, the one that an optimizer takes.
 
       weights=None       sum_n g_n / N
       all weights zero   zero
@@ -112,13 +120,22 @@ def mean(signal, *, weights=None) -> jax.Array:
       signal: the operands of one parameter.
       weights: w, [N], not negative.
 
+    Returns:
+      An array of the parameter's shape.
+
     Raises:
-      TypeError: `signal` is not of a kind known here.
+      TypeError: `signal` is not a signal of a known kind.
       ValueError: `weights` is not of shape [N].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> bias = bp.Bias(jnp.array([[1.0, 2.0], [3.0, 4.0]]))
+      >>> bp.mean(bias).tolist(), bp.mean(bias, weights=jnp.array([3.0, 1.0])).tolist()
+      ([2.0, 3.0], [1.5, 2.5])
     """
-    # A sum is linear in the deltas, and they are smaller than what they are multiplied into.
     if not is_signal(signal):
         raise not_a_signal("mean", signal)
+    # The sum is linear in the deltas. They are divided, not the result: they are the smaller array.
     if weights is None:
         n = len(signal.deltas)
         return total(signal, weights=jnp.full(n, 1 / n, signal.deltas.dtype))
@@ -127,11 +144,26 @@ def mean(signal, *, weights=None) -> jax.Array:
 
 
 @functools.singledispatch
-def per_example(signal) -> jax.Array:
-    """The gradient of each example, g_n, [N, shape of the parameter].
+def per_example(signal: Signal) -> jax.Array:
+    """Computes the gradient of each example, g_n.
+
+    It needs N times the memory of the gradient. Where the norms of the gradients, their weighted
+    sum or their inner products are enough, use `sq_norms`, `total(weights=...)` or `gram`.
+
+    Args:
+      signal: the operands of one parameter.
+
+    Returns:
+      An array [N, shape of the parameter].
 
     Raises:
-      TypeError: `signal` is not of a kind known here.
+      TypeError: `signal` is not a signal of a known kind.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[1.0, 2.0], [0.0, 1.0]]), jnp.array([[3.0], [4.0]]))
+      >>> bp.per_example(signal).shape
+      (2, 2, 1)
     """
     raise not_a_signal("per_example", signal)
 
@@ -140,7 +172,7 @@ def per_example(signal) -> jax.Array:
 def _(signal: Outer):
     x, d = as_positions(signal.inputs), as_positions(signal.deltas)
     if x.shape[1] == 1:
-        # A product that broadcasts: a batch of matrix products of rank one is far slower on a CPU.
+        # A broadcast product: a batch of rank-one matrix products is far slower on a CPU.
         return x[:, 0, :, None] * d[:, 0, None, :]
     return jnp.einsum("nti,nto->nio", x, d)
 

@@ -139,7 +139,7 @@ OUTER, BIAS = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4))), bp.Bias(jnp.ones((3,
         (
             lambda: bp.gram((BIAS,), (bp.Bias(jnp.ones((3, 5))),)),
             ValueError,
-            r"not of the same network: of parameters of shapes \[4\] and of \[5\]",
+            r"not of the same network: their parameters have shapes \[4\] and \[5\]",
         ),
         (lambda: bp.gram(()), ValueError, "gram: there are no signals in the tree"),
         (
@@ -151,12 +151,12 @@ OUTER, BIAS = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4))), bp.Bias(jnp.ones((3,
         (
             lambda: bp.directional_derivatives((OUTER, BIAS), (jnp.ones((2, 4)),)),
             ValueError,
-            r"the direction is not a tree like the parameters, of shapes \[2, 4\], \[4\]",
+            r"not a tree like the parameters, which have shapes \[2, 4\], \[4\]; it has \[2, 4\]\.",
         ),
         (
             lambda: bp.directional_derivatives(OUTER, jnp.ones((4, 2))),
             ValueError,
-            r"not a tree like the parameters, of shapes \[2, 4\]",
+            r"not a tree like the parameters, which have shapes \[2, 4\]; it has \[4, 2\]\.",
         ),
         (lambda: bp.directional_derivatives((), ()), ValueError, "there are no signals"),
     ],
