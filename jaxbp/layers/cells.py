@@ -1,15 +1,17 @@
-"""Cells: what becomes of a recurrent layer's state from one step of time to the next.
+"""Cells: how the state of a recurrent layer changes in one step of a sequence.
 
-At each step a cell meets the drive of the inputs, a_t = x_t W + b, and the echo of its own outputs,
-e_t = h_(t-1) U (+ c). What it makes of them is elementwise: each of its H units has G gates, G
-numbers of a and of e, a state of one part, h, or of two, h and c, and sees no other unit. So are
-its derivatives, which stand beside it. The products with W and U are the business of `recurrent`.
+At each step a cell has two inputs. The drive a_t = x_t W + b comes from the inputs of the layer.
+The echo e_t = h_(t-1) U (+ c) comes from the previous outputs of the cell. `recurrent` computes
+both, and the cell computes the new state from them. A cell is elementwise: each of its H units
+has G gates, which read G numbers of a and G numbers of e, and a state of one part (h) or two parts
+(h and c). No unit sees another. The derivatives are elementwise too, and stand beside the formulas.
 
-Letters beside those of `types`:
+Letters in addition to those of `types`:
 
-  H   units                               a, da   the drive and dE/da, [N, G H]: all units' first
-  G   gates of each unit                          gates, then all units' second gates, ...
-  s(x) = 1 / (1 + e^-x)                   e, de   the echo and dE/de, the same
+  H   units                  s(x)    the logistic function, 1 / (1 + e^-x)
+  G   gates of each unit     a, da   the drive and dE/da, [N, G H]: the first gate of all units,
+                                     then the second gate of all units, and so on
+                             e, de   the echo and dE/de, [N, G H], in the same order
 """
 
 from collections.abc import Callable
@@ -25,19 +27,23 @@ from jaxbp.require import require_count
 class Cell(NamedTuple):
     """The elementwise formulas of a recurrent layer, and their derivatives.
 
+    `simple_rnn`, `lstm` and `gru` make cells. To try another one, make a `Cell` of your own and
+    pass it to `recurrent`.
+
     Attributes:
-      name: what messages and tables call it, such as `lstm(10)`.
-      features: H.
-      gates: G.
-      parts: how many arrays [N, H] the state has; the first is h, the output.
-      recurrent_bias: whether the echo has a bias c of its own, since its derivative is not that of
-        the drive: de != da.
-      bias_init: an initialiser in the form of `jax.nn.initializers`, for b.
-      forward: `forward(a, e, state) -> (state, kept)`. `state` is a tuple of its parts, and `kept`
-        a tuple of arrays [N, G H], as many as there are of `deltas`, which take their place.
-      backward: `backward(kept, before, dstate) -> (deltas, dbefore)`, with the state before the
-        step. `deltas` is (da, de), or (da,) if they are the same; `dbefore` the derivative with
-        respect to the state before, at a given echo.
+      name: the name in messages and tables, such as `lstm(10)`.
+      features: H, the number of units.
+      gates: G, the number of gates of each unit.
+      parts: the number of arrays [N, H] in the state. The first one is h, the output.
+      recurrent_bias: whether the echo has a bias c of its own. It needs one if de differs from da.
+      bias_init: the initialiser of b, called as `bias_init(key, shape, dtype)`.
+      forward: `forward(a, e, state) -> (state, kept)`. `state` is the tuple of its parts. `kept` is
+        a tuple of arrays [N, G H], as many as `deltas` has: the backward pass overwrites the one
+        with the other.
+      backward: `backward(kept, before, dstate) -> (deltas, dbefore)`. `before` is the state before
+        the step, and `dstate` the derivative with respect to the state after it. `deltas` is
+        (da, de), or (da,) if both are equal. `dbefore` is the derivative with respect to `before`,
+        without the path through the echo.
     """
 
     name: str
@@ -50,11 +56,13 @@ class Cell(NamedTuple):
     backward: Callable[..., tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]]
 
 
-def simple_rnn(features):
+def simple_rnn(features: int) -> Cell:
     """The simple recurrent cell: h = tanh(a + e). da = de = (1 - h^2) dh.
 
+    In `recurrent`, the drive is a = x W + b and the echo is e = h' U, with h' the previous h.
+
     Args:
-      features: H.
+      features: H, the number of units.
 
     Raises:
       ValueError: `features` is not a positive integer.
@@ -83,30 +91,34 @@ def simple_rnn(features):
     return Cell(name, features, 1, 1, False, initializers.zeros, forward, backward)
 
 
-def lstm(features, *, forget_bias=1.0):
-    """Long short-term memory: a memory c that gates write to, keep, and read.
+def lstm(features: int, *, forget_bias: float = 1.0) -> Cell:
+    """Long short-term memory: a memory c, and gates that write to it, keep it and read it.
 
       i, f, o = s(a + e)     g = tanh(a + e)     c = f c' + i g     h = o tanh(c)
 
-    with c' the memory before. The gates stand in the order i, f, g, o. With q = tanh(c) and
-    dc += o (1 - q^2) dh:
+    In `recurrent`, the drive is a = x W + b and the echo is e = h' U. Here h' and c' are the
+    previous h and c, s is the logistic function, and each gate has its own part of a and e, in the
+    order i, f, g, o. The state is (h, c). Backward, with q = tanh(c) and dc += o (1 - q^2) dh:
 
       di = i (1 - i) g dc    df = f (1 - f) c' dc    dg = (1 - g^2) i dc    do = o (1 - o) q dh
-      dc' = f dc
+      da = de = (di, df, dg, do)                     dc' = f dc
+
+    where di, df, dg and do are derivatives with respect to the arguments of s and tanh.
 
     Args:
-      features: H.
-      forget_bias: what b is for the forget gate f before training; it is zero for the others. The
-        memory then begins by keeping what it has.
+      features: H, the number of units.
+      forget_bias: the initial b of the forget gate f; that of the other gates is zero. A positive
+        value makes the memory keep its content at the beginning of training.
 
     Raises:
       ValueError: `features` is not a positive integer.
 
     References:
       "Long Short-Term Memory", Hochreiter, Schmidhuber, 1997.
-      "Learning to Forget: Continual Prediction with LSTM", Gers, Schmidhuber, Cummins, 2000: f.
+      "Learning to Forget: Continual Prediction with LSTM", Gers, Schmidhuber, Cummins, 2000: the
+      forget gate.
       "An Empirical Exploration of Recurrent Network Architectures", Jozefowicz, Zaremba, Sutskever,
-      2015: its bias.
+      2015: the bias of the forget gate.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -131,7 +143,7 @@ def lstm(features, *, forget_bias=1.0):
     def backward(kept, before, dstate):
         i, f, g, o = jnp.split(kept[0], 4, axis=-1)
         (_, c), (dh, dc) = before, dstate
-        # Once more: a third of what a step keeps beside the gates is saved for one tanh.
+        # tanh(c) is computed again. To keep it would take a third array [N, T, H] beside h and c.
         q = jnp.tanh(f * c + i * g)
         dc = dc + dh * o * (1 - q * q)
         di, df = dc * g * i * (1 - i), dc * c * f * (1 - f)
@@ -142,20 +154,26 @@ def lstm(features, *, forget_bias=1.0):
     return Cell(f"lstm({features})", features, 4, 2, False, bias_init, forward, backward)
 
 
-def gru(features):
-    """The gated recurrent unit: a state that gates overwrite in part.
+def gru(features: int) -> Cell:
+    """The gated recurrent unit: the gate z mixes the previous state with a new one.
 
       r, z = s(a + e)     n = tanh(a + r e)     h = (1 - z) n + z h'
 
-    with h' the state before. The gates stand in the order r, z, n. This is the form in which the
-    reset r is applied to the echo, behind the product, so that one product makes the echo of all
-    gates; there the derivatives with respect to drive and echo differ:
+    In `recurrent`, the drive is a = x W + b and the echo is e = h' U + c. Here h' is the previous
+    h, s is the logistic function, and each gate has its own part of a and e, in the order r, z, n.
+
+    This form applies the reset gate r to the echo, after the product with U. One product then gives
+    the echo of all gates. (The original form applies r to h', before the product.) The derivatives
+    with respect to drive and echo differ:
 
       dn = (1 - n^2) (1 - z) dh     dz = z (1 - z) (h' - n) dh     dr = r (1 - r) e dn
       da = (dr, dz, dn)             de = (dr, dz, r dn)            dh' = z dh
 
+    where dr, dz and dn are derivatives with respect to the arguments of s and tanh, e in dr is the
+    echo of n, and dh' leaves out the path through the echo.
+
     Args:
-      features: H.
+      features: H, the number of units.
 
     Raises:
       ValueError: `features` is not a positive integer.

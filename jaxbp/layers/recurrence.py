@@ -1,17 +1,20 @@
-"""Recurrent layers: a state that is carried from position to position, and the error that returns.
+"""Recurrent layers: a cell that runs along a sequence and carries its state from step to step.
 
-With a cell's F of drive a_t, echo e_t and state s_t, of which the first part is the output h_t:
+Let F be the formulas of the cell (`cells`), a_t its drive, e_t its echo and s_t its state. The
+first part of the state is the output h_t. Forward:
 
   a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
 
-and back, with ds_t what came from the step after, and dy_t added to its first part:
+Backward, which is backpropagation through time (BPTT). ds_t comes from step t + 1, and dy_t is
+added to its first part:
 
-  da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T                 backpropagation through
-  dW = sum_t x_t da_t^T     dU = sum_t h_(t-1) de_t^T     dx_t = da_t W^T        time (BPTT)
+  da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
+  dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
 
-So the loops over time (`through_time`) hold a product with U and what is elementwise. Everything
-else is one product over all steps: the drives before the loop, and after the way back the
-gradients, from operands that have the steps for positions.
+Only the products with U and the elementwise work of the cell have to be done step by step, in the
+loops of `through_time`. Everything else is one product over all steps: the drives before the loop
+of the forward pass, and dx and the gradients after the loop of the backward pass. The signals have
+the steps as positions.
 
 Letters are those of `types` and `cells`.
 """
@@ -22,11 +25,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from jaxbp.combinators.compose import parallel
 from jaxbp.layers.cells import Cell
 from jaxbp.layers.segments import run_segments, sweep_segments
-from jaxbp.layers.through_time import carry_influences, run_steps, sweep_steps
+from jaxbp.layers.through_time import Loop, carry_influences, run_steps, sweep_steps
 from jaxbp.require import (
     require_count,
     require_delta,
@@ -37,73 +42,89 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, Params, Shape, show_shape
 
 
 class ForwardInTime(NamedTuple):
-    """A tree for a recurrent layer's backward that has credit assigned forward in time (`rtrl`).
+    """A tree for the backward pass of `recurrent` that selects real-time recurrent learning.
+
+    The rule `rtrl` passes it as the first argument of backward, in place of the parameters.
 
     Attributes:
-      params: what carries the error, as the layer's parameters.
+      params: the parameters that carry the error.
     """
 
-    params: Any
+    params: Params
 
 
 def recurrent(
-    cell,
+    cell: Cell,
     *,
-    mask=None,
-    horizon=None,
-    segment=None,
-    reverse=False,
-    learn_initial=False,
-    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
-    recurrent_init=initializers.orthogonal(),  # noqa: B008
-    dtype=float,
-):
-    """A cell taken along a sequence; the formulas stand above.
+    mask: jax.Array | np.ndarray | None = None,
+    horizon: int | None = None,
+    segment: int | None = None,
+    reverse: bool = False,
+    learn_initial: bool = False,
+    weight_init: Initializer = initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    recurrent_init: Initializer = initializers.orthogonal(),  # noqa: B008
+    dtype: DTypeLike = float,
+) -> Layer:
+    """Runs a cell along a sequence and carries its state from step to step.
+
+      a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
+
+    F is the cell, and the output h_t is the first part of its state s_t. The backward pass is
+    backpropagation through time (BPTT). With ds_t the derivative with respect to s_t, to whose
+    first part dy_t is added:
+
+      da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
+      dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
+      dE/db = sum_nt da_nt                 dE/dc = sum_nt de_nt
 
     Inputs are [N, T, I], outputs [N, T, H]. Parameters are `{"weight": [I, G H], "recurrent":
-    [H, G H], "bias": [G H]}`, with a `"recurrent_bias"` [G H] if the cell has one, and if it is
-    learned the state to begin with, `"initial"`, a vector [H] for each of its parts.
+    [H, G H], "bias": [G H]}`. There is also a `"recurrent_bias"` [G H] if the cell has one (c). If
+    `learn_initial` is true, there is an `"initial"`, a tuple of one vector [H] for each part of the
+    state.
 
-      mask false at t       the state stays as it was: y_t = h_(t-1), and da_t = de_t = 0. Padded
-                            at their ends, sequences end with the output of their last step
-      horizon=k             truncated BPTT: ds_(t-1) = 0 where t is a multiple of k, and not 0; the
-                            state is carried on, its derivative is not
-      segment=k             only every k-th state is kept, and each k steps run again on the way
-                            back; the numbers are the same
-      reverse               time runs from the last position to the first
+      mask false at t       the state is unchanged: y_t = h_(t-1) and da_t = de_t = 0. The last
+                            output of a sequence padded at its end is that of its last real step
+      horizon=k             truncated BPTT: ds_(t-1) = 0 if t is a positive multiple of k. The state
+                            itself is carried on
+      segment=k             the forward pass keeps only every k-th state, and the backward pass runs
+                            each segment of k steps again. The numbers are the same
+      reverse               the first step is the last position
 
-    What a segment saves is what the layer keeps between the passes, O(T / k + k) numbers of each
-    unit beside its outputs in the place of O(T): least at k = sqrt(T). The deltas of all steps are
-    there after the way back in any case, since they are the operands of what is read. So it saves
-    most in a `stack`, which has those of one layer at a time.
+    A segment reduces what is kept between the passes, in addition to the outputs, from O(T) numbers
+    per unit to O(T / k + k). The minimum is at k = sqrt(T). After the backward pass the deltas of
+    all steps exist in any case, because they are operands of the signals. Segments therefore save
+    most in a `stack`, which holds the deltas of one layer at a time.
 
     Args:
-      cell: such as `lstm(64)`.
-      mask: booleans, false at steps that are not there: [T], or [N, T] for each example. Of lengths
-        [N] it is `jnp.arange(T) < lengths[:, None]`; `masked` brings one with each batch.
-      horizon: how many steps the error goes back at most; through all if it is None.
-      segment: how many steps are run again at a time; it has to divide T.
-      reverse: whether time runs backwards.
-      learn_initial: whether the state to begin with is learned, from zero, or is zero.
-      weight_init: an initialiser in the form of `jax.nn.initializers`, for W.
-      recurrent_init: the same, for the [H, H] of U at each gate.
-      dtype: of the parameters; inputs have to have it too. `float` is jax's default.
+      cell: the cell, such as `lstm(64)`.
+      mask: booleans, false at padded steps: [T], or [N, T] with one row for each example. For
+        lengths [N] it is `jnp.arange(T) < lengths[:, None]`. Use `masked` to pass a mask with each
+        batch.
+      horizon: the number of steps through which the error goes back; None for all steps.
+      segment: the number of steps that are run again at a time, a divisor of T; None to keep all.
+      reverse: whether to run from the last position to the first.
+      learn_initial: whether the initial state is learned, starting from zero. If not, it is zero.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`.
+      recurrent_init: the initialiser of each gate's [H, H] in U.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       TypeError: `cell` is not a Cell.
-      ValueError: `horizon` or `segment` is not a positive integer, or `mask` is not of one or two
-        axes of booleans.
-      LayerError: the inputs, or the parameters, do not fit, or the mask.
+      ValueError: `horizon` or `segment` is not a positive integer, or `mask` is not an array of
+        booleans with one or two axes.
+      LayerError: the inputs, the parameters or the mask do not fit.
 
     References:
       "Backpropagation Through Time: What It Does and How to Do It", Werbos, 1990.
       "An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
-      Trajectories", Williams, Peng, 1990: truncated.
-      "Training Deep Nets with Sublinear Memory Cost", Chen, Xu, Zhang, Guestrin, 2016: in segments.
+      Trajectories", Williams, Peng, 1990: truncated BPTT.
+      "Training Deep Nets with Sublinear Memory Cost", Chen, Xu, Zhang, Guestrin, 2016: segments.
+      "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", Saxe,
+      McClelland, Ganguli, 2014: the default of `recurrent_init`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -146,17 +167,17 @@ def recurrent(
         require_floats(name, x, params["weight"].dtype)
         _require_sequence(name, x.shape[1:], len(x), mask, segment)
         _require_features(name, x, len(params["weight"]))
-        there = mask_of(x)
-        if there is not None:
+        loop = loop_over(x)
+        if loop.mask is not None:
             # A delta of zero at a masked step is not enough: zero times infinity is nan.
-            x = jnp.where(there[..., None], x, 0)
+            x = jnp.where(loop.mask[..., None], x, 0)
         zeros = jnp.zeros((len(x), cell.features), x.dtype)
         state = tuple(zeros + part for part in params.get("initial", (0,) * cell.parts))
         if segment is None:
-            y, _, gates, before = run_steps(cell, params, x, there, state, reverse)
+            y, _, gates, before = run_steps(loop, params, x, state)
             return y, (x, y, state, (gates, before))
-        y, states = run_segments(cell, params, x, there, state, segment, reverse)
-        # The parameters are kept too: the tree that carries the error may be another one.
+        y, states = run_segments(loop, params, x, state, segment)
+        # Backward runs the steps again with these parameters; its own argument may be another tree.
         return y, (x, y, state, (params, states))
 
     def backward(tree, cache, dy, *, read=keep):
@@ -164,83 +185,72 @@ def recurrent(
         _require_params(name, carrier, leaves, cell)
         x, y, state, kept = cache
         require_delta(name, dy, y.shape)
-        h, there = _before(y, state[0], reverse), mask_of(x)
-        cuts, dstate = _cuts(x.shape[1], horizon, reverse), tuple(map(jnp.zeros_like, state))
+        loop, h = loop_over(x), _previous(y, state[0], reverse)
         if segment is None:
             gates, before = kept
-            deltas, dstate = sweep_steps(
-                cell, carrier, gates, (h, *before), there, cuts, dy, dstate, reverse
-            )
+            dstate = tuple(map(jnp.zeros_like, state))
+            deltas, dstate = sweep_steps(loop, carrier, gates, (h, *before), dy, dstate)
         else:
             params, states = kept
-            deltas, dstate = sweep_segments(
-                cell, params, carrier, x, h, states, there, cuts, dy, dstate, segment, reverse
-            )
+            deltas, dstate = sweep_segments(loop, params, carrier, x, h, states, dy, segment)
+        da, de = deltas[0], deltas[-1]
+        signals = {
+            "weight": Outer(x, da),
+            "bias": Bias(da),
+            "recurrent": Outer(h, de),
+            "recurrent_bias": Bias(de),
+            "initial": tuple(map(Bias, dstate)),
+        }
         if isinstance(tree, ForwardInTime):
-            gates, before = gates_of(cache)
-            influences = carry_influences(
-                cell, carrier, x, gates, (h, *before), there, cuts, dy, reverse=reverse
-            )
-            signals = {leaf: _as_signals(grads) for leaf, grads in influences.items()}
-        else:
-            da, de = deltas[0], deltas[-1]
-            signals = {
-                "weight": Outer(x, da),
-                "bias": Bias(da),
-                "recurrent": Outer(h, de),
-                "recurrent_bias": Bias(de),
-                "initial": tuple(map(Bias, dstate)),
-            }
+            gates, before = kept if segment is None else run_steps(loop, kept[0], x, state)[2:]
+            grads = carry_influences(loop, carrier, x, gates, (h, *before), dy)
+            signals = {leaf: _as_signals(grads[leaf]) for leaf in leaves}
         readings = jax.tree.map(read, {leaf: signals[leaf] for leaf in leaves}, is_leaf=is_signal)
-        return deltas[0] @ carrier["weight"].T, readings
+        return da @ carrier["weight"].T, readings
 
-    def mask_of(x):
-        """The mask of each example, [N, T], or None."""
-        return None if mask is None else jnp.broadcast_to(mask, x.shape[:2])
-
-    def gates_of(cache):
-        """What `run_steps` kept of all steps; with segments they run again."""
-        x, _, state, kept = cache
-        if segment is not None:
-            params, _ = kept
-            _, _, *kept = run_steps(cell, params, x, mask_of(x), state, reverse)
-        return kept
+    def loop_over(x):
+        """The loop over the steps of inputs [N, T, I]."""
+        masks = None if mask is None else jnp.broadcast_to(mask, x.shape[:2])
+        return Loop(cell, masks, _cuts(x.shape[1], horizon, reverse), reverse)
 
     return Layer(name, init, forward, backward)
 
 
 def bidirectional(
-    cell,
+    cell: Cell,
     *,
-    mask=None,
-    horizon=None,
-    segment=None,
-    learn_initial=False,
-    weight_init=initializers.lecun_normal(),  # noqa: B008 -- a pure function
-    recurrent_init=initializers.orthogonal(),  # noqa: B008
-    dtype=float,
-):
-    """A cell taken along a sequence in both directions, y_t = (what came before, what comes after).
+    mask: jax.Array | np.ndarray | None = None,
+    horizon: int | None = None,
+    segment: int | None = None,
+    learn_initial: bool = False,
+    weight_init: Initializer = initializers.lecun_normal(),  # noqa: B008 -- a pure function
+    recurrent_init: Initializer = initializers.orthogonal(),  # noqa: B008
+    dtype: DTypeLike = float,
+) -> Layer:
+    """Runs a cell along a sequence in both directions and concatenates the outputs.
+
+    It has the formulas of `recurrent` and is the same layer, under a name of its own, as
 
       parallel(recurrent(cell), recurrent(cell, reverse=True), combine="concatenate")
 
-    under another name. Inputs are [N, T, I], outputs [N, T, 2 H]. Parameters are pairs: each
-    direction has its own.
+    The first H outputs at t depend on the inputs up to t, the other H on the inputs from t on.
+    Inputs are [N, T, I], outputs [N, T, 2 H]. Parameters are a pair: each direction has its own.
 
     Args:
-      cell: such as `lstm(64)`.
-      mask: as the others, of `recurrent`.
-      horizon: how many steps the error goes back at most.
-      segment: how many steps are run again at a time.
-      learn_initial: whether the states to begin with are learned.
-      weight_init: an initialiser, for W.
-      recurrent_init: an initialiser, for U.
-      dtype: of the parameters.
+      cell: the cell, such as `lstm(64)`.
+      mask: booleans [T] or [N, T], false at padded steps; see `recurrent`.
+      horizon: the number of steps through which the error goes back; None for all steps.
+      segment: the number of steps that are run again at a time, a divisor of T; None to keep all.
+      learn_initial: whether the initial states are learned, starting from zero.
+      weight_init: the initialiser of W, as in `jax.nn.initializers`.
+      recurrent_init: the initialiser of each gate's [H, H] in U.
+      dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
       TypeError: `cell` is not a Cell.
-      ValueError: as of `recurrent`.
-      LayerError: the inputs, or the parameters, do not fit, or the mask.
+      ValueError: `horizon` or `segment` is not a positive integer, or `mask` is not an array of
+        booleans with one or two axes.
+      LayerError: the inputs, the parameters or the mask do not fit.
 
     References:
       "Bidirectional Recurrent Neural Networks", Schuster, Paliwal, 1997.
@@ -267,10 +277,11 @@ def bidirectional(
     return parallel(*directions, combine="concatenate")._replace(name=f"bidirectional({cell.name})")
 
 
-def _as_signals(grads):
-    """Signals of which the gradients of the examples are these: of matrices [N, I, O], row by row.
+def _as_signals(grads: Any) -> Any:
+    """Signals whose per-example gradients are these arrays [N, I, O] or [N, O].
 
-    The rows of the one are the unit vectors, so that no product changes the other.
+    For a matrix, the I rows of the gradient become the deltas of I positions. The inputs there are
+    the unit vectors, so that the products return the rows unchanged.
     """
     if isinstance(grads, tuple):
         return tuple(map(_as_signals, grads))
@@ -280,33 +291,35 @@ def _as_signals(grads):
     return Outer(jnp.broadcast_to(jnp.eye(i, dtype=grads.dtype), (n, i, i)), grads)
 
 
-def _require_cell(cell):
+def _require_cell(cell: Any) -> None:
+    """Raises if this is not a Cell, with a hint for a factory that was not called."""
     if not isinstance(cell, Cell):
         called = getattr(cell, "__name__", None)
         hint = f" Call it: {called}(...)?" if callable(cell) and called else ""
         raise TypeError(f"recurrent: cell is {cell!r}; it takes a Cell, such as lstm(64).{hint}")
 
 
-def _require_sequence(name, shape, n, mask, segment):
-    """Refuses inputs that are not [n, T, I], with a T that fits the mask and the segments."""
+def _require_sequence(name: str, shape: Shape, n: Any, mask: Any, segment: int | None) -> None:
+    """Raises if inputs [n, *shape] are not [n, T, I], or do not fit the mask or the segments."""
     if len(shape) != 2:
         got = show_shape((n, *shape))
         raise LayerError(name, f"got inputs of shape {got}; it takes [N, T, I].")
     require_fit(name, mask, n, shape)
     if segment and shape[0] % segment:
         raise LayerError(
-            name, f"got inputs of {shape[0]} steps, which segments of {segment} do not divide."
+            name, f"got inputs of {shape[0]} steps, not a multiple of segment = {segment}."
         )
 
 
-def _require_features(name, x, features):
+def _require_features(name: str, x: jax.Array, features: int) -> None:
+    """Raises if the last axis of the inputs does not fit the weight."""
     if x.shape[2] != features:
         got = show_shape(x.shape)
         raise LayerError(name, f"got inputs of shape {got}; its weight takes [N, T, {features}].")
 
 
-def _require_params(name, params, leaves, cell):
-    """Refuses parameters of another layer, or of another cell."""
+def _require_params(name: str, params: Any, leaves: list[str], cell: Cell) -> None:
+    """Raises if these are the parameters of another layer, or of another cell."""
     require_leaves(name, params, leaves)
     h, wide = cell.features, cell.gates * cell.features
     got = [jnp.shape(params["weight"]), jnp.shape(params["recurrent"])]
@@ -319,16 +332,16 @@ def _require_params(name, params, leaves, cell):
         )
 
 
-def _before(y, first, reverse):
-    """The output before each step."""
+def _previous(y: jax.Array, first: jax.Array, reverse: bool) -> jax.Array:
+    """The output before each step, [N, T, H]; before the first step it is `first`, [N, H]."""
     first = first[:, None]
     if reverse:
         return jnp.concatenate([y[:, 1:], first], axis=1)
     return jnp.concatenate([first, y[:, :-1]], axis=1)
 
 
-def _cuts(t, horizon, reverse):
-    """At which steps the derivative with respect to the state before is cut off, [T], or None."""
+def _cuts(t: int, horizon: int | None, reverse: bool) -> jax.Array | None:
+    """At which steps truncated BPTT sets ds_(t-1) to zero, [T], or None if it never does."""
     if horizon is None:
         return None
     order = np.arange(t)

@@ -1,7 +1,8 @@
-"""Segments: the loop over the steps and the sweep back, with recomputation.
+"""Segments: the loops over the steps with recomputation, to save memory.
 
-Only the state before each segment of k steps is kept. On the way back the steps of one segment at
-a time run again, and are swept. The numbers are those of `run_steps` and `sweep_steps`.
+The forward pass keeps only the state before each segment of k steps. The backward pass takes one
+segment at a time: it runs the steps of the segment again, and then sweeps back through them. The
+numbers are those of `run_steps` and `sweep_steps`.
 
 Source:
   "Training Deep Nets with Sublinear Memory Cost", Chen, Xu, Zhang, Guestrin, 2016.
@@ -12,44 +13,71 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.layers.through_time import run_steps, sweep_steps
+from jaxbp.layers.through_time import Arrays, Loop, run_steps, sweep_steps
+from jaxbp.types import Params
 
 
-def run_segments(cell, params, x, mask, state, size, reverse):
-    """The outputs of `run_steps`, and the state before each segment, [T / size, N, H] a part."""
+def run_segments(
+    loop: Loop, params: Params, x: jax.Array, state: Arrays, size: int
+) -> tuple[jax.Array, Arrays]:
+    """The forward pass in segments of `size` steps.
+
+    Returns:
+      The outputs [N, T, H], and the state before each segment, an array [T / size, N, H] for each
+      part of the state.
+    """
 
     def run(carry, start):
         state, y = carry
-        own, own_mask = _steps(x, start, size), _steps(mask, start, size)
-        new, after, *_ = run_steps(cell, params, own, own_mask, state, reverse)
-        return (after, jax.lax.dynamic_update_slice_in_dim(y, new, start, axis=1)), state
+        y_of_segment, after, *_ = run_steps(
+            _segment_of(loop, start, size), params, _steps(x, start, size), state
+        )
+        return (after, jax.lax.dynamic_update_slice_in_dim(y, y_of_segment, start, axis=1)), state
 
-    y = jnp.zeros((*x.shape[:2], cell.features), x.dtype)
-    (_, y), states = jax.lax.scan(run, (state, y), _starts(x, size), reverse=reverse)
+    y = jnp.zeros((*x.shape[:2], loop.cell.features), x.dtype)
+    (_, y), states = jax.lax.scan(run, (state, y), _starts(x, size), reverse=loop.reverse)
     return y, states
 
 
-def sweep_segments(cell, params, carrier, x, h, states, mask, cuts, dy, dstate, size, reverse):
-    """What `sweep_steps` gives: the deltas of all steps, and dE/d of the first state.
+def sweep_segments(
+    loop: Loop,
+    params: Params,
+    carrier: Params,
+    x: jax.Array,
+    h: jax.Array,
+    states: Arrays,
+    dy: jax.Array,
+    size: int,
+) -> tuple[Arrays, Arrays]:
+    """The backward pass in segments of `size` steps; returns what `sweep_steps` returns.
 
-    `params` are those of the forward pass, `carrier` is the tree that carries the error.
+    Args:
+      loop: that of the forward pass.
+      params: the parameters of the forward pass, to run the steps again.
+      carrier: the parameters that carry the error.
+      x: the inputs [N, T, I].
+      h: the output before each step, [N, T, H].
+      states: the state before each segment, from `run_segments`.
+      dy: the derivative with respect to the outputs, [N, T, H].
+      size: the number of steps of a segment.
     """
+    cell, reverse = loop.cell, loop.reverse
 
-    def sweep(carry, own):
+    def sweep(carry, segment):
         dstate, *deltas = carry
-        start, state = own
-        # Without the barrier XLA would run all segments first, and keep what each of them needs.
+        start, state = segment
+        # Without the barrier XLA runs the steps of all segments first, and keeps what each needs.
         state, dstate = jax.lax.optimization_barrier((state, dstate))
+        part = _segment_of(loop, start, size)
         steps = functools.partial(_steps, start=start, size=size)
-        there = steps(mask)
-        _, _, kept, before = run_steps(cell, params, steps(x), there, state, reverse)
-        before = steps(h), *before
-        new, dstate = sweep_steps(
-            cell, carrier, kept, before, there, steps(cuts, axis=0), steps(dy), dstate, reverse
+        _, _, kept, before = run_steps(part, params, steps(x), state)
+        deltas_of_segment, dstate = sweep_steps(
+            part, carrier, kept, (steps(h), *before), steps(dy), dstate
         )
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
-        return (dstate, *map(put, deltas, new, [start] * len(new))), None
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        return (dstate, *map(put, deltas, deltas_of_segment)), None
 
+    dstate = tuple(jnp.zeros_like(part[0]) for part in states)
     zeros = jnp.zeros((*x.shape[:2], cell.gates * cell.features), x.dtype)
     (dstate, *deltas), _ = jax.lax.scan(
         sweep,
@@ -57,14 +85,21 @@ def sweep_segments(cell, params, carrier, x, h, states, mask, cuts, dy, dstate, 
         (_starts(x, size), states),
         reverse=not reverse,
     )
-    return deltas, dstate
+    return tuple(deltas), dstate
 
 
-def _starts(x, size):
+def _starts(x: jax.Array, size: int) -> jax.Array:
     """The first position of each segment."""
     return jnp.arange(0, x.shape[1], size)
 
 
-def _steps(array, start, size, axis=1):
-    """The steps of one segment, of an array [N, T, ...] or of None."""
-    return None if array is None else jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
+def _steps(array: jax.Array, start, size: int, axis: int = 1) -> jax.Array:
+    """The steps of one segment, of an array [N, T, ...]."""
+    return jax.lax.dynamic_slice_in_dim(array, start, size, axis=axis)
+
+
+def _segment_of(loop: Loop, start, size: int) -> Loop:
+    """The loop over the steps of one segment."""
+    mask = None if loop.mask is None else _steps(loop.mask, start, size)
+    cuts = None if loop.cuts is None else _steps(loop.cuts, start, size, axis=0)
+    return loop._replace(mask=mask, cuts=cuts)

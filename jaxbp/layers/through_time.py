@@ -1,23 +1,55 @@
-"""Through time: the three loops over the steps of a sequence that a recurrent layer consists of.
+"""Through time: the three loops over the steps of a sequence that a recurrent layer is made of.
 
-  run_steps          of a cell, from the first to the last
-  sweep_steps        the derivative back through them, from the last to the first (BPTT)
-  carry_influences   the same gradients, carried along from the first to the last (RTRL)
+  run_steps          the forward pass, from the first step to the last
+  sweep_steps        the backward pass, from the last step to the first (BPTT)
+  carry_influences   the same gradients, accumulated from the first step to the last (RTRL)
 
-They hold a product with U and what is elementwise in the cell, and nothing else that could be one
-product over all steps. Arrays are [N, T, ...] and are read and written where they are: between the
-loops, one array of memory holds in turn the drives, what is kept of them, and their deltas.
+Each step of the first two holds one product with U and the elementwise work of the cell. Everything
+that can be one product over all steps stands outside of the loops. Arrays are [N, T, ...] and are
+read and written in place: one array holds the drives, then what the cell keeps, then the deltas.
 
-A step that `mask` [N, T] says is not there leaves the state as it was. `reverse` is for sequences
-of which the first step is the last position. Letters are those of `cells` and `recurrent`.
+Letters are those of `types`, `cells` and `recurrence`.
 """
+
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from jaxbp.layers.cells import Cell
+from jaxbp.types import Params
 
-def run_steps(cell, params, x, mask, state, reverse):
-    """The outputs, the last state, what is kept, and the state before each step, without its h."""
+Arrays: TypeAlias = tuple[jax.Array, ...]
+
+
+class Loop(NamedTuple):
+    """What the loops over the steps of one sequence have in common.
+
+    Attributes:
+      cell: the cell.
+      mask: booleans [N, T], or None. A step where it is false leaves the state unchanged.
+      cuts: booleans [T], or None. At a step where it is true, the derivative with respect to the
+        previous state is set to zero (truncated BPTT).
+      reverse: whether the first step is the last position.
+    """
+
+    cell: Cell
+    mask: jax.Array | None
+    cuts: jax.Array | None
+    reverse: bool
+
+
+def run_steps(
+    loop: Loop, params: Params, x: jax.Array, state: Arrays
+) -> tuple[jax.Array, Arrays, Arrays, Arrays]:
+    """The forward pass over all steps, from the state before the first one.
+
+    Returns:
+      The outputs y [N, T, H], the last state, and for the backward pass what the cell keeps of each
+      step, arrays [N, T, G H], and the state before each step without its first part, arrays
+      [N, T, H]. The first part is the output of the step before.
+    """
+    cell, mask, _, reverse = loop
     drive = x @ params["weight"] + params["bias"]
     y = jnp.zeros((*x.shape[:2], cell.features), x.dtype)
 
@@ -26,9 +58,10 @@ def run_steps(cell, params, x, mask, state, reverse):
         echo = state[0] @ params["recurrent"]
         if cell.recurrent_bias:
             echo = echo + params["recurrent_bias"]
-        after, new = cell.forward(_at(kept[0], t), echo, state)
-        kept, before = _put(kept, new, t), _put(before, state[1:], t)
-        state = _where(mask, t, after, state)
+        # kept[0] holds the drives of the steps from t on.
+        new_state, kept_of_step = cell.forward(_at(kept[0], t), echo, state)
+        kept, before = _put(kept, kept_of_step, t), _put(before, state[1:], t)
+        state = _where(mask, t, new_state, state)
         return (state, kept, before, *_put((y,), state[:1], t)), None
 
     kept = (drive, *[jnp.zeros_like(drive)] * cell.recurrent_bias)
@@ -37,24 +70,40 @@ def run_steps(cell, params, x, mask, state, reverse):
     return y, state, kept, before
 
 
-def sweep_steps(cell, carrier, kept, before, mask, cuts, dy, dstate, reverse):
-    """The deltas of all steps, in the place of what was kept, and dE/d of the first state."""
+def sweep_steps(
+    loop: Loop, carrier: Params, kept: Arrays, before: Arrays, dy: jax.Array, dstate: Arrays
+) -> tuple[Arrays, Arrays]:
+    """The backward pass over all steps.
+
+    Args:
+      loop: that of the forward pass.
+      carrier: the parameters that carry the error. Only U is read.
+      kept: what the cell kept of each step, from `run_steps`.
+      before: the state before each step, all parts, [N, T, H].
+      dy: the derivative with respect to the outputs, [N, T, H].
+      dstate: the derivative with respect to the last state, without that of its output in dy.
+
+    Returns:
+      The deltas (da, de) of all steps, or (da,), [N, T, G H], and the derivative with respect to
+      the state before the first step.
+    """
+    cell, mask, cuts, reverse = loop
     times = _times(dy)
     following = jnp.clip(times + (1 if reverse else -1), 0, len(times) - 1)
 
-    def step(carry, now):
-        dstate, own, kept = carry
-        t, following, cut = now
-        here = dstate[0] + _at(dy, t), *dstate[1:]
-        new, dbefore = cell.backward(own, _all_at(before, t), here)
-        new = _where(mask, t, new, tuple(map(jnp.zeros_like, new)))
-        dbefore = dbefore[0] + new[-1] @ carrier["recurrent"].T, *dbefore[1:]
-        dbefore = _where(mask, t, dbefore, here)
+    def step(carry, at_step):
+        dstate, kept_of_step, kept = carry
+        t, following, cut = at_step
+        dstate = dstate[0] + _at(dy, t), *dstate[1:]
+        deltas, dbefore = cell.backward(kept_of_step, _all_at(before, t), dstate)
+        deltas = _where(mask, t, deltas, tuple(map(jnp.zeros_like, deltas)))
+        dbefore = dbefore[0] + deltas[-1] @ carrier["recurrent"].T, *dbefore[1:]
+        dbefore = _where(mask, t, dbefore, dstate)
         if cuts is not None:
             dbefore = tuple(jnp.where(cut, 0, part) for part in dbefore)
-        # What the next step reads is read behind what this one writes, or XLA would copy the array
-        # to keep the two apart.
-        kept = _put(kept, new, t)
+        # The deltas overwrite what was kept of this step. What the following step needs is read
+        # only after this write: otherwise XLA copies the whole array to keep the two apart.
+        kept = _put(kept, deltas, t)
         return (dbefore, _all_at(kept, following), kept), None
 
     first = _all_at(kept, 0 if reverse else -1)
@@ -64,52 +113,72 @@ def sweep_steps(cell, carrier, kept, before, mask, cuts, dy, dstate, reverse):
     return deltas, dstate
 
 
-def carry_influences(cell, params, x, kept, before, mask, cuts, dy, *, reverse):
-    """The gradient of each example, carried forward in time: of each parameter, [N, its shape].
+def carry_influences(
+    loop: Loop, params: Params, x: jax.Array, kept: Arrays, before: Arrays, dy: jax.Array
+) -> dict[str, Any]:
+    """The per-example gradients of all parameters, [N, ...], accumulated forward in time (RTRL).
 
-    The influence of a parameter on the state, M_t = ds_t / d theta, goes with time:
+    The influence of a parameter theta on the state is M_t = ds_t / d theta. It obeys
 
-      M_t = D_t M_(t-1) + (what theta does to s_t at this step),   D_t = ds_t / ds_(t-1)
+      M_t = D_t M_(t-1) + I_t,   D_t = ds_t / ds_(t-1)
 
-    and the gradient is sum_t dy_t . M_t, of the rows of h. Of a cell's derivatives at one-hot
-    dstates, all the units at once, are made D_t and the influence at the step.
+    where I_t is the direct effect of theta on s_t in this step. The gradient is sum_t dy_t . M_t,
+    with the rows of M_t that belong to h. A cell is elementwise, so one call of `cell.backward`
+    with ones gives the derivatives of one part of the state for all units; D_t and I_t consist of
+    these.
 
-    Shapes: M is [N, P, H, ...] with P the parts of the state, and then [R, G, H] for the R rows of
-    W and b, or U and c, which see what is before the drive, (x, 1), or the echo, (h, 1); [P, H]
-    for the first state.
+    M is [N, P, H, ...] for the P parts of the state. The axes behind are those of the parameter:
+
+      [I + 1, G, H]   for W and, as last row, b: their input is (x, 1)
+      [H + 1, G, H]   for U and, as last row, c: their input is (h, 1); [H, G, H] without c
+      [P, H]          for the initial state
+
+    Args:
+      loop: that of the forward pass.
+      params: the parameters that carry the error. Only U is read.
+      x: the inputs [N, T, I].
+      kept: what the cell kept of each step, from `run_steps`.
+      before: the state before each step, all parts, [N, T, H].
+      dy: the derivative with respect to the outputs, [N, T, H].
     """
+    cell, mask, cuts, reverse = loop
     n, _, h = dy.shape
     p, g = cell.parts, cell.gates
     eye, units = jnp.eye(h, dtype=dy.dtype), params["recurrent"].reshape(h, g, h)
 
-    def rows(x, bias):
+    def with_one(x, bias):
         return jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=1) if bias else x
 
-    def step(carry, now):
-        influences, grads = carry
-        t, cut = now
-        of_drive, of_echo, of_state = [], [], []
+    def derivatives(t):
+        """Of each part of the state by the drive and the echo, and by the state before: D_t."""
+        by_drive, by_echo, by_state = [], [], []
         for part in range(p):
             ones = tuple(jnp.full((n, h), q == part, dy.dtype) for q in range(p))
             deltas, dbefore = cell.backward(_all_at(kept, t), _all_at(before, t), ones)
-            of_drive.append(deltas[0].reshape(n, g, h))
-            of_echo.append(deltas[-1].reshape(n, g, h))
-            of_state.append(jnp.stack(dbefore, axis=1))
-        drive, echo = jnp.stack(of_drive, axis=1), jnp.stack(of_echo, axis=1)
-        transition = jnp.einsum("npqk,kj->npkqj", jnp.stack(of_state, axis=1), eye)
-        through_echo = jnp.einsum("npgk,jgk->npkj", echo, units)
-        transition = transition.at[:, :, :, 0].add(through_echo)
-        at_drive, at_echo = rows(_at(x, t), True), rows(_at(before[0], t), cell.recurrent_bias)
-        here = (
-            jnp.einsum("npgk,ni,kj->npkigj", drive, at_drive, eye),
-            jnp.einsum("npgk,ni,kj->npkigj", echo, at_echo, eye),
+            by_drive.append(deltas[0].reshape(n, g, h))
+            by_echo.append(deltas[-1].reshape(n, g, h))
+            by_state.append(jnp.stack(dbefore, axis=1))
+        by_drive, by_echo = jnp.stack(by_drive, axis=1), jnp.stack(by_echo, axis=1)
+        transition = jnp.einsum("npqk,kj->npkqj", jnp.stack(by_state, axis=1), eye)
+        through_echo = jnp.einsum("npgk,jgk->npkj", by_echo, units)
+        return by_drive, by_echo, transition.at[:, :, :, 0].add(through_echo)
+
+    def step(carry, at_step):
+        influences, grads = carry
+        t, cut = at_step
+        by_drive, by_echo, transition = derivatives(t)
+        drive_input = with_one(_at(x, t), True)
+        echo_input = with_one(_at(before[0], t), cell.recurrent_bias)
+        direct = (
+            jnp.einsum("npgk,ni,kj->npkigj", by_drive, drive_input, eye),
+            jnp.einsum("npgk,ni,kj->npkigj", by_echo, echo_input, eye),
             jnp.zeros((n, p, h, p, h), dy.dtype),
         )
         if cuts is not None:
             influences = tuple(jnp.where(cut, 0, m) for m in influences)
         after = tuple(
             jnp.einsum("npkqj,nqj...->npk...", transition, m) + new
-            for m, new in zip(influences, here, strict=True)
+            for m, new in zip(influences, direct, strict=True)
         )
         influences = _where(mask, t, after, influences)
         grads = tuple(
@@ -133,32 +202,33 @@ def carry_influences(cell, params, x, kept, before, mask, cuts, dy, *, reverse):
     }
 
 
-def _times(y):
+def _times(y: jax.Array) -> jax.Array:
+    """The positions of y [N, T, ...], [T]."""
     return jnp.arange(y.shape[1])
 
 
-def _at(array, t):
-    """What is there at a step, [N, ...]."""
+def _at(array: jax.Array, t) -> jax.Array:
+    """The entries of one step, [N, ...], of an array [N, T, ...]."""
     return jax.lax.dynamic_index_in_dim(array, t, axis=1, keepdims=False)
 
 
-def _all_at(arrays, t):
+def _all_at(arrays: Arrays, t) -> Arrays:
     return tuple(_at(array, t) for array in arrays)
 
 
-def _put(arrays, new, t):
-    """Arrays [N, T, ...] with others [N, ...] at a step, which XLA writes in their place."""
+def _put(arrays: Arrays, entries: Arrays, t) -> Arrays:
+    """Arrays [N, T, ...] with these entries [N, ...] at one step. XLA writes them in place."""
     put = jax.lax.dynamic_update_index_in_dim
-    return tuple(put(array, own, t, axis=1) for array, own in zip(arrays, new, strict=True))
+    return tuple(put(array, entry, t, axis=1) for array, entry in zip(arrays, entries, strict=True))
 
 
-def _where(mask, t, arrays, others):
-    """The arrays where there is a step, and the others where there is none."""
+def _where(mask: jax.Array | None, t, arrays: Arrays, others: Arrays) -> Arrays:
+    """The arrays [N, ...] for examples whose mask is true at step t, the others for the rest."""
     if mask is None:
         return arrays
-    there = _at(mask, t)
+    present = _at(mask, t)
 
     def choose(a, b):
-        return jnp.where(there.reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        return jnp.where(present.reshape(-1, *[1] * (a.ndim - 1)), a, b)
 
     return tuple(map(choose, arrays, others))

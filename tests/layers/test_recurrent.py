@@ -280,7 +280,7 @@ LSTM = bp.recurrent(bp.lstm(2))
         (
             lambda: bp.recurrent(bp.lstm(2), segment=2).init(KEY, (5, 3)),
             bp.LayerError,
-            "got inputs of 5 steps, which segments of 2 do not divide",
+            "got inputs of 5 steps, not a multiple of segment = 2",
         ),
         (
             lambda: bp.recurrent(bp.lstm(2), mask=np.ones(4, bool)).init(KEY, (5, 3)),
