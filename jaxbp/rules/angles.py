@@ -1,15 +1,17 @@
-"""How far a rule is from backpropagation: two sweeps over one forward pass, laid side by side.
+"""Alignment: how far a rule's backward pass is from exact backpropagation.
 
-The angle between vectors a and b, in degrees, is that of all their entries as one vector:
+Both backward passes start from the same forward pass, and are compared by angles. The angle between
+arrays a and b, in degrees, takes all their entries as one vector:
 
   angle(a, b) = arccos(a . b / (|a| |b|))
 
-      0   the same direction          90   nothing in common          180   the opposite
+      0   the same direction          90   orthogonal          180   opposite directions
 
 A small step along a gradient within 90 degrees of the exact one still lowers the loss.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +21,20 @@ from jaxbp.layers.recurrence import ForwardInTime
 from jaxbp.readings.sums import total
 from jaxbp.rules.feedback import require_rule
 from jaxbp.signals.kinds import map_signals
-from jaxbp.types import widened
+from jaxbp.types import Layer, Params, PyTree, Rule, widened
 
 
 class Alignment(NamedTuple):
-    """How far a rule is from backpropagation at one parameter, as scalars; angles in degrees.
+    """How far a rule is from backpropagation at one parameter: scalars, with angles in degrees.
 
     Attributes:
-      gradient: the angle between the mean gradient by the rule and the exact one.
-      delta: the angle between the rule's error at the layer's outputs and the exact one, of each
-        example, on average.
-      weight: the angle between what stands for the parameter on the way back and the parameter; 0
-        where it stands for itself.
-      norm_ratio: the norm of the one over that of the other; 1 where it stands for itself.
+      gradient: the angle between the rule's mean gradient and the exact one.
+      delta: the angle between the rule's error at the layer's outputs and the exact one, for each
+        example, averaged over the examples.
+      weight: the angle between the parameter and the array that replaces it in the backward pass; 0
+        if nothing replaces it.
+      norm_ratio: the norm of that array divided by the norm of the parameter; 1 if nothing replaces
+        it.
     """
 
     gradient: jax.Array
@@ -40,24 +43,50 @@ class Alignment(NamedTuple):
     norm_ratio: jax.Array
 
 
-def alignment(net, loss, *, rule):
-    """The angles between a rule's sweep and the exact one, at every parameter.
+class Measure(Protocol):
+    """What `alignment` returns, and what `make_step` takes as one of its `measures`."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: PyTree,
+        targets: PyTree,
+        *,
+        key: jax.Array | None = None,
+        rule_state: PyTree = (),
+        rule_key: jax.Array | None = None,
+    ) -> PyTree:
+        """Measures a network on a batch; `key` is for layers that draw, `rule_key` for rules."""
+        ...
+
+
+def alignment(
+    net: Layer, loss: Callable[[Any, Any], tuple[jax.Array, jax.Array]], *, rule: Rule
+) -> Measure:
+    """The angles between a rule's backward pass and the exact one, at every parameter.
+
+    Use it to watch whether a rule learns what backpropagation would.
 
       one vector is zero     90 degrees, and a norm ratio of 0 or inf
       both are zero          0 degrees, and a norm ratio of 1
 
-    Both sweeps start from the same forward pass. Under `direct_feedback`, `weight` and `norm_ratio`
-    are of what carries the error inside the blocks: its own matrices stand for no weight.
+    Under `direct_feedback`, `weight` and `norm_ratio` describe the trees that carry the error
+    inside the blocks, because the rule's own matrices replace no weight.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
-      rule: which weights carry the error back.
+      rule: the rule to compare with backpropagation.
 
     Returns:
       `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> tree`, a tree
-      like params with an `Alignment` in place of each parameter. To have it recorded while
-      training: `measures={"alignment": bp.alignment(net, loss, rule=rule)}`.
+      like params with an `Alignment` at each parameter. To record it during training, pass
+      `measures={"alignment": bp.alignment(net, loss, rule=rule)}` to `fit`, `make_epoch` or
+      `make_step`.
+
+    Raises:
+      ValueError: `rule` is not a Rule; or, when called, the tree that it chooses is that of `rtrl`,
+        which carries no error back through time.
 
     References:
       "Random synaptic feedback weights support error backpropagation for deep learning",
@@ -87,10 +116,10 @@ def alignment(net, loss, *, rule):
         outputs, cache = net.forward(params, inputs, key=key)
         _, delta = loss(outputs, targets)
         tree = rule.choose(rule_state, params, key=rule_key)
-        # No angle depends on N; but so the rule's sweep is that of `value_and_grad`, which a step
-        # without readings makes anyway.
+        # No angle depends on the division by N. With it, the rule's backward pass is the same as
+        # in `value_and_grad`, so a training step that measures alignment computes it only once.
         delta = delta / len(delta)
-        inside = _inside(tree)
+        inside = _inside_blocks(tree)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)
         return map_signals(compare, exact, ruled, inside, params)
@@ -98,34 +127,34 @@ def alignment(net, loss, *, rule):
     return function
 
 
-def _inside(tree):
-    """A tree for backward with the parts of every chain in place of its `Direct`."""
+def _inside_blocks(tree: PyTree) -> PyTree:
+    """A tree for backward in which each `Direct` is replaced by the tuple of its parts."""
 
     def parts(node):
         if isinstance(node, ForwardInTime):
             raise ValueError(
                 "alignment: rtrl carries no error back through time, and its gradient is exact."
             )
-        return _inside(node.parts) if isinstance(node, Direct) else node
+        return _inside_blocks(node.parts) if isinstance(node, Direct) else node
 
     return jax.tree.map(parts, tree, is_leaf=lambda node: isinstance(node, Direct | ForwardInTime))
 
 
 def _angle(a, b):
-    # By the difference and the sum of the directions: the arccosine would lose half the digits of
-    # small angles.
+    # From the difference and the sum of the directions, because the arccosine would lose half the
+    # digits of small angles.
     a, b = _direction(a), _direction(b)
     return jnp.rad2deg(2 * jnp.arctan2(_norm(a - b), _norm(a + b)))
 
 
 def _direction(a):
-    a = _by_its_largest(widened(a))
+    a = _over_largest(widened(a))
     return a / _one_for_zero(jnp.sqrt(jnp.sum(jnp.square(a))))
 
 
 def _norm(a):
     a = widened(a)
-    return jnp.max(jnp.abs(a)) * jnp.sqrt(jnp.sum(jnp.square(_by_its_largest(a))))
+    return jnp.max(jnp.abs(a)) * jnp.sqrt(jnp.sum(jnp.square(_over_largest(a))))
 
 
 def _norm_ratio(a, b):
@@ -133,8 +162,8 @@ def _norm_ratio(a, b):
     return jnp.where(b > 0, a / _one_for_zero(b), jnp.where(a > 0, jnp.inf, 1))
 
 
-def _by_its_largest(a):
-    """The array with a largest entry of 1: the squares of small numbers would be lost as zeros."""
+def _over_largest(a):
+    """The array divided by its largest entry, so that squares of small numbers do not underflow."""
     return a / _one_for_zero(jnp.max(jnp.abs(a)))
 
 

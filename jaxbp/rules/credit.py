@@ -1,48 +1,55 @@
-"""Credit in recurrent layers that does not have to travel back through time.
+"""Rules for recurrent layers that assign credit forward in time.
 
 Backpropagation through time waits for the end of a sequence and then goes back through all of it.
-Carried forward, credit is there at each step: with the influence of a parameter on the state,
-M_t = ds_t / d theta, and L_t = dE/dh_t, what the error says of the outputs of this step,
+The rules here instead carry forward how each parameter has influenced the state, so that the
+gradient of a step is known at that step. With M_t = ds_t / d theta the influence of a parameter on
+the state, and L_t = dE/dh_t the error that the outputs of step t get from the layers above,
 
-  dE/d theta = sum_t L_t . M_t,     M_t = D_t M_(t-1) + I_t     (L_t of the rows of h)
+  dE/d theta = sum_t L_t . M_t,     M_t = D_t M_(t-1) + I_t     (L_t multiplies the rows of h)
 
-I_t is what the parameter does to s_t at the step, and D_t = ds_t / ds_(t-1), by which units
-influence each other. How much of the two is kept makes the rule; J is what a unit's state does to
-the next within the unit, without U:
+I_t is the direct effect of the parameter on s_t, and D_t = ds_t / ds_(t-1) the effect of each
+unit's state on the next state of all units. The rules differ in how much of D_t and M_t they keep.
+J stands for the part of D_t that does not go through the recurrent weights U: the effect of a
+unit's state on its own next state.
 
-  rule      D_t                                          M has, for each example
-  rtrl      all of it                                    all units by all parameters
-  snap1     of each unit by itself: J, and U_jj          one number for each parameter and part
-  eprop     J alone                                      the same
+  rule      D_t                                   M has, for each example
+  rtrl      all of it                             all units by all parameters
+  snap1     each unit on itself: J, and U_jj      one number per parameter and part of the state
+  eprop     J only                                the same
 
-Since D_t of the last two leads from a unit to itself alone, the sum over t can be taken in either
-order: they ARE backward sweeps, through a tree in which U is its diagonal (of each gate), or zero.
-So they are carried out here, with a signal of the same kind and the same positions as that of
-`exact`, and every reading holds. An online learner would carry M forward, in N numbers for each
-parameter and part whatever T is.
+For the last two, D_t leads from each unit only to itself, so the sum over t can be taken in either
+order. They are therefore backward passes through a tree in which U is replaced by its diagonal (of
+each gate), or by zero. That is how they are computed here: the signal has the same kind and the
+same positions as that of `exact`, and every reading works. An online learner would carry M forward,
+in N numbers per parameter and part of the state, whatever T is.
 
-Rules concern the layers of `recurrent` alone; the others are exact. L_t comes as the network brings
-it: with `direct_feedback(*blocks, rules=[eprop(), exact()])` it is broadcast by a random matrix.
+The rules change only `recurrent` layers; all other layers are exact. L_t is what the network
+carries to the outputs of the layer: with `direct_feedback(*blocks, rules=[eprop(), exact()])` it is
+the output error times a random matrix.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.layers.recurrence import ForwardInTime
 from jaxbp.rules.feedback import exact, wrong_state
+from jaxbp.types import Rule
 
 
-def rtrl():
-    """Real-time recurrent learning: the exact gradient, carried forward in time.
+def rtrl() -> Rule:
+    """Real-time recurrent learning: the exact gradient, computed forward in time.
 
-    Backward then goes through the steps from the first to the last. What is read off the gradients
-    of examples (`total`, `mean`, `per_example`, `sq_norms`, ...) is that of `exact`. The operands
-    are not, since a step has none: those of a matrix [I, O] are its rows, N of them unit vectors,
-    with the gradients of the examples; so of `kronecker` there are other factors. dx takes the
-    way of `exact`, as a layer below has to.
+    Backward goes through the steps from the first to the last. Readings of per-example gradients
+    (`total`, `mean`, `per_example`, `sq_norms`, ...) are the same as with `exact`. The operands are
+    not, because a single step has none: a matrix [I, O] gets I positions, with the unit vectors as
+    inputs and the rows of the example's gradient as deltas. So the factors of `kronecker` differ.
+    dx is computed as with `exact`, because a layer below needs it.
 
-    For small cells: each example carries P H (I + H) G H numbers, P the parts of the state, and
-    each step takes P H times as many multiplications.
+    Use it for small cells: with H units, G gates and P parts of the state, each example carries
+    P H (I + H) G H numbers, and each step takes P H times as many multiplications.
 
     References:
       "A Learning Algorithm for Continually Running Fully Recurrent Neural Networks", Williams,
@@ -63,12 +70,12 @@ def rtrl():
     return _of_recurrent("rtrl", ForwardInTime)
 
 
-def snap1():
-    """SnAp-1, the sparse approximation of `rtrl` with an influence of one step's reach.
+def snap1() -> Rule:
+    """SnAp-1: the sparse approximation of `rtrl` that keeps the influence of one step only.
 
-    Of a parameter of unit j it keeps the influence on the state of j, of which U_jj is a part: in
-    an `lstm` that on h_j and on c_j, for each of the gates. A `gru` is of the form that has such
-    an influence from each parameter on one unit alone.
+    Of a parameter of unit j it keeps the influence on the state of unit j, which includes U_jj: in
+    an `lstm` the influence on h_j and on c_j, for each gate. In the form of the `gru` here, too,
+    each parameter directly influences only one unit.
 
     References:
       "A Practical Sparse Approximation for Real Time Recurrent Learning", Menick et al., 2021.
@@ -90,11 +97,11 @@ def snap1():
     return _of_recurrent("snap1", diagonals)
 
 
-def eprop():
-    """E-prop: an eligibility trace for each parameter, and the error at the step as what teaches.
+def eprop() -> Rule:
+    """E-prop: an eligibility trace for each parameter, multiplied by the error of each step.
 
-    The trace goes on as the state does within its unit: in an `lstm` by its forget gate, in a `gru`
-    by z. In a `simple_rnn`, whose state lives on through U alone, it lasts for one step.
+    The trace decays as the state does within its unit: in an `lstm` by the forget gate, in a `gru`
+    by z. In a `simple_rnn` the state persists only through U, so the trace lasts for one step.
 
     References:
       "A solution to the learning dilemma for recurrent networks of spiking neurons", Bellec et al.,
@@ -111,7 +118,7 @@ def eprop():
     )
 
 
-def _of_recurrent(name, change):
+def _of_recurrent(name: str, change: Callable[[Any], Any]) -> Rule:
     """The rule that changes the parameters of recurrent layers for backward, and no others."""
 
     def is_recurrent(node):
@@ -120,7 +127,7 @@ def _of_recurrent(name, change):
     def choose(state, params, *, key=None):
         del key
         if jax.tree.leaves(state):
-            raise wrong_state(name, "it remembers nothing")
+            raise wrong_state(name, "this rule has no state")
         return jax.tree.map(
             lambda node: change(node) if is_recurrent(node) else node, params, is_leaf=is_recurrent
         )

@@ -1,12 +1,13 @@
-"""Direct feedback: the error leaps from the outputs of a chain to each of its parts.
+"""Direct feedback: the error goes from the outputs of a chain directly to each of its parts.
 
-Backpropagation takes the error from part to part, each waiting for the one after it. Here every
-part has a matrix of its own that leads from the outputs straight to it, so that a sweep needs no
-matrix product between parts, and could visit all of them at once.
+Backpropagation carries the error from part to part, and each part waits for the one after it. With
+direct feedback every part has its own matrix from the outputs to itself. So a backward pass needs
+no matrix product between parts, and could visit all parts at once.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,44 +15,46 @@ from jax.nn import initializers
 
 from jaxbp.combinators.compose import Direct, chain
 from jaxbp.rules.feedback import FEEDBACK_STREAM, exact, wrong_state
-from jaxbp.types import Rule, split_keys
+from jaxbp.types import Layer, PyTree, Rule, Shape, split_keys
 
 
 class DirectState(NamedTuple):
-    """What `direct_feedback` remembers.
+    """The state of `direct_feedback`.
 
     Attributes:
-      matrices: B of each block but the last.
+      matrices: the matrix B of each block but the last.
       blocks: the state of the rule inside each block.
     """
 
     matrices: tuple[jax.Array, ...]
-    blocks: tuple[Any, ...]
+    blocks: tuple[PyTree, ...]
 
 
-def direct_feedback(*blocks, scale=1.0, rules=None):
-    """Direct feedback alignment: the error at the outputs of a chain goes to each block by itself.
+def direct_feedback(
+    *blocks: Layer, scale: float = 1.0, rules: Sequence[Rule] | None = None
+) -> Rule:
+    """Direct feedback alignment: the error at a chain's outputs goes directly to each block.
 
       dy_i = delta B_i,   B_i [C, O_i] fixed and random;   the last block gets delta
 
     The network is `chain(*blocks)`. Inside a block, which may be a network, the error is carried
-    back exactly, or as another rule says. No block waits for another, and none but the first makes
-    a dx that anybody reads: the dx of the whole is that of the first block for the error it got.
-    One block alone is the last.
+    back exactly, or by another rule. No block waits for another. Only the dx of the first block is
+    used: it is the dx of the chain, for the error that the first block got. A single block is also
+    the last, and gets delta.
 
-    Blocks whose outputs have the positions of the chain's share one matrix over them; for others B
-    leads from all outputs to all outputs.
+    Blocks whose outputs have the positions of the chain's outputs use one matrix at all positions.
+    For other blocks B maps all outputs of the chain to all outputs of the block.
 
     Args:
-      *blocks: the parts of the chain, each with what bends its outputs: `chain(dense(64), tanh())`.
-      scale: the entries of B are normal numbers times `scale / sqrt(O_i)`.
-      rules: one for each block, `exact()` if there are none. Another `direct_feedback` there makes
-        the routes of a block that is a chain itself.
+      *blocks: the parts of the chain, each with its nonlinearity: `chain(dense(64), tanh())`.
+      scale: the entries of B are standard normal numbers times `scale / sqrt(O_i)`.
+      rules: a rule for each block; None means `exact()` for all. For a block that is itself a
+        chain, the rule may be another `direct_feedback`.
 
     Raises:
       TypeError: a block is not a Layer.
-      ValueError: there are no blocks, or not as many rules; or, on `make`, the network is not the
-        chain of the blocks; or, on `choose`, the state is of another.
+      ValueError: there are no blocks, or there is not one rule for each; on `make`, the network is
+        not the chain of the blocks; on `choose`, the state belongs to another rule or network.
 
     References:
       "Direct Feedback Alignment Provides Learning in Deep Neural Networks", Nøkland, 2016.
@@ -70,11 +73,11 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
     chained = chain(*blocks)
     if not blocks:
         raise ValueError("direct_feedback: takes the blocks of a chain; got none.")
-    rules = [exact() for _ in blocks] if rules is None else list(rules)
-    if len(rules) != len(blocks) or not all(isinstance(rule, Rule) for rule in rules):
+    inner_rules = [exact() for _ in blocks] if rules is None else list(rules)
+    if len(inner_rules) != len(blocks) or not all(isinstance(rule, Rule) for rule in inner_rules):
         raise ValueError(
-            f"direct_feedback: got {len(rules)} rules for {len(blocks)} blocks; it takes a Rule "
-            "for each."
+            f"direct_feedback: got {len(inner_rules)} rules for {len(blocks)} blocks; it takes a "
+            "Rule for each."
         )
     name = "direct_feedback"
 
@@ -86,7 +89,7 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
             )
         init_key, key, block_key = jax.random.split(jax.random.fold_in(key, FEEDBACK_STREAM), 3)
         states, shapes, dtypes = [], [], []
-        for i, (block, rule) in enumerate(zip(blocks, rules, strict=True)):
+        for i, (block, rule) in enumerate(zip(blocks, inner_rules, strict=True)):
             states.append(rule.make(jax.random.fold_in(block_key, i), block, shape))
             params, shape = block.init(init_key, shape)
             shapes.append(shape)
@@ -99,12 +102,12 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
         return DirectState(tuple(matrices), tuple(states))
 
     def of_blocks(state, params, key):
-        """For each block its rule, its state, its parameters and a key."""
+        """The rule, state, parameters and key of each block."""
         if not isinstance(state, DirectState):
             raise wrong_state(name, f"it is {type(state).__name__}, not DirectState")
         if not isinstance(params, tuple) or len(params) != len(blocks):
             raise wrong_state(name, f"the parameters are not of a chain of {len(blocks)} blocks")
-        return zip(rules, state.blocks, params, split_keys(key, len(blocks)), strict=True)
+        return zip(inner_rules, state.blocks, params, split_keys(key, len(blocks)), strict=True)
 
     def choose(state, params, *, key=None):
         parts = [
@@ -126,14 +129,14 @@ def direct_feedback(*blocks, scale=1.0, rules=None):
     return Rule(name, make, choose, update)
 
 
-def _parameters(net, key, shape):
-    """The structure, the shapes and the dtypes of a network's parameters."""
+def _parameters(net: Layer, key: jax.Array, shape: Shape) -> PyTree:
+    """The tree of the shapes and dtypes of a network's parameters, to compare networks by."""
     params = jax.eval_shape(lambda key: net.init(key, shape)[0], key)
     return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
 
 
-def _direct_sizes(outputs, shape):
-    """The sizes of a matrix from the outputs of a chain to those of a part, by their shapes."""
+def _direct_sizes(outputs: Shape, shape: Shape) -> tuple[int, int]:
+    """The shape of the matrix from a chain's outputs to a part's, for the shapes of both."""
     if outputs[:-1] == shape[:-1]:
         return outputs[-1], shape[-1]
     return math.prod(outputs), math.prod(shape)

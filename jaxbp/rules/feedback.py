@@ -1,20 +1,21 @@
-"""Rules: which weights carry the error back.
+"""Feedback: rules that replace the weight matrices in the backward pass.
 
-Exact backpropagation carries it by the weights that lead forward, dx = dy W^T. No neuron could know
-those of another, and none has to: a sweep reads one tree, and any tree like the parameters will do.
-What is read at each parameter stays as it is, the operands of its gradient, dE/dW = x dy^T.
+Exact backpropagation carries the error back by the weights of the forward pass, dx = dy W^T. A
+neuron in a brain could hardly know the weights of other neurons. A backward pass here does not need
+them either: it reads one tree, and any tree with the structure of the parameters works. Readings do
+not change: the operands of a gradient are x and dy, dE/dW = x^T dy.
 
   rule              carries the error by              and after each step
   exact             W
   random_feedback   B, fixed                          -
   sign_symmetric    M sign(W), magnitudes M > 0       -
-  kolen_pollack     B                                 B is moved as W is, and decays as W does
-  weight_mirror     B                                 B is drawn to W by noise sent through W
+  kolen_pollack     B                                 B gets the update and the decay of W
+  weight_mirror     B                                 B moves towards W, estimated from noise
 
-(One more, in `direct`, has the error leap over the layers between.) B is another draw by the
-network's own initialisers, and the magnitudes are of its scale.
+B is another draw by the network's own initialisers, and the magnitudes have the scale of such a
+draw. The module `direct` has one more rule, which sends the error past the layers in between.
 
-A rule of one's own is such a record, or changes one:
+Your own rule is a `Rule`, made from scratch or from another one:
 
   >>> import optax, jaxbp as bp
   >>> def noisy(deviation):
@@ -25,21 +26,25 @@ A rule of one's own is such a record, or changes one:
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.signals.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
-from jaxbp.types import Rule, show_path, show_shape, widened
+from jaxbp.types import Params, PyTree, Rule, show_path, show_shape, widened
 
-# Away from the keys that layers split off: a rule that is made by the key of the parameters
-# themselves must not draw the same numbers.
+# Whether a rule replaces a parameter: `where(path, leaf)`, with the leaf's shape, ndim and dtype.
+Where: TypeAlias = Callable[[str, Any], bool]
+
+# Folded into keys by which rules draw. Layers split their keys and never reach this number, so a
+# rule that is made with the key of the parameters does not draw the parameters again.
 FEEDBACK_STREAM = 2**31
 
 
-def exact():
-    """Backpropagation: the weights that lead forward carry the error back.
+def exact() -> Rule:
+    """Backpropagation: the weights of the forward pass carry the error back. dx = dy W^T.
 
     References:
       "Learning representations by back-propagating errors", Rumelhart, Hinton, Williams, 1986.
@@ -59,34 +64,36 @@ def exact():
     def choose(state, params, *, key=None):
         del key
         if jax.tree.leaves(state):
-            raise wrong_state("exact", "it remembers nothing")
+            raise wrong_state("exact", "this rule has no state")
         return params
 
     return Rule("exact", make, choose, _stay)
 
 
-def matrices(path, leaf):
-    """Whether a parameter is a matrix, which has two axes or more."""
+def matrices(path: str, leaf: Any) -> bool:
+    """Whether a parameter is a matrix: it has two axes or more."""
     del path
     return leaf.ndim >= 2
 
 
-def random_feedback(*, scale=1.0, where=matrices):
-    """Feedback alignment: fixed random matrices B in the place of W. dx = dy B^T.
+def random_feedback(*, scale: float = 1.0, where: Where = matrices) -> Rule:
+    """Feedback alignment: fixed random matrices B replace W in the backward pass. dx = dy B^T.
 
-    The forward weights come to lie along B, and the error that B carries then teaches.
+    During training the forward weights align with B, and the error that B carries becomes useful.
 
     Args:
-      scale: B is another draw by the network's initialisers, times this. (Where they draw zeros,
-        B is zero, and nothing comes back.)
-      where: `where(path, leaf) -> bool`, which parameters have a B; `path` is such as `0.weight`,
-        and `leaf` has the parameter's `shape`, `ndim` and `dtype` (in a stack, those of one of its
-        layers, and one path for all, such as `1.layers.0.weight`). The first matrix of a network
-        carries the error to the inputs alone: rules that update their B save that work by
-        `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`. A bias carries nothing.
+      scale: B is another draw by the network's initialisers, times this number. (If an initialiser
+        draws zeros, B is zero, and no error comes back.)
+      where: `where(path, leaf) -> bool` chooses the parameters that have a B. `path` is a string
+        such as `0.weight`, and `leaf` has the parameter's `shape`, `ndim` and `dtype`. In a stack,
+        these are those of one layer, and all layers share a path such as `1.layers.0.weight`. The
+        first matrix of a network carries the error only to the inputs, so rules that update B can
+        skip it: `where=lambda path, leaf: leaf.ndim >= 2 and path != "0.weight"`. Biases carry no
+        error.
 
     Raises:
-      ValueError: on `make`, `where` matches nothing; on `choose`, the state is of another network.
+      ValueError: on `make`, `where` matches no parameter; on `choose`, the state belongs to another
+        rule or network.
 
     References:
       "Random synaptic feedback weights support error backpropagation for deep learning",
@@ -108,17 +115,22 @@ def random_feedback(*, scale=1.0, where=matrices):
 
 
 class Magnitudes(NamedTuple):
-    """What `sign_symmetric` remembers.
+    """The state of `sign_symmetric`.
 
     Attributes:
-      magnitudes: of each matrix that has some, M where they are fixed, else s.
+      magnitudes: for each matrix that the rule replaces: M if magnitudes are fixed, else s.
     """
 
-    magnitudes: Any
+    magnitudes: PyTree
 
 
-def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
-    """Sign-symmetry: the signs of W, with magnitudes of their own. dx = dy (M sign(W))^T.
+def sign_symmetric(
+    magnitudes: Literal["uniform", "fixed", "batchwise"] = "uniform",
+    *,
+    scale: float = 1.0,
+    where: Where = matrices,
+) -> Rule:
+    """Sign-symmetry: the signs of W, with other magnitudes. dx = dy (M sign(W))^T.
 
       uniform      M = s, one number for each matrix                       uSF
       fixed        M = s |xi|, drawn once                                  frSF
@@ -129,12 +141,12 @@ def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
 
     Args:
       magnitudes: `uniform`, `fixed` or `batchwise`.
-      scale: as of `random_feedback`.
-      where: as of `random_feedback`.
+      scale: a factor of s.
+      where: which parameters the rule replaces, as in `random_feedback`.
 
     Raises:
-      ValueError: `magnitudes` is none of these; or as of `random_feedback`; or, on `choose`,
-        batchwise magnitudes have no key.
+      ValueError: `magnitudes` is none of the three; on `make`, `where` matches no parameter; on
+        `choose`, the state belongs to another rule or network, or batchwise magnitudes get no key.
 
     References:
       "How Important Is Weight Symmetry in Backpropagation?", Liao, Leibo, Poggio, 2016.
@@ -184,24 +196,27 @@ def sign_symmetric(magnitudes="uniform", *, scale=1.0, where=matrices):
     return Rule(name, make, choose, _stay)
 
 
-def kolen_pollack(*, scale=1.0, where=matrices):
-    """Kolen-Pollack: B starts at random, and is moved and decays as W does. dx = dy B^T.
+def kolen_pollack(*, scale: float = 1.0, where: Where = matrices) -> Rule:
+    """Kolen-Pollack: B starts at random, and gets the updates and the decay of W. dx = dy B^T.
 
-    The gradient of W is that of B too, so that their difference is left to weight decay: with a
-    rate eta and a decay lambda, as of `optax.adamw`, B - W shrinks by 1 - eta lambda a step.
-    Without weight decay it stays.
+    B is updated with the gradient of W, so only weight decay changes their difference. With
+    learning rate eta and weight decay lambda, as in `optax.adamw`, each step multiplies B - W by
+    1 - eta lambda. Without weight decay the difference stays constant.
 
-    Any optax optimizer will do. It is asked for B's update by its state for W, with B in the place
-    of the parameters. So what it reads of them beside their decay (a trust ratio, a line search) it
-    reads of B; of a decay that it has put into its momentum, only the newest step's is B's own; and
-    where it remembers parameters (`schedule_free`, L-BFGS), they are those of W, which B then sees.
+    Any optax optimizer works. It computes the update of B from its state for W, with B as the
+    parameters. This has consequences for optimizers that use the parameters:
+
+      weight decay                            that of B
+      weight decay that enters the momentum   that of B in the newest step, that of W before
+      trust ratio, line search                computed from B
+      parameters kept in the state            those of W (`schedule_free`, L-BFGS)
 
     Args:
-      scale: of B at the start, as of `random_feedback`.
-      where: as of `random_feedback`.
+      scale: a factor of B at the start, as in `random_feedback`.
+      where: which parameters the rule replaces, as in `random_feedback`.
 
     Raises:
-      ValueError: as of `random_feedback`.
+      ValueError: as in `random_feedback`.
 
     References:
       "Back-propagation without weight transport", Kolen, Pollack, 1994.
@@ -230,36 +245,42 @@ def kolen_pollack(*, scale=1.0, where=matrices):
 
 
 class MirrorState(NamedTuple):
-    """What `weight_mirror` remembers.
+    """The state of `weight_mirror`.
 
     Attributes:
       feedback: B, in place of each matrix that has one.
-      step: how many steps have been made.
+      step: the number of training steps so far.
     """
 
-    feedback: Any
+    feedback: PyTree
     step: jax.Array
 
 
-def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
-    """Weight mirrors: B is drawn to W by noise sent through W, between steps of learning.
+def weight_mirror(
+    rate: float = 0.1,
+    *,
+    examples: int = 64,
+    every: int = 1,
+    scale: float = 1.0,
+    where: Where = matrices,
+) -> Rule:
+    """Weight mirrors: between training steps, B learns W from noise sent through W. dx = dy B^T.
 
       xi ~ Normal(0, 1)  [M, I],   zeta = xi W  [M, O],   B += rate (xi^T zeta / M - B)
 
-    In a mirror phase each matrix has noise for its inputs and nothing else, and B comes to agree
-    with what it answers: the mean of xi^T zeta / M is W. Biases, and what bends the answer behind
-    the matrix, are shut off meanwhile. A matrix of more than two axes has all but the last of them
-    as its inputs.
+    In a mirror phase the inputs of each matrix are noise. The expectation of xi^T zeta / M is W, so
+    B approaches W. Biases, and the nonlinearity after the matrix, are left out of the phase. In a
+    matrix of more than two axes, all axes but the last count as inputs.
 
     Args:
-      rate: how far B moves in a phase, and as much it forgets; in (0, 1].
-      examples: M, of noise, in a phase.
-      every: how many steps of learning there are to a phase.
-      scale: of B at the start, as of `random_feedback`.
-      where: as of `random_feedback`.
+      rate: the learning rate of B, in (0, 1]. It is also the fraction of B that decays in a phase.
+      examples: M, the number of noise examples in a phase.
+      every: the number of training steps from one phase to the next.
+      scale: a factor of B at the start, as in `random_feedback`.
+      where: which parameters the rule replaces, as in `random_feedback`.
 
     Raises:
-      ValueError: a number is out of range; or as of `random_feedback`; or, on `update`, there is no
+      ValueError: a number is out of range; or as in `random_feedback`; or, on `update`, there is no
         key.
 
     References:
@@ -317,16 +338,16 @@ def weight_mirror(rate=0.1, *, examples=64, every=1, scale=1.0, where=matrices):
     return Rule("weight_mirror", make, choose, update)
 
 
-def require_rule(name, rule):
-    """Refuses what is no rule, for a function of this name."""
+def require_rule(name: str, rule: Any) -> None:
+    """Refuses what is not a Rule; the message starts with `name`, a function's."""
     if not isinstance(rule, Rule):
         raise ValueError(
             f"{name}: rule is {type(rule).__name__}, expected a Rule, such as exact()."
         )
 
 
-def wrong_state(name, problem):
-    """The error of a rule that got a state which is not its own, or of another network."""
+def wrong_state(name: str, problem: object) -> ValueError:
+    """The error of a rule that got the state of another rule or of another network."""
     return ValueError(
         f"{name}: got a state that is not its own: {problem}. Make it for this rule and network, "
         "by init_state(..., rule=rule) or by rule.make(key, net, shape), and pass it on?"
@@ -334,13 +355,15 @@ def wrong_state(name, problem):
 
 
 def _stay(state, params, *, move, key=None):
-    """The update of a rule that learns nothing."""
+    """The update of a rule that keeps its state."""
     del params, move, key
     return state
 
 
-def _drawn(name, scale, where):
-    """The make and the choose of a rule that has a matrix B in the place of each W."""
+def _drawn(
+    name: str, scale: float, where: Where
+) -> tuple[Callable[..., PyTree], Callable[..., Params]]:
+    """The `make` and the `choose` of a rule that replaces each W by a drawn matrix B."""
 
     def make(key, net, shape):
         return _draw(name, key, net, shape, scale, where)
@@ -361,7 +384,8 @@ def _draw(name, key, net, shape, scale, where):
     chosen = [where(path, like) for path, like in likes]
     if not any(chosen):
         there = ", ".join(f"{path} {show_shape(like.shape)}" for path, like in likes)
-        raise ValueError(f"{name}: where matches none of the parameters: {there or 'no such'}.")
+        there = there or "there are none"
+        raise ValueError(f"{name}: where matches none of the parameters: {there}.")
     leaves, structure = jax.tree.flatten(params)
     pairs = zip(leaves, chosen, strict=True)
     return structure.unflatten(
@@ -370,7 +394,7 @@ def _draw(name, key, net, shape, scale, where):
 
 
 def _require_own(name, params, state, *, scalars=False):
-    """Refuses a state that has not an array like it, or a number, for each chosen parameter."""
+    """Refuses a state without an array (or a number, if `scalars`) for each chosen parameter."""
 
     def require(path, w, axes, s):
         shape = w.shape[:axes] if scalars else w.shape
@@ -387,7 +411,7 @@ def _require_own(name, params, state, *, scalars=False):
 
 
 def _replace(function, params, state, *trees):
-    """`function(w, s, ...)` for each parameter w that has an s in the state, and w for others."""
+    """A tree of `function(w, s, ...)` where the state has an s for the parameter w, else of w."""
 
     def place(w, s, *others):
         return w if s is None else function(w, s, *others)
@@ -396,7 +420,7 @@ def _replace(function, params, state, *trees):
 
 
 def _keys_like(key, tree):
-    """A key for each leaf, and in a stack for that of each layer."""
+    """A key for each leaf of a tree; in a stack, a key for each leaf of each layer."""
     nodes, structure = jax.tree.flatten(tree, is_leaf=is_stacked)
 
     def keys_of(node, key):
