@@ -1,10 +1,11 @@
 """Training: from one optimizer step to a whole run.
 
 `step` has the train state, the jitted step and epoch, and evaluation. `fitting` trains for many
-epochs, with validation and early stopping. `nonfinite` finds the layer that made the first value
-that is not finite, and `kfac` is an optimizer that uses Kronecker factors.
+epochs, with validation and early stopping. `nonfinite` finds the layer in which the first
+non-finite value appeared. `kfac` is an optimizer that uses Kronecker factors.
 
-This chapter stands on `sweeps`, and nothing imports it.
+This chapter stands on `sweeps`, and no other chapter imports it. A new way to train goes into
+`fitting`, a new optimizer that needs readings into a module of its own.
 """
 
 from jaxbp.training.fitting import Fit as Fit

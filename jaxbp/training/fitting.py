@@ -1,16 +1,26 @@
-"""Until the model is good: epochs, each of them looked at, and a reason to stop."""
+"""Training with validation and early stopping.
+
+`fit` trains for many epochs, and measures the network after each. It stops when the network is good
+enough, when it no longer improves, or after the last epoch. Arguments and data are checked before
+the first step.
+"""
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.typing import ArrayLike
 
 from jaxbp.rules.feedback import exact
 from jaxbp.training.nonfinite import BadStepError, NonFiniteError, is_finite, locate, run_watched
 from jaxbp.training.step import (
+    LossFunction,
+    Metric,
     TrainState,
     evaluate,
     init_state,
@@ -19,21 +29,24 @@ from jaxbp.training.step import (
     shuffle,
     take,
 )
-from jaxbp.types import Layer, LayerError, Rule, show_shape
+from jaxbp.types import Layer, LayerError, Params, PyTree, Reading, Rule, show_shape
+
+Data: TypeAlias = tuple[ArrayLike, PyTree]  # inputs [N, ...] and targets [N, ...]
 
 
 class Fit(NamedTuple):
-    """What a run of `fit` has come to.
+    """The result of a run of `fit`.
 
     Attributes:
-      params: the best parameters by the measure on held-out data; without such data, the last.
-      state: the last state, from which another run can go on.
-      records: what was recorded, a dict for each epoch.
+      params: the parameters of the best epoch on the validation set; without one, the last
+        parameters.
+      state: the last state, from which another run can continue.
+      records: what was recorded, one dict for each epoch.
       stopped_by: `target`, `patience` or `epochs`.
       reason: the same as a sentence with its numbers.
     """
 
-    params: Any
+    params: Params
     state: TrainState
     records: list[dict[str, Any]]
     stopped_by: str
@@ -41,64 +54,69 @@ class Fit(NamedTuple):
 
 
 def fit(
-    net,
-    loss,
-    optimizer,
-    train,
+    net: Layer,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    train: Data | Iterable[Data],
     *,
-    key=None,
-    state=None,
-    held_out=None,
-    metric=None,
-    target=None,
-    patience=None,
-    epochs=100,
-    batch_size=64,
-    rule=exact(),
-    read=None,
-    measures=None,
-    extra_args=None,
-    callback=None,
-):
-    """Trains until the model is good, patience is at its end, or all epochs are done.
+    key: jax.Array | None = None,
+    state: TrainState | None = None,
+    held_out: Data | None = None,
+    metric: Metric | None = None,
+    target: float | None = None,
+    patience: int | None = None,
+    epochs: int = 100,
+    batch_size: int = 64,
+    rule: Rule = exact(),
+    read: Mapping[str, Reading] | None = None,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    callback: Callable[[TrainState, dict[str, Any]], object] | None = None,
+) -> Fit:
+    """Trains until the network is good enough, no longer improves, or all epochs are done.
 
-      target      stop once the measure is as good as this
-      patience    stop when the measure on held-out data has not improved for so many epochs
-      epochs      stop after so many
+    After each epoch `fit` computes one number, the *measure*. It is the mean of `metric`, where
+    higher is better; without a metric it is the mean loss, where lower is better. It is computed on
+    the validation set `held_out`. Without one it is computed on the training data: the metric with
+    the parameters after the epoch, the loss as the mean during the epoch.
 
-    The *measure* is the mean of `metric`, the higher the better, or without a metric the mean
-    loss, the lower the better; on held-out data, or without them on the data of training (the
-    metric after the epoch, the loss on the way).
+      target      stops when the measure is at least as good as this
+      patience    stops when the measure has not improved for this number of epochs
+      epochs      stops after this number of epochs
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: any optax optimizer.
-      train: a pair of arrays `(inputs, targets)`, trained on in shuffled batches on the device; or
-        an iterable of such pairs, each of them a batch, gone through once an epoch.
-      key: a random key for a new state.
-      state: a state to go on from, in place of a key.
-      held_out: a pair of arrays `(inputs, targets)`.
+      train: a pair of arrays `(inputs, targets)`, split into shuffled batches on the device; or an
+        iterable of such pairs, each a batch, which is gone through once per epoch.
+      key: a random key to make a new state.
+      state: a state to continue from, instead of a key.
+      held_out: the validation set, a pair of arrays `(inputs, targets)`.
       metric: `metric(outputs, targets) -> [N]`, such as `bp.accuracy`.
-      target: how good is good.
-      patience: how many epochs to wait for something better.
-      epochs: how many at most.
-      batch_size: examples a step, if `train` is a pair of arrays.
-      rule: which weights carry the error back (see `feedback`).
-      read: a dict of readings, recorded as their mean over the epoch.
-      measures: a dict of what else to record, as of `make_step`, also as its mean.
-      extra_args: what else the optimizer asks for, as of `make_step`.
-      callback: called after each epoch as `callback(state, record)`, for progress and figures.
+      target: the measure that is good enough.
+      patience: the number of epochs to wait for an improvement; needs `held_out`.
+      epochs: the largest number of epochs.
+      batch_size: the number of examples in a batch, if `train` is a pair of arrays.
+      rule: which weights carry the error back (see `rules`).
+      read: a dict of readings to record, as their mean over the epoch.
+      measures: a dict of other functions to record, as in `make_step`; also as their mean.
+      extra_args: other arguments of the optimizer's update, as in `make_step`.
+      callback: `callback(state, record)` is called after each epoch, such as to print progress.
 
     Returns:
-      A `Fit`. Its records have `epoch`; `loss`, the mean over the epoch while training;
-      `held_out_loss` and `metric` where there are such; and readings and measures by their names.
+      A `Fit`. Each of its records has `epoch`; `loss`, the mean training loss of the epoch;
+      `held_out_loss` if there is a validation set; `metric` if there is a metric; and the readings
+      and measures by their names.
 
     Raises:
-      ValueError: an argument is wrong, or the data are: empty, of unequal lengths, not finite, or
-        of shapes, dtypes or labels that the network or the loss refuses.
+      ValueError: an argument is wrong, or the data are empty, of unequal lengths, not finite, or of
+        shapes, dtypes or labels that the network or the loss refuses.
       NonFiniteError: a loss, a parameter, the state of the rule or the measure became infinite or
-        not a number. It says where, and has the last good state.
+        not a number. The error says where, and has the last good state.
+
+    References:
+      "Early Stopping - But When?", Prechelt, 1998.
 
     Example:
       >>> import jax, optax, jaxbp as bp
@@ -116,39 +134,39 @@ def fit(
         net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
     )
     batched = not _is_pair_of_arrays(train)
+    if batched and metric is not None and held_out is None:
+        raise ValueError("fit: a metric needs held_out data where train comes in batches.")
     if batched:
-        if metric is not None and held_out is None:
-            raise ValueError("fit: a metric needs held_out data where train comes in batches.")
         train, first_inputs = _peek(train, epochs)
     else:
         train = _as_arrays("train", train)
         first_inputs = train[0]
     if state is None:
+        assert key is not None  # checked by _require_arguments
         state = init_state(net, optimizer, key, first_inputs.shape[1:], rule=rule)
 
-    require = _make_require(net, loss, state.params)
+    require_data = _make_require_data(net, loss, state.params)
 
-    def make(maker, **how):
-        what = {"read": read, "measures": measures, "extra_args": extra_args}
-        return maker(net, loss, optimizer, rule=rule, **what, **how)
+    def make(maker, **options):
+        recorded = {"read": read, "measures": measures, "extra_args": extra_args}
+        return maker(net, loss, optimizer, rule=rule, **recorded, **options)
 
     if batched:
-        run_epoch = _epochs_on_batches(make, train, require)
+        run_epoch = _epochs_on_batches(make, train, require_data)
     else:
-        require("train", train)
+        require_data("train", train)
         run_epoch = _epochs_on_arrays(make, train, batch_size)
     if held_out is not None:
         held_out = _as_arrays("held_out", held_out)
-        require("held_out", held_out)
+        require_data("held_out", held_out)
 
     measure = _make_measure(net, loss, metric, held_out, train)
-    name = ("loss" if metric is None else getattr(metric, "__name__", "metric")).replace("_", " ")
-    name = name if held_out is None else f"held-out {name}"
-    sign = -1 if metric is None else 1  # so that more is better
-    value, best, best_epoch, best_params = math.nan, -math.inf, 0, state.params
-    records = []
+    goal = _make_goal(metric, held_out, target, patience, epochs)
+    best = _Best(0, -goal.sign * math.inf, state.params)
+    records, epoch = [], 0
 
-    for epoch in range(1, epochs + 1):
+    while True:
+        epoch += 1
         try:
             state, record = run_epoch(state)
         except BadStepError as bad:
@@ -156,31 +174,74 @@ def fit(
             raise NonFiniteError(epoch, bad.step, place, bad.state, records) from None
         value, measured = measure(state.params, record)
         if not math.isfinite(value):
-            raise NonFiniteError(epoch, None, f"the {name}", state, records)
+            raise NonFiniteError(epoch, None, f"the {goal.name}", state, records)
         records.append({"epoch": epoch, **jax.tree.map(np.asarray, {**record, **measured})})
         if callback is not None:
             callback(state, records[-1])
-        if sign * value > best:
-            best, best_epoch, best_params = sign * value, epoch, state.params
-        if target is not None and sign * value >= sign * target:
-            stopped_by = "target"
-            reason = f"{name} {value:.4g} is as good as {target:.4g} after {epoch} epochs"
-            break
-        if patience is not None and epoch - best_epoch >= patience:
-            stopped_by = "patience"
-            reason = (
-                f"{name} has not improved for {patience} epochs on {sign * best:.4g} of "
-                f"epoch {best_epoch}"
+        if goal.is_better(value, best.value):
+            best = _Best(epoch, value, state.params)
+        stop = goal.reason_to_stop(epoch, value, best)
+        if stop is not None:
+            stopped_by, reason = stop
+            params = state.params if held_out is None else best.params
+            return Fit(params, state, records, stopped_by, f"{stopped_by}: {reason}")
+
+
+class _Best(NamedTuple):
+    """The epoch with the best measure so far."""
+
+    epoch: int
+    value: float
+    params: Params
+
+
+class _Goal(NamedTuple):
+    """When to stop.
+
+    Attributes:
+      name: the measure in messages.
+      sign: 1 if a higher measure is better, -1 if a lower one is.
+      target: as in `fit`.
+      patience: as in `fit`.
+      epochs: as in `fit`.
+    """
+
+    name: str
+    sign: int
+    target: float | None
+    patience: int | None
+    epochs: int
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether one measure is strictly better than another."""
+        return self.sign * value > self.sign * other
+
+    def reason_to_stop(self, epoch: int, value: float, best: _Best) -> tuple[str, str] | None:
+        """What stops the run after this epoch, and a sentence about it; None to continue."""
+        if self.target is not None and not self.is_better(self.target, value):
+            return (
+                "target",
+                f"{self.name} {value:.4g} is as good as {self.target:.4g} after {epoch} epochs",
             )
-            break
-    else:
-        stopped_by, reason = "epochs", f"all {epochs} epochs are done, {name} {value:.4g}"
-    params = state.params if held_out is None else best_params
-    return Fit(params, state, records, stopped_by, f"{stopped_by}: {reason}")
+        if self.patience is not None and epoch - best.epoch >= self.patience:
+            return (
+                "patience",
+                f"{self.name} has not improved for {self.patience} epochs; the best is "
+                f"{best.value:.4g}, of epoch {best.epoch}",
+            )
+        if epoch == self.epochs:
+            return "epochs", f"all {self.epochs} epochs are done, {self.name} {value:.4g}"
+        return None
+
+
+def _make_goal(metric, held_out, target, patience, epochs) -> _Goal:
+    name = ("loss" if metric is None else getattr(metric, "__name__", "metric")).replace("_", " ")
+    name = name if held_out is None else f"held-out {name}"
+    return _Goal(name, -1 if metric is None else 1, target, patience, epochs)
 
 
 def _epochs_on_arrays(make, train, batch_size):
-    """An epoch as a function of the state: one compiled scan, looked into if it goes wrong."""
+    """`run_epoch(state) -> (state, record)` on arrays: one compiled scan, checked at its end."""
     epoch = make(make_epoch, batch_size=batch_size)
     n = len(train[0])
 
@@ -190,54 +251,55 @@ def _epochs_on_arrays(make, train, batch_size):
             order = shuffle(start, n)
             batches = (take(train, order[i : i + batch_size]) for i in range(0, n, batch_size))
             step = make(make_step, donate=False)
-            # Compiled on its own, the step may round otherwise and just escape: so much the better.
+            # Compiled separately, the steps may round differently and all stay finite. Then their
+            # result is good, and training continues from it.
             state, record = run_watched(step, start, batches)
         return state, record
 
     return run_epoch
 
 
-def _epochs_on_batches(make, batches, require):
-    """An epoch as a function of the state: a step for each batch as it comes."""
+def _epochs_on_batches(make, batches, require_data):
+    """`run_epoch(state) -> (state, record)` on batches: one step for each, checked one by one."""
     step = make(make_step, donate=False)
 
     def checked():
         i = 0
         for i, batch in enumerate(batches, 1):
             batch = _as_arrays(f"batch {i}", batch)
-            require(f"batch {i}", batch)
+            require_data(f"batch {i}", batch)
             yield batch
         if i == 0:
             raise ValueError(
-                "fit: train has no more batches. It has to give all of them anew for each epoch."
+                "fit: train has no more batches. It has to give all of its batches in each epoch."
             )
 
     return lambda state: run_watched(step, state, checked())
 
 
 def _make_measure(net, loss, metric, held_out, train):
-    """`measure(params, record) -> (value, what was measured)`, by the rule in `fit`."""
+    """`measure(params, record) -> (value, measured)`: the measure of `fit`, and what to record."""
     if held_out is None and metric is None:
         return lambda params, record: (float(record["loss"]), {})
     evaluation = evaluate(net, loss, metric=metric)
 
     def measure(params, record):
         del record
-        answer = evaluation(params, *(train if held_out is None else held_out))
-        value = answer["loss"] if metric is None else answer["metric"]
-        measured = {} if held_out is None else {"held_out_loss": answer["loss"]}
+        means = evaluation(params, *(train if held_out is None else held_out))
+        value = means["loss"] if metric is None else means["metric"]
+        measured = {} if held_out is None else {"held_out_loss": means["loss"]}
         if metric is not None:
-            measured["metric"] = answer["metric"]
+            measured["metric"] = means["metric"]
         return float(value), measured
 
     return measure
 
 
-def _is_pair_of_arrays(data):
+def _is_pair_of_arrays(data: Any) -> bool:
     return isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape")
 
 
-def _as_arrays(name, data):
+def _as_arrays(name: str, data: Any) -> tuple[jax.Array, PyTree]:
     if not _is_pair_of_arrays(data):
         raise ValueError(
             f"fit: {name} is {type(data).__name__}, expected a pair of arrays (inputs, targets)."
@@ -245,8 +307,8 @@ def _as_arrays(name, data):
     return jax.tree.map(jnp.asarray, tuple(data))
 
 
-def _peek(batches, epochs):
-    """The iterable, whole, and the inputs of its first batch."""
+def _peek(batches: Any, epochs: int) -> tuple[Iterable[Data], jax.Array]:
+    """The iterable, with its first batch still in it, and the inputs of the first batch."""
     if not hasattr(batches, "__iter__"):
         raise ValueError(
             f"fit: train is {type(batches).__name__}, expected a pair of arrays (inputs, targets) "
@@ -256,8 +318,8 @@ def _peek(batches, epochs):
     once_only = iterator is batches
     if once_only and epochs > 1:
         raise ValueError(
-            f"fit: train is {type(batches).__name__}, which can be gone through once, for "
-            f"{epochs} epochs. Pass a list, or an object with __iter__; or epochs=1?"
+            f"fit: train is {type(batches).__name__}, which gives its batches only once, "
+            f"for {epochs} epochs. Pass a list, or an object with __iter__; or epochs=1?"
         )
     first = next(iterator, None)
     if first is None:
@@ -266,10 +328,13 @@ def _peek(batches, epochs):
     return (itertools.chain([first], iterator) if once_only else batches), inputs
 
 
-def _make_require(net, loss, params):
-    """`require(name, data)` refuses data, in the words of the network and of the loss."""
+def _make_require_data(net, loss, params):
+    """`require_data(name, data)` refuses data that cannot be trained on.
 
-    def require(name, data):
+    The network and the loss look at the data too, and their messages become part of its own.
+    """
+
+    def require_data(name, data):
         inputs, targets = data
         n = len(inputs) if inputs.ndim else 0
         if n == 0:
@@ -288,7 +353,7 @@ def _make_require(net, loss, params):
                     f"example {example}."
                 )
         try:
-            for i in range(0, n, 1024):  # in pieces, so that the outputs of all are never held
+            for i in range(0, n, 1024):  # in pieces, which bounds the memory for the outputs
                 x, t = take(data, slice(i, i + 1024))
                 outputs, _ = jax.eval_shape(net.forward, params, x)
                 loss(jnp.zeros(outputs.shape, outputs.dtype), t)
@@ -297,13 +362,13 @@ def _make_require(net, loss, params):
         except ValueError as error:
             raise ValueError(f"fit: {name}: {error}") from None
 
-    return require
+    return require_data
 
 
 def _require_arguments(
     net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
 ):
-    """Refuses wrong arguments, all of them in one message."""
+    """Refuses wrong arguments, and names all of them in one message."""
     wrong = []
     if not isinstance(net, Layer):
         wrong.append(f"net is {type(net).__name__}, expected a Layer")
@@ -312,7 +377,7 @@ def _require_arguments(
     if not isinstance(rule, Rule):
         wrong.append(f"rule is {type(rule).__name__}, expected a Rule, such as exact()")
     if (key is None) == (state is None):
-        wrong.append("expected a key for a new state, or a state to go on from, and not both")
+        wrong.append("expected a key for a new state or a state to continue from, and not both")
     counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
     for name, count in counts.items():
         if name == "patience" and count is None:

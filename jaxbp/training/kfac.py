@@ -1,13 +1,14 @@
-"""KFAC: a natural gradient from the Kronecker factors that the sweep reads off.
+"""KFAC: natural gradients from Kronecker factors, as an optax transformation.
 
-The block of the Fisher information of each dense layer, and of each convolution, is approximated by
-A x G, with A the second moment of its inputs and G that of its error signals (see `kronecker`; a
-kernel [*K, I, O] is a matrix [K I, O] there). Then F^-1 g is
+The Fisher information of each dense layer and each convolution is approximated by A x G, where A is
+the second moment of the layer's inputs and G that of its error signals (see `readings.moments`; a
+kernel [*K, I, O] counts as a matrix [K I, O]). The natural gradient F^-1 g is then
 
-  A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias,
+  A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias.
 
-and layers do not see each other. The factors are averaged over steps. Damping lambda is added to
-each as its root, shared out by pi, the ratio of their mean eigenvalues:
+Layers are treated as independent. The factors are averaged over steps. Damping by lambda adds
+sqrt(lambda) times the identity to both factors, balanced by pi, the square root of the ratio of
+their mean eigenvalues:
 
   A + pi sqrt(lambda) I,   G + sqrt(lambda) / pi I,   pi^2 = (tr A / dim A) / (tr G / dim G)
 
@@ -18,7 +19,8 @@ Source:
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +31,61 @@ from jaxbp.outputs.errors import sampled
 from jaxbp.readings.moments import Kronecker, kronecker
 from jaxbp.signals.stacked import map_layers, one_layer
 from jaxbp.sweeps.gradients import backprop
-from jaxbp.types import show_path, show_shape, widened
+from jaxbp.types import Layer, Loss, Params, PyTree, show_path, show_shape, widened
 
-# Layers split their keys off the forward pass's, and fold_in(key, 1) is one of those.
+# Folded into the key of the forward pass. A small number would not do: layers split that key, and
+# one of them gets the key that fold_in(key, 1) gives.
 ERROR_STREAM = 2**31
 
 
-def kfac_factors(net, loss, *, error=sampled, shared="expand"):
-    """The Kronecker factors of a network's layers on a batch, as `scale_by_kfac` takes them.
+class FactorsOfBatch(Protocol):
+    """What `kfac_factors` returns: the factors of a network's layers on a batch."""
 
-    They are of exact sweeps, whatever the rule of the gradient that they multiply.
+    def __call__(
+        self, params: Params, inputs: PyTree, targets: PyTree, *, key: jax.Array
+    ) -> PyTree:
+        """Returns the factors; `key` is for layers that draw and for the sampled targets."""
+        ...
+
+
+def kfac_factors(
+    net: Layer,
+    loss: Loss,
+    *,
+    error: Callable[..., jax.Array] = sampled,
+    shared: Literal["expand", "reduce"] = "expand",
+) -> FactorsOfBatch:
+    """The Kronecker factors of a network's layers on a batch, for `scale_by_kfac`.
+
+    They are computed by exact backpropagation, whatever rule computes the gradient.
 
     Args:
       net: a Layer.
       loss: a Loss.
-      error: of which the second moment is the curvature: `sampled` for KFAC, `ggn_columns` for
+      error: the error whose second moment is the curvature: `sampled` for KFAC, `ggn_columns` for
         its exact form, KFLR.
       shared: how positions are treated, `expand` or `reduce` (see `kronecker`).
 
     Returns:
       `function(params, inputs, targets, *, key) -> factors`, a tree like params with a `Kronecker`
-      in place of each weight and nothing in place of each bias, which is folded in.
+      at each weight. There is nothing at the biases, because the factors of the weights include
+      them.
+
+    Raises:
+      TypeError: when called, `loss` is a plain function, and `error` takes a Loss.
+
+    References:
+      "Practical Gauss-Newton Optimisation for Deep Learning", Botev, Ritter, Barber, 2017: KFLR.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.dense(2)
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> factors_of = bp.kfac_factors(net, bp.squared_error)
+      >>> batch = jnp.ones((5, 3)), jnp.zeros((5, 2))
+      >>> factors = factors_of(params, *batch, key=jax.random.key(1))
+      >>> factors["weight"].inputs.shape, factors["weight"].deltas.shape
+      ((4, 4), (2, 2))
     """
     sweep = backprop(net, loss, read=functools.partial(kronecker, shared=shared), error=error)
 
@@ -61,38 +97,43 @@ def kfac_factors(net, loss, *, error=sampled, shared="expand"):
 
 
 class KfacState(NamedTuple):
-    """What `scale_by_kfac` remembers.
+    """The state of `scale_by_kfac`.
 
     Attributes:
-      step: how many updates there were.
+      step: the number of updates so far.
       factors: the running averages of the factors, a `Kronecker` for each layer.
-      inverses: of the damped averages, as of the last time they were inverted.
+      inverses: the inverses of the damped averages, from the last time they were computed.
     """
 
     step: jax.Array
-    factors: Any
-    inverses: Any
+    factors: PyTree
+    inverses: PyTree
 
 
-def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
-    """An optax transformation: gradients to natural gradients, A^-1 g G^-1 for each layer.
+def scale_by_kfac(
+    *, damping: float | jax.Array = 1e-2, decay: float = 0.95, every: int = 10
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation from gradients to natural gradients, A^-1 g G^-1 for each layer.
 
-    Its update takes the factors of the batch, `update(grads, state, params, factors=factors)`, as
-    `kfac_factors` computes them; `fit`, `make_epoch` and `make_step` hand them over by
-    `extra_args={"factors": bp.kfac_factors(net, loss)}`. The step size, momentum and all else are
-    optax's; so is the trust region that a natural gradient needs while the factors are young:
-    `optax.clip_by_global_norm` behind this transformation.
+    Its update takes the factors of the batch, `update(grads, state, params, factors=factors)`,
+    which `kfac_factors` computes. In `fit`, `make_epoch` and `make_step`, pass
+    `extra_args={"factors": bp.kfac_factors(net, loss)}`.
+
+    Learning rate and momentum come from optax transformations after this one. A natural gradient
+    also needs a trust region while the averages hold few batches: put `optax.clip_by_global_norm`
+    directly after this transformation.
 
     Args:
-      damping: lambda, positive, in units of the curvature of one example's loss; a number, or
-        a schedule by `optax.inject_hyperparams(scale_by_kfac, static_args=("decay", "every"))`.
-      decay: of the running averages, in [0, 1); the first steps are averaged evenly.
-      every: how many steps the inverses are kept for.
+      damping: lambda, positive, in units of the curvature of one example's loss. A number, or a
+        schedule by `optax.inject_hyperparams(scale_by_kfac, static_args=("decay", "every"))`.
+      decay: the decay of the running averages, in [0, 1). The first steps are averaged with equal
+        weights.
+      every: the number of steps from one inversion of the factors to the next.
 
     Raises:
-      ValueError: an argument is out of range; at `init`, parameters are not those of dense layers
-        and convolutions; at `update`, there are no factors, or those of another network, or a
-        convolution is in groups.
+      ValueError: an argument is out of range; at `init`, there are parameters of other layers than
+        dense layers and convolutions; at `update`, factors are missing or belong to another
+        network, or a convolution has groups.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -149,10 +190,11 @@ def scale_by_kfac(*, damping=1e-2, decay=0.95, every=10):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _inverted(factors, damping):
+def _inverted(factors: Kronecker, damping: float | jax.Array) -> Kronecker:
+    """The inverses of both damped factors."""
     a, g = factors
     pi = jnp.sqrt(_mean_eigenvalue(a) / _mean_eigenvalue(g))
-    # A factor of zero, as of a layer that no error reaches, leaves nothing to share out.
+    # A layer that no error reaches has a factor of zero, and its pi would be infinite.
     pi = jnp.where(jnp.isfinite(pi) & (pi > 0), pi, 1)
     root = jnp.sqrt(jnp.asarray(damping, a.dtype))
     return Kronecker(_inverse(a, pi * root), _inverse(g, root / pi))
@@ -168,7 +210,7 @@ def _inverse(matrix, shift):
 
 
 def _natural(grads, inverses):
-    """A^-1 g G^-1 of one layer, the bias as the last row of g."""
+    """A^-1 g G^-1 of one layer, with the bias as the last row of g."""
     weight = grads["weight"]
     matrix = weight.reshape(-1, weight.shape[-1])
     rows = widened(jnp.vstack([matrix, grads["bias"]]) if "bias" in grads else matrix)
@@ -182,7 +224,7 @@ def _is_factors(node):
 
 
 def _is_layer(node):
-    """Whether a node of a tree of parameters is those of a dense layer or a convolution."""
+    """Whether a node of a tree of parameters belongs to a dense layer or a convolution."""
     return (
         isinstance(node, dict)
         and set(node) in ({"weight"}, {"weight", "bias"})
@@ -197,7 +239,7 @@ def _no_factors(layer):
     return Kronecker(jnp.zeros((i, i), dtype), jnp.zeros((o, o), dtype))
 
 
-def _require_layers(params):
+def _require_layers(params: Params) -> None:
     for path, leaf in jax.tree.leaves_with_path(one_layer(params), is_leaf=_is_layer):
         if not _is_layer(leaf):
             raise ValueError(
@@ -209,7 +251,7 @@ def _require_layers(params):
 
 
 def _own_factors(params, factors, like):
-    """The factors of each layer, once they are known to be those of this network."""
+    """The factors of each layer, after a check that they belong to this network."""
     if factors is None:
         raise ValueError(
             "scale_by_kfac: its update takes factors=..., as kfac_factors computes them. With fit "
@@ -217,11 +259,11 @@ def _own_factors(params, factors, like):
         )
 
     def own(layer, factors):
-        if not _is_layer(layer):  # it is another optimizer's, by optax.partition
+        if not _is_layer(layer):  # masked by optax.partition: another optimizer updates it
             return layer
         a, g = factors["weight"]
         dtype = widened(layer["weight"]).dtype
-        if "bias" not in layer:  # the factors of (x, 1) have those of x in them
+        if "bias" not in layer:  # A is that of (x, 1); without the last row and column, that of x
             a = a[:-1, :-1]
         return Kronecker(a.astype(dtype), g.astype(dtype))
 
@@ -230,8 +272,8 @@ def _own_factors(params, factors, like):
 
     problem = (
         "scale_by_kfac: the factors are not those of this network's layers with their biases "
-        "folded in, as kfac_factors computes them. (A convolution in groups has a pair for each of "
-        "them, which is for an optimizer of its own by optax.partition.)"
+        "folded in, as kfac_factors computes them. (A convolution in groups has a pair for each "
+        "group. Give it another optimizer by optax.partition?)"
     )
     try:
         batch = map_layers(own, params, factors, is_leaf=is_own)

@@ -1,30 +1,40 @@
-"""Where training stopped being finite: at which step, and in which layer.
+"""Finds where training stopped being finite: in which step, and in which layer.
 
-Looking at every value of every step would slow all of them. So an epoch runs unwatched, and only
-where its end is not finite is it made again from its beginning: step by step up to the first that
-goes wrong, and that one operation by operation.
+A check of every value in every step would slow all steps down. So an epoch runs unchecked. Only if
+its result is not finite, it runs again from its start, step by step up to the first bad step. That
+step then runs operation by operation.
 """
+
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean
-from jaxbp.training.step import forward_key, rule_keys
-from jaxbp.types import LayerError
+from jaxbp.training.step import LossFunction, TrainState, forward_key, rule_keys
+from jaxbp.types import Layer, LayerError, PyTree, Rule
 
 
 class NonFiniteError(FloatingPointError):
     """Training met a value that is infinite or not a number.
 
     Attributes:
-      epoch: in which epoch, counted from 1.
-      step: at which step of it, counted from 1; None if it was after the last.
-      place: where the first such value stood, in words.
+      epoch: the epoch, counted from 1.
+      step: the step of the epoch, counted from 1; None if the value appeared after the last step.
+      place: where the first such value appeared, in words.
       state: the last good state, before that step.
-      records: those of the epochs before.
+      records: the records of the epochs before.
     """
 
-    def __init__(self, epoch, step, place, state, records):
+    def __init__(
+        self,
+        epoch: int,
+        step: int | None,
+        place: str,
+        state: TrainState,
+        records: list[dict[str, Any]],
+    ):
         """Takes the attributes, in their order."""
         when = f"epoch {epoch}" if step is None else f"epoch {epoch}, step {step}"
         super().__init__(
@@ -39,23 +49,27 @@ class BadStepError(Exception):
     """A step after which the loss, a parameter or the state of the rule is not finite.
 
     Attributes:
-      step: which one of the epoch, counted from 1.
-      state: the state before it.
-      after: the state after it.
-      batch: its inputs and targets.
+      step: the step of the epoch, counted from 1.
+      state: the state before the step.
+      after: the state after the step.
+      batch: the inputs and targets of the step.
     """
 
-    def __init__(self, step, state, after, batch):
+    def __init__(self, step: int, state: TrainState, after: TrainState, batch: tuple[Any, Any]):
         """Takes the attributes, in their order."""
         super().__init__(f"step {step} is not finite")
         self.step, self.state, self.after, self.batch = step, state, after, batch
 
 
-def run_watched(step, state, batches):
-    """Makes a step for each batch and looks at each: the last state and the mean record.
+def run_watched(
+    step: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]],
+    state: TrainState,
+    batches: Iterable[tuple[Any, Any]],
+) -> tuple[TrainState, dict[str, Any]]:
+    """Makes one step for each batch and checks each: returns the last state and the mean record.
 
     Raises:
-      BadStepError: a step is not finite.
+      BadStepError: the state after a step, or its loss, is not finite.
     """
     sums, n = None, 0
     for i, batch in enumerate(batches, 1):
@@ -69,8 +83,8 @@ def run_watched(step, state, batches):
     return state, jax.tree.map(lambda s: s / n, sums)
 
 
-def locate(net, loss, rule, bad):
-    """Where the first value of a bad step that is not finite stands, in words."""
+def locate(net: Layer, loss: LossFunction, rule: Rule, bad: BadStepError) -> str:
+    """Where in a bad step the first non-finite value appears, in words."""
     key = forward_key(bad.state)
     params, (inputs, targets) = bad.state.params, bad.batch
     phase = "the forward pass"
@@ -92,7 +106,7 @@ def locate(net, loss, rule, bad):
 
 
 @jax.jit
-def is_finite(tree):
+def is_finite(tree: PyTree) -> jax.Array:
     """Whether every number in a tree is finite."""
     floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))

@@ -1,15 +1,16 @@
-"""The loop: feedforward, compare, spread the error backwards, update; every example once; again.
+"""The train state, the training step, the epoch, and evaluation.
 
-From the inside outwards, each a pure function that is jit-compiled whole:
+Each function here returns a pure function, jit-compiled as a whole:
 
-  step     one batch: a sweep and an update of the parameters
-  epoch    every example once, in batches drawn at random: one `lax.scan` of steps
+  make_step    one batch: a forward pass, a backward pass, and an update of the parameters
+  make_epoch   every example once, in batches drawn at random: one `lax.scan` of steps
+  evaluate     the mean loss and metric, without an update
 
-and, beside them, `evaluate`, which measures and changes nothing. `fit` runs epochs until the model
-is good.
+`fitting.fit` runs epochs until the network is good enough.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,12 @@ import optax
 from jaxbp.readings.sums import mean
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
+from jaxbp.types import Layer, Loss, Params, PyTree, Reading, Rule, Shape
+
+# A `Loss`, or any `loss(outputs, targets) -> (value [N], delta)`.
+LossFunction: TypeAlias = Loss | Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+# `metric(outputs, targets) -> [N]`.
+Metric: TypeAlias = Callable[[Any, Any], jax.Array]
 
 
 class TrainState(NamedTuple):
@@ -26,74 +33,92 @@ class TrainState(NamedTuple):
     Attributes:
       params: the parameters.
       opt_state: the state of the optimizer.
-      step: how many steps have been made.
-      key: from which, together with `step`, every random number is drawn. It stays as it is.
-      rule_state: the state of the rule by which the error is carried back.
+      step: the number of steps so far.
+      key: every random number is drawn from this key and `step`. The key itself never changes.
+      rule_state: the state of the rule that carries the error back.
     """
 
-    params: Any
-    opt_state: Any
+    params: Params
+    opt_state: PyTree
     step: jax.Array
     key: jax.Array
-    rule_state: Any = ()
+    rule_state: PyTree = ()
 
 
-def init_state(net, optimizer, key, shape, *, rule=exact()):
+def init_state(
+    net: Layer,
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+    shape: Shape,
+    *,
+    rule: Rule = exact(),
+) -> TrainState:
     """The state before the first step, with parameters drawn by the network's initialisers.
 
     Args:
       net: a Layer.
       optimizer: an optax optimizer.
       key: a random key.
-      shape: that of one example, without N.
-      rule: which weights carry the error back. The parameters do not depend on it.
+      shape: the shape of one example, without N.
+      rule: which weights carry the error back. The drawn parameters do not depend on it.
+
+    Raises:
+      ValueError: `rule` is not a Rule, or the network or the rule refuses the shape.
+
+    Example:
+      >>> import jax, optax, jaxbp as bp
+      >>> state = bp.init_state(bp.dense(2), optax.sgd(0.1), jax.random.key(0), (3,))
+      >>> state.params["weight"].shape, int(state.step)
+      ((3, 2), 0)
     """
     require_rule("init_state", rule)
     init_key, key = jax.random.split(key)
     params, _ = net.init(init_key, shape)
-    # Not by the same key: a rule that draws what the network draws would draw the parameters.
+    # With another key than the network's: otherwise a rule that draws by the network's initialisers
+    # would draw the parameters again.
     rule_state = rule.make(jax.random.fold_in(init_key, RULE_STREAM), net, shape)
-    # Some optimizers hold an array twice, or the parameters: what is donated must be held once.
+    # Some optimizers hold an array twice, or hold the parameters. A step donates the state, and a
+    # donated array must occur only once.
     opt_state = jax.tree.map(jnp.copy, optimizer.init(params))
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), key, rule_state)
 
 
 def make_step(
-    net,
-    loss,
-    optimizer,
+    net: Layer,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
     *,
-    rule=exact(),
-    read=None,
-    measures=None,
-    extra_args=None,
-    donate=True,
-):
-    """A training step: one sweep over one batch and one update by its mean gradient.
+    rule: Rule = exact(),
+    read: Mapping[str, Reading] | None = None,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    donate: bool = True,
+) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]]:
+    """A training step: one forward and backward pass over a batch, one update by the mean gradient.
 
     The step is pure and jit-compiled.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
-      optimizer: an optax optimizer, also one that asks for `value`, `grad` or `value_fn`.
-      rule: which weights carry the error back (see `feedback`); its state is made by `init_state`.
-      read: a dict of readings to record beside the loss, answered by the same sweep.
-      measures: a dict of what else to record, each a `function(params, inputs, targets, *, key,
-        rule_state, rule_key) -> value`, such as `alignment` makes, at the parameters before the
-        step. What it has in common with the step, such as the forward pass, is computed once.
-      extra_args: what else the optimizer's update asks for, by name: a dict of
-        `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` makes. The key
-        is that of the forward pass.
-      donate: whether the memory of the state that goes in is used for the one that comes out, after
-        which the old one can no longer be read.
+      optimizer: an optax optimizer; its update may also take `value`, `grad` and `value_fn`.
+      rule: which weights carry the error back (see `rules`). `init_state` makes its state.
+      read: a dict of readings to record, computed in the same backward pass.
+      measures: a dict of other functions to record, each `function(params, inputs, targets, *, key,
+        rule_state, rule_key) -> value`, such as `alignment` returns. They get the parameters before
+        the step. What they share with the step, such as the forward pass, is computed once.
+      extra_args: a dict of other arguments for the optimizer's update, by name. Each is computed by
+        a `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` returns. The
+        key is that of the forward pass.
+      donate: whether the new state may use the memory of the old one. The old state can then no
+        longer be read.
 
     Returns:
-      `step(state, inputs, targets) -> (state, record)`; record is a dict of the mean loss,
-      `loss`, of a tree for each reading, and of each measure.
+      `step(state, inputs, targets) -> (state, record)`. The record is a dict with the mean loss as
+      `loss`, a tree for each reading, and the value of each measure.
 
     Raises:
-      ValueError: `read`, `measures` or `extra_args` is no dict, or a name in it is taken.
+      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -117,13 +142,13 @@ def make_step(
         if read:
             values, record = sweep(state.params, inputs, targets, **how)
             value, grads = jnp.mean(values), record.pop("grads")
-        else:  # the mean can then be taken in delta, once for all parameters
+        else:  # faster: the mean over examples is taken once, in delta, and not per parameter
             value, grads = mean_sweep(state.params, inputs, targets, **how)
             record = {}
         for name, measure in (measures or {}).items():
             record[name] = measure(state.params, inputs, targets, **how)
 
-        def value_fn(params):  # for optimizers that search along a line
+        def value_fn(params):  # for optimizers with a line search
             outputs, _ = net.forward(params, inputs, key=key)
             return jnp.mean(loss(outputs, targets)[0])
 
@@ -149,28 +174,38 @@ def make_step(
 
 
 def make_epoch(
-    net, loss, optimizer, *, batch_size, rule=exact(), read=None, measures=None, extra_args=None
-):
-    """An epoch: a step for each batch, over all examples in a random order, as one `lax.scan`.
+    net: Layer,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int,
+    rule: Rule = exact(),
+    read: Mapping[str, Reading] | None = None,
+    measures: Mapping[str, Callable[..., Any]] | None = None,
+    extra_args: Mapping[str, Callable[..., Any]] | None = None,
+) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]]:
+    """An epoch: every example once, in batches drawn at random, as one `lax.scan` of steps.
 
-    If the batch size does not divide N, the last batch is a short one. Pure and jit-compiled.
+    If the batch size does not divide N, the last batch is smaller. The epoch is pure and
+    jit-compiled.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
-      optimizer: an optax optimizer.
-      batch_size: examples per step.
-      rule: as of `make_step`.
-      read: a dict of readings to record beside the loss. Their shapes must not depend on N.
-      measures: as of `make_step`. Their shapes must not depend on N.
-      extra_args: as of `make_step`.
+      optimizer: an optax optimizer, as in `make_step`.
+      batch_size: the number of examples in a batch.
+      rule: as in `make_step`.
+      read: as in `make_step`. The shapes of readings must not depend on N.
+      measures: as in `make_step`. Their shapes must not depend on N.
+      extra_args: as in `make_step`.
 
     Returns:
-      `epoch(state, inputs, targets) -> (state, record)`; record is that of the steps, averaged
-      over the examples.
+      `epoch(state, inputs, targets) -> (state, record)`. The record is the mean, over all examples,
+      of the records of the steps.
 
     Raises:
-      ValueError: a reading's shape depends on the number of examples, or its name is taken.
+      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name; or,
+        when called, the shape of something recorded depends on the number of examples.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -196,18 +231,23 @@ def make_epoch(
     return jax.jit(epoch)
 
 
-def evaluate(net, loss, *, metric=None, batch_size=1024):
-    """Measures a network without changing it, and without drawing random numbers.
+def evaluate(
+    net: Layer, loss: LossFunction, *, metric: Metric | None = None, batch_size: int = 1024
+) -> Callable[[Params, PyTree, PyTree], dict[str, jax.Array]]:
+    """The mean loss and metric of a network, without an update and without random numbers.
+
+    Use it on validation or test data. Layers that draw, such as dropout, get no key and are
+    deterministic.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       metric: `metric(outputs, targets) -> [N]`, such as `bp.accuracy`.
-      batch_size: how many examples go through the network at a time.
+      batch_size: the number of examples that go through the network at a time.
 
     Returns:
-      `function(params, inputs, targets) -> record`, jit-compiled: the mean over the examples of
-      the `loss` and, if there is one, of the `metric`.
+      `function(params, inputs, targets) -> record`, jit-compiled. The record is a dict with the
+      mean over examples of `loss` and, if there is one, of `metric`.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -232,18 +272,19 @@ def evaluate(net, loss, *, metric=None, batch_size=1024):
     return jax.jit(function)
 
 
-# What records hold beside the readings, and the reading that is the optimizer's.
+# Names that readings and measures may not use: the other entries of records, and the optimizer's
+# own reading.
 RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
 
 
-# What the update of an optimizer is given in any case.
+# Arguments that the optimizer's update gets in any case.
 PASSED = {"updates", "state", "params", "value", "grad", "value_fn"}
 
 
 def _require_names(argument, what, functions, reserved):
     if functions is None:
         return
-    if not isinstance(functions, dict):
+    if not isinstance(functions, Mapping):
         raise ValueError(
             f"{argument} is {type(functions).__name__}, expected a dict of {what} by name."
         )
@@ -253,36 +294,36 @@ def _require_names(argument, what, functions, reserved):
         )
 
 
-# Keys are folded from a key that stays: where a network draws nothing, nothing is computed for it,
-# while a key split at every step took a tenth of the time of a small network's epoch.
-SHUFFLE_STREAM, RULE_STREAM = 2**31, 2**31 + 1  # which no step reaches
+# Keys are folded from a key that never changes, so a network that draws nothing computes no keys.
+# Splitting a key at every step took a tenth of the time of a small network's epoch.
+SHUFFLE_STREAM, RULE_STREAM = 2**31, 2**31 + 1  # no step counter reaches these
 
 
-def forward_key(state):
-    """The key for the layers that draw in the next step."""
+def forward_key(state: TrainState) -> jax.Array:
+    """The key of the next step's forward pass, for layers that draw."""
     return jax.random.fold_in(state.key, state.step)
 
 
-def rule_keys(state):
-    """The keys with which the rule chooses and updates in the next step."""
+def rule_keys(state: TrainState) -> jax.Array:
+    """The two keys for the rule's `choose` and `update` in the next step."""
     stream = jax.random.fold_in(state.key, RULE_STREAM)
     return jax.random.split(jax.random.fold_in(stream, state.step))
 
 
-def shuffle(state, n):
-    """The examples of the next epoch in a random order, [N]."""
+def shuffle(state: TrainState, n: int) -> jax.Array:
+    """The indices of n examples in the random order of the next epoch, [N]."""
     stream = jax.random.fold_in(state.key, SHUFFLE_STREAM)
-    # One sort by random numbers: jax.random.permutation makes two or more, and sorts are slow.
+    # One sort by random numbers. jax.random.permutation sorts twice or more, and sorts are slow.
     return jnp.argsort(jax.random.bits(jax.random.fold_in(stream, state.step), (n,), "uint32"))
 
 
-def take(data, indices):
+def take(data: PyTree, indices: Any) -> PyTree:
     """The examples at `indices` of every array in a tree."""
     return jax.tree.map(lambda array: array[indices], data)
 
 
 def _scan_batches(function, carry, indices, batch_size):
-    """`function(carry, batch of indices) -> (carry, record)` over all, and the mean record."""
+    """Scans `function(carry, indices) -> (carry, record)`: the last carry, the mean record."""
     n = len(indices)
     batch_size = min(batch_size, n)
     full = n // batch_size * batch_size

@@ -63,7 +63,7 @@ def test_it_stops_when_patience_is_at_its_end_and_gives_back_the_best(data):
     losses = [float(record["held_out_loss"]) for record in run.records]
     best = int(np.argmin(losses)) + 1
     assert len(losses) == best + 3
-    assert f"for 3 epochs on {losses[best - 1]:.4g} of epoch {best}" in run.reason
+    assert f"for 3 epochs; the best is {losses[best - 1]:.4g}, of epoch {best}" in run.reason
     assert_close(run.params, params_of[best])
     assert_close(run.state.params, params_of[best + 3])
     measured = bp.evaluate(NET, LOSS)(run.params, *held_out)["loss"]
@@ -100,7 +100,8 @@ def test_with_a_metric_the_best_is_that_of_the_highest():
     assert float(run.params[0]) == 2  # the first of the two that are best
     assert float(run.state.params[0]) == 5
     assert (
-        run.reason == "patience: held-out measure has not improved for 3 epochs on 0.8 of epoch 2"
+        run.reason
+        == "patience: held-out measure has not improved for 3 epochs; the best is 0.8, of epoch 2"
     )
 
 
@@ -180,7 +181,7 @@ def test_a_generator_is_good_for_one_epoch(data):
     run = fit(iter(Batches(data, 40)), epochs=1)
     assert int(run.state.step) == 3
     with pytest.raises(
-        ValueError, match=r"generator, which can be gone through once, for 2 epochs"
+        ValueError, match=r"generator, which gives its batches only once, for 2 epochs"
     ):
         fit(iter(Batches(data, 40)), epochs=2)
 
@@ -356,7 +357,7 @@ X, T = np.zeros((9, 2)), np.zeros(9, int)
             r"patience is 0, expected a positive integer",
         ),
         ((X, T), {"target": float("nan")}, r"target is nan, expected a finite number"),
-        ((X, T), {"key": None}, r"expected a key for a new state, or a state to go on from"),
+        ((X, T), {"key": None}, r"expected a key for a new state or a state to continue from"),
         ((X, T), {"optimizer": 0.1}, r"optimizer is float, expected one of optax"),
         (3, {}, r"train is int, expected a pair of arrays \(inputs, targets\) or an iterable"),
         ([], {}, r"train has no batches"),

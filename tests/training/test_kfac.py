@@ -123,7 +123,7 @@ def test_a_convnet_has_an_update_for_each_layer_and_groups_are_refused(key):
 
     params, updates = jax.eval_shape(lambda: update(1))
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
-    with pytest.raises(ValueError, match=r"A convolution in groups has a pair for each of them"):
+    with pytest.raises(ValueError, match=r"A convolution in groups has a pair for each group"):
         jax.eval_shape(lambda: update(2))
 
 
