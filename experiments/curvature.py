@@ -1,17 +1,18 @@
-"""How many steps does knowing the curvature save: KFAC against Adam and SGD with momentum.
+"""How many steps does curvature save? Compares KFAC with Adam and with SGD with momentum.
 
-The task is a classic hard one, a deep auto-encoder of digits, in full-batch descent, so that the
-loss before each step is that of all the training data. KFAC multiplies the gradient by the inverse
-of each layer's Kronecker-factored curvature, A^-1 g G^-1, with factors that a second sweep of
-sampled errors reads off. All three optimizers are clipped and have momentum:
+The task is a deep auto-encoder of digits, a classic hard problem. Each step uses all training data,
+so the loss before each step is the training loss. KFAC multiplies the gradient by the inverse of
+each layer's Kronecker-factored curvature, A^-1 g G^-1. A second sweep with sampled errors computes
+the factors A and G. All three optimizers clip and use momentum:
 
   SGD     clip(g), momentum
   Adam    clip(g), Adam, whose first moment is the momentum
   KFAC    clip(A^-1 g G^-1), momentum
 
-Each gets a grid of equally many learning rates. The one that comes to the target in the fewest
-steps from one draw of the initial weights is then run, whole, from others. Steps are the measure of
-what a direction is worth; seconds, in which a step of KFAC is the dearest, of what it costs.
+Each optimizer has a grid with the same number of learning rates. The script chooses the rate that
+reaches the target in the fewest steps from one draw of the initial weights, and then trains with
+this rate from other draws. The number of steps says how good the directions are. The seconds also
+include the cost of a step, which is highest for KFAC.
 
 Sources:
   "Reducing the Dimensionality of Data with Neural Networks", Hinton, Salakhutdinov, 2006: the task.
@@ -35,48 +36,48 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import data, figures
-from experiments.common.flags import wrong_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 MOMENTUM = 0.9
 
 
 @dataclass(frozen=True)
 class Config:
-    """Counts the steps that KFAC, Adam and SGD with momentum take to a training loss."""
+    """Counts the steps that KFAC, Adam and SGD with momentum need to reach a training loss."""
 
     task: Literal["autoencoder", "classifier"] = "autoencoder"
-    """Reproduce the digits through a narrow code, or tell which they are."""
+    """Reconstruct the digits through a narrow layer, or classify them."""
     target: float | None = None
-    """The training loss to come to, in nats per image; by default 1.5, as a classifier 0.001."""
+    """The training loss to reach, in nats per image; default 1.5, for the classifier 0.001."""
     rates: int = 5
-    """How many learning rates each optimizer gets, at least 2."""
+    """The number of learning rates in each optimizer's grid, at least 2."""
     runs: int = 3
-    """With the best of them: draws of the initial weights."""
+    """The number of draws of the initial weights to train from with the best rate."""
     steps: int = 500
-    """Of each of these, and at most while the rate is chosen."""
+    """The number of steps of each run; while the rate is chosen, the largest number of steps."""
     clip: float = 1.0
     """The norm to which gradients, or KFAC's natural gradients, are clipped."""
     damping: float = 1e-2
-    """Of KFAC's factors."""
+    """The damping of KFAC's factors."""
     every: int = 5
-    """For how many steps KFAC keeps its inverses."""
+    """The number of steps for which KFAC keeps its inverses."""
     seed: int = 0
-    """Of the split of the data and the initial weights."""
+    """The seed of the split of the data and of the initial weights."""
     out: Path = Path("out")
     """The folder for the figure."""
 
 
 class Problem(NamedTuple):
-    """What is to be minimised: the mean loss of a network on some data, less a constant.
+    """The function to minimise: the mean loss of a network on some data, minus a constant.
 
     Attributes:
       net: the network.
-      loss: of the library.
-      inputs: of all training data.
-      targets: the same.
-      floor: what the loss cannot go below.
-      target: the loss above the floor that is wanted.
-      grids: the lowest and highest learning rate of each optimizer.
+      loss: the loss.
+      inputs: the inputs of all training data.
+      targets: the targets of all training data.
+      floor: the smallest possible loss.
+      target: the loss above the floor to reach.
+      grids: the lowest and the highest learning rate, by the optimizer's name.
     """
 
     net: bp.Layer
@@ -89,13 +90,13 @@ class Problem(NamedTuple):
 
 
 class Result(NamedTuple):
-    """Of one optimizer.
+    """The result of one optimizer.
 
     Attributes:
-      rates: those tried.
-      rate: the best.
-      losses: before each step, [runs, steps].
-      seconds: of a step, compilation aside, [runs].
+      rates: the learning rates of the grid.
+      rate: the best of them.
+      losses: the losses above the floor, before each step, [runs, steps].
+      seconds: the time of a step without compilation, [runs].
     """
 
     rates: np.ndarray
@@ -104,14 +105,14 @@ class Result(NamedTuple):
     seconds: np.ndarray
 
 
-def main(config):
-    """Returns a `Result` for each optimizer, by its name."""
+def main(config: Config) -> dict[str, Result]:
+    """Compares the optimizers, draws the figure, and returns the `Result` of each, by its name."""
     started = perf_counter()
     require(config)
     problem = make_problem(config)
     print_problem(problem, config)
-    # The inverses are small: threads of LAPACK's wait for each other longer than they compute, on
-    # busy cores up to 50 ms in place of 0.3.
+    # The inverses are small, and LAPACK's threads wait for each other longer than they compute: on
+    # busy cores up to 50 ms instead of 0.3 ms.
     with threadpool_limits(1, "blas"):
         results = measure(problem, config)
     print_table(results, problem.target)
@@ -121,18 +122,15 @@ def main(config):
 
 
 def require(config):
-    wrong = []
-    for name, least in (("rates", 2), ("runs", 1), ("steps", 1)):
-        if getattr(config, name) < least:
-            wrong.append(f"{name} is {getattr(config, name)}; it takes at least {least}")
+    """Raises if a flag is wrong."""
+    wrong = too_small(config, rates=2, runs=1, steps=1)
     for name in ("target", "clip"):
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
             wrong.append(f"{name} is {value}; it takes a positive number")
     wrong += wrong_flags(seed=config.seed, out=config.out)
-    if wrong:
-        raise ValueError(f"{'; '.join(wrong)}.")
-    make_optimizer("KFAC", 1.0, config)  # which refuses what is its own
+    raise_wrong(wrong)
+    make_optimizer("KFAC", 1.0, config)  # raises if KFAC's own flags are wrong
 
 
 def make_problem(config):
@@ -144,8 +142,8 @@ def make_problem(config):
             net, bp.softmax_cross_entropy, inputs, labels, 0.0, config.target or 1e-3, grids
         )
     net = make_network(128, 64, 16, 64, 128, inputs.shape[-1])
-    # Grey pixels are targets between 0 and 1: of their cross-entropy, their entropy is there to
-    # stay, and what is above it is the divergence of the reconstruction from the image.
+    # Grey pixels are targets between 0 and 1. Their entropy is the smallest possible cross-entropy;
+    # the rest is the divergence of the reconstruction from the image.
     entropies = jax.scipy.special.entr(inputs) + jax.scipy.special.entr(1 - inputs)
     floor = float(jnp.mean(jnp.sum(entropies, axis=-1)))
     grids = {"SGD": (0.05, 0.5), "Adam": (2e-3, 2e-2), "KFAC": (0.3, 3.0)}
@@ -155,7 +153,7 @@ def make_problem(config):
 
 
 def make_network(*units):
-    """Dense layers with tanh between them."""
+    """Returns a network of dense layers with tanh between them."""
     parts = [part for u in units for part in (bp.dense(u), bp.tanh())]
     return bp.chain(*parts[:-1])
 
@@ -172,11 +170,11 @@ def make_optimizer(name, rate, config):
 
 
 def make_descent(name, problem, config):
-    """Descent on all data, compiled once for all learning rates.
+    """Compiles the training on all data, once for all learning rates.
 
     Returns:
-      `descend(rate, key, target, limit) -> losses [steps]` above the floor, before each step. It
-      ends at the target, or after so many losses as the limit; what was not reached is nan.
+      `descend(rate, key, target, limit) -> losses [steps]`, the losses above the floor before each
+      step. It stops at the target or after `limit` losses; the entries after that are nan.
     """
     net, loss, inputs, targets = problem[:4]
     extra_args = {"factors": bp.kfac_factors(net, loss)} if name == "KFAC" else None
@@ -202,7 +200,7 @@ def make_descent(name, problem, config):
 
 
 def measure(problem, config):
-    """A `Result` for each optimizer: chooses the learning rates, then measures with them."""
+    """Chooses the learning rates, then trains with them; returns a `Result` per optimizer."""
     first, *keys = jax.random.split(jax.random.key(config.seed), 1 + config.runs)
     results = {}
     with tqdm(total=len(problem.grids) * (config.rates + config.runs), unit="run") as bar:
@@ -214,7 +212,7 @@ def measure(problem, config):
             empty = np.empty((config.runs, config.steps)), np.empty(config.runs)
             results[name] = Result(rates, rate, *empty)
         bar.set_description("measuring")
-        for n, key in enumerate(keys):  # in turns, so that a busy machine is so for all
+        for n, key in enumerate(keys):  # optimizers take turns, so that other load affects all
             for name, descend in descents.items():
                 started = perf_counter()
                 results[name].losses[n] = descend(results[name].rate, key, -math.inf, config.steps)
@@ -224,9 +222,10 @@ def measure(problem, config):
 
 
 def choose(descend, rates, key, target, limit, bar):
-    """The rate of the fewest steps to the target; if none gets there, of the lowest last loss.
+    """Returns the rate that needs the fewest steps to the target.
 
-    What takes more steps than the best before it is not run to its end.
+    If no rate reaches the target, it returns the rate with the lowest last loss. A rate that needs
+    more steps than the best one before it is stopped early.
     """
     best, chosen = (math.inf, math.inf), rates[0]
     for rate in map(float, rates):
@@ -241,9 +240,9 @@ def choose(descend, rates, key, target, limit, bar):
 
 
 def steps_to(losses, target):
-    """How many steps were made when the loss first was as low as the target; inf if it never was.
+    """Counts the steps until the loss first reaches the target, along the last axis.
 
-    Along the last axis.
+    The count is inf if the loss never reaches the target.
     """
     below = losses <= target
     return np.where(below.any(axis=-1), below.argmax(axis=-1), math.inf)
@@ -254,22 +253,22 @@ def print_problem(problem, config):
     for layer in problem.net.init(jax.random.key(0), (sizes[0],))[0]:
         sizes += [len(layer["bias"])] if layer else []
     print(
-        f"{config.task} {'-'.join(map(str, sizes))} with tanh, on all {len(problem.inputs)} digits "
-        f"of the training data at a time\n"
-        f"loss: nats per image above {problem.floor:.3g}, the least that there can be; "
+        f"{config.task} {'-'.join(map(str, sizes))} with tanh; each step uses all "
+        f"{len(problem.inputs)} training digits\n"
+        f"loss: nats per image above {problem.floor:.3g}, the smallest possible loss; "
         f"target {problem.target:g}\n"
-        f"tuned: the learning rate, over {config.rates} values, by the steps to the target from "
+        f"tuned: the learning rate, the best of {config.rates} by the steps to the target from "
         f"one draw of the initial weights\n"
-        f"fixed: momentum {MOMENTUM}, clipping at norm {config.clip:g}; KFAC's damping "
-        f"{config.damping:g}, inverses kept for {config.every} steps\n"
-        f"below: of {config.runs} other draw{'s' * (config.runs > 1)}, the median, with the lowest "
-        "and the highest in parentheses\n"
+        f"fixed: momentum {MOMENTUM}, clipping at norm {config.clip:g}, KFAC's damping "
+        f"{config.damping:g}, its inverses kept for {config.every} steps\n"
+        f"results: median (lowest-highest) of {config.runs} other "
+        f"draw{'s' * (config.runs > 1)} of the initial weights\n"
     )
 
 
 def print_table(results, target):
     print(
-        f"\n{'':6}{'best rate':>10}{'of':>16}{'steps to target':>20}{'ms a step':>11}"
+        f"\n{'':6}{'best rate':>10}{'grid':>16}{'steps to target':>20}{'ms a step':>11}"
         f"{'s to target':>13}{'final loss':>12}"
     )
     for name, result in results.items():
@@ -284,7 +283,7 @@ def print_table(results, target):
         )
     for name, result in results.items():
         if result.rate in result.rates[[0, -1]]:
-            print(f"{name}'s best rate is at the end of its grid: a better one may lie beyond.")
+            print(f"{name}'s best rate is at an end of its grid: a better one may lie outside.")
     print()
 
 
@@ -293,7 +292,7 @@ def shown(number, form, unit=""):
 
 
 def draw(results, target, config):
-    """The loss of every run against steps and against seconds, and their medians."""
+    """Draws the loss of every run, and their median, against steps and against seconds."""
     figure = Figure(figsize=(10, 4.4))
     panels = by_step, by_second = figure.subplots(1, 2, sharey=True)
     steps = np.arange(config.steps)
@@ -306,9 +305,9 @@ def draw(results, target, config):
             axes.semilogy(x, median, color=color, linewidth=1.8, label=f"{name}: {label}")
     for axes in panels:
         axes.axhline(target, color=figures.BLACK, linestyle="--", linewidth=1)
-        axes.legend(title=f"to the target, {target:g}")
-    by_step.set(title="Steps", xlabel="steps", ylabel="training loss above the floor")
-    by_second.set(title="Seconds", xlabel="seconds, compilation aside")
+        axes.legend(title=f"to reach the target, {target:g}")
+    by_step.set(title="Loss by step", xlabel="step", ylabel="training loss above the floor")
+    by_second.set(title="Loss by time", xlabel="seconds, without compilation")
     return figure
 
 

@@ -1,4 +1,4 @@
-"""KFAC against Adam and SGD, in small: they descend, the best rates are so, the table is theirs."""
+"""KFAC, Adam and SGD, in small: the loss falls, the best rates are chosen, the table is right."""
 
 import math
 
@@ -26,7 +26,7 @@ def small(tmp_path_factory):
 
 
 def step_by_step(name, rate, keys, config):
-    """The losses of a descent from each key, by a step at a time of the library."""
+    """The losses of training from each key, one step of the library at a time."""
     problem = curvature.make_problem(config)
     net, loss, inputs, targets = problem[:4]
     optimizer = curvature.make_optimizer(name, rate, config)
@@ -75,7 +75,7 @@ def test_the_rate_is_the_best_of_its_grid_and_the_losses_are_those_of_its_steps(
     assert len(set(steps)) == 2
     best = int(np.argmin(steps))
     assert results[name].rate == pytest.approx(ends[best])
-    # Two programs round differently, and a descent with large steps lets it grow.
+    # Two programs round differently, and large learning rates amplify the difference.
     np.testing.assert_allclose(results[name].losses[0][:10], curves[best][1][:10], rtol=1e-3)
 
 
@@ -98,11 +98,11 @@ class Bar:
 @pytest.mark.parametrize(
     ("curves", "rate", "limits"),
     [
-        # The second is the first at the target, and bounds the third.
+        # The second rate is the first to reach the target, and limits the third.
         ({1.0: [9, 8, 7, 2], 2.0: [9, 1, 5, 5], 3.0: [9, 9, 0, 0]}, 2.0, [4, 3, 1]),
-        # None comes there: the lowest last loss.
+        # No rate reaches the target: the lowest last loss.
         ({1.0: [9, 8, 7, 6], 2.0: [9, 5, 5, 5], 3.0: [9, 4, 8, 8]}, 2.0, [4, 4, 4]),
-        # What is not finite is worse than anything.
+        # A loss that is not finite is worse than any other.
         ({1.0: [9, np.nan, np.nan, np.nan], 2.0: [9, 9, 9, 99]}, 2.0, [4, 4]),
         ({1.0: [9, np.nan, np.nan, np.nan]}, 1.0, [4]),
     ],
@@ -154,14 +154,17 @@ def test_the_floor_is_the_entropy_of_the_pixels(capsys):
     entropy = -np.sum(inside * np.log(inside) + (1 - inside) * np.log(1 - inside)) / len(x)
     assert problem.floor == pytest.approx(entropy, rel=1e-5)
     assert problem.targets is problem.inputs
-    # A prediction of every pixel at its own value comes to the floor.
+    # If every pixel is predicted exactly, the loss is the floor.
     grey = np.clip(x, 1e-6, 1 - 1e-6)
     values, _ = problem.loss((np.log(grey) - np.log(1 - grey)).astype(np.float32), x)
     assert float(values.mean()) == pytest.approx(problem.floor, abs=1e-3)
 
     curvature.print_problem(problem, config)
     printed = capsys.readouterr().out
-    assert f"autoencoder 64-128-64-16-64-128-64 with tanh, on all {len(x)} digits" in printed
+    assert (
+        f"autoencoder 64-128-64-16-64-128-64 with tanh; each step uses all {len(x)} train"
+        in printed
+    )
     assert "target 1.5\n" in printed
 
 
