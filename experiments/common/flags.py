@@ -39,7 +39,7 @@ def raise_wrong(wrong: list[str]) -> None:
 def require_flags(
     name: str, *, seed: int, learning_rate: float, out: Path, steps: int | None = None
 ) -> None:
-    """Ends the program `name` with a message if a flag is wrong."""
+    """Ends the program `name` with a message if any flag is wrong."""
     wrong = wrong_flags(seed=seed, out=out, learning_rate=learning_rate, steps=steps)
     if wrong:
-        raise SystemExit(f"{name}: {wrong[0]}.")
+        raise SystemExit(f"{name}: {'; '.join(wrong)}.")
