@@ -34,13 +34,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
 
 from jaxbp.types import widened
 
-# The number of bands. With causal attention a band sees no key behind its end: two bands save a
-# quarter of the products and of the kept probabilities. More bands would save more, but their
-# products are smaller and there are more sums. XLA's CPU compiler uses one core for all products of
-# a batch and runs bands in parallel, so bands are also faster without causal attention.
+# The number of bands. With causal attention a band sees no key after its last position: two bands
+# save a quarter of the products and of the kept probabilities. More bands would save more, but
+# their products are smaller and there are more sums. XLA's CPU compiler uses one core for all
+# products of a batch and runs bands in parallel, so bands are faster without causal attention too.
 BANDS = 2
 # The number of query rows whose probabilities the lean form holds at a time.
 LEAN_ROWS = 64
@@ -57,7 +59,7 @@ class Sight(NamedTuple):
 
     group: int
     causal: bool
-    mask: jax.Array | None
+    mask: jax.Array | np.ndarray | None
 
     def bands(self, t: int) -> Iterator[tuple[slice, slice]]:
         """For each band of queries, its rows and the keys that it may see, as slices."""
@@ -84,10 +86,21 @@ class Sight(NamedTuple):
         return jnp.where(jnp.atleast_2d(self.mask)[:, None, :, None], x, 0)
 
 
-def attend(q, k, v, sight: Sight, *, lean: bool):
-    """The outputs y as rows, and what `attend_backward` needs of each band.
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, sight: Sight, *, lean: bool
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The forward pass.
 
-    It needs the probabilities or, if lean, the logarithms of the sums of exponentials.
+    Args:
+      q: the queries over sqrt(d), rows [N, G, T H / G, d].
+      k: the keys, [N, G, T, d].
+      v: the values, [N, G, T, d].
+      sight: which keys each row sees.
+      lean: whether to keep less for `attend_backward`.
+
+    Returns:
+      The outputs y, rows [N, G, T H / G, d], and for each band the probabilities [N, G, rows, keys]
+      or, if lean, the logarithms of the sums of exponentials [N, G, rows, 1].
     """
     parts = [
         _attend_band(q[..., rows, :], k[..., keys, :], v[..., keys, :], rows.start, sight, lean)
@@ -97,9 +110,19 @@ def attend(q, k, v, sight: Sight, *, lean: bool):
     return jnp.concatenate(outputs, axis=2), kept
 
 
-def attend_backward(q, k, v, kept, dy, sight: Sight, *, lean: bool):
-    """The derivatives dq, dk and dv of `attend`, from what it kept and from dy as rows."""
-    t, dqs, dk, dv = k.shape[2], [], 0, 0
+def attend_backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    kept: tuple[jax.Array, ...],
+    dy: jax.Array,
+    sight: Sight,
+    *,
+    lean: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The backward pass: dq, dk and dv from what `attend` kept and from dy, rows like y."""
+    t, dqs = k.shape[2], []
+    dk = dv = jnp.zeros((), _wide_dtype(k))
     for (rows, keys), kept_of_band in zip(sight.bands(t), kept, strict=True):
         of_rows = q[..., rows, :], kept_of_band, dy[..., rows, :]
         dq, *added = _attend_band_backward(
@@ -112,7 +135,10 @@ def attend_backward(q, k, v, kept, dy, sight: Sight, *, lean: bool):
 
 
 def _attend_band(q, k, v, start, sight, lean):
-    """The outputs of the rows q, of which the first is row `start`, and what is kept of them."""
+    """The outputs of the rows q, and what is kept for the backward pass.
+
+    `start` is the number of the first row. The keys are those that the band sees.
+    """
 
     def step(_, rows, q):
         y, p, log_sums = _attend_rows(q, k, v, sight.sees(rows, k.shape[2]))
@@ -123,7 +149,7 @@ def _attend_band(q, k, v, start, sight, lean):
 
 
 def _attend_band_backward(q, kept, dy, k, v, start, sight, lean):
-    """The dq of the rows q, and their terms of dk and dv."""
+    """The dq of the rows q, and what these rows add to dk and dv."""
 
     def step(sums, rows, q, kept, dy):
         p = jnp.exp(_scores(q, k, sight.sees(rows, k.shape[2])) - kept) if lean else kept
@@ -154,7 +180,7 @@ def _attend_rows(q, k, v, see):
 
 
 def _attend_rows_backward(q, k, v, p, dy):
-    """The derivatives dq, dk and dv, with respect to the operands of `_attend_rows`."""
+    """The derivatives dq, dk and dv with respect to the arguments of `_attend_rows`."""
     wide = widened(p)
     dp = _product("ngtd,ngsd->ngts", dy, v)
     de = (wide * (dp - jnp.sum(wide * dp, axis=-1, keepdims=True))).astype(q.dtype)
@@ -165,10 +191,11 @@ def _attend_rows_backward(q, k, v, p, dy):
 
 
 def _by_rows(step: Callable, sums, start, arrays, lean) -> tuple[Any, tuple]:
-    """`step(sums, rows, *arrays) -> (sums, outputs)` on all rows, or on `LEAN_ROWS` at a time.
+    """Calls `step(sums, rows, *arrays) -> (sums, outputs)` for all rows.
 
-    Rows are the second-last axis of arrays and outputs, and `start` is the position of the first.
-    The last block is padded with zeros.
+    If lean, it calls it for blocks of at most `LEAN_ROWS` rows, one after another. Rows are the
+    second-last axis of arrays and outputs. `start` is the number of the first row. The last block
+    is padded with rows of zeros, which add nothing to the sums and are cut off the outputs.
     """
     t = arrays[0].shape[-2]
     if not lean:
@@ -191,10 +218,11 @@ def _by_rows(step: Callable, sums, start, arrays, lean) -> tuple[Any, tuple]:
     return sums, tuple(map(rows_of, outputs))
 
 
-def _product(spec, a, b):
-    """The einsum, summed in 32 bits if theirs are 16."""
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The einsum of a and b; sums of 16-bit numbers are computed in 32 bits."""
     return jnp.einsum(spec, a, b, preferred_element_type=_wide_dtype(a))
 
 
-def _wide_dtype(x):
+def _wide_dtype(x: jax.Array) -> DTypeLike:
+    """The dtype in which sums over x are computed."""
     return jnp.float32 if jnp.finfo(x.dtype).bits < 32 else x.dtype

@@ -332,12 +332,12 @@ KEY = jax.random.key(0)
         (
             lambda: bp.rotary(2).init(KEY, (5, 6)),
             bp.LayerError,
-            r"rotary\(2\) got inputs of shape \[N, 5, 6\], which makes d = 3; pairs take an even",
+            r"rotary\(2\) got inputs of shape \[N, 5, 6\], so that d = 3; pairs take an even",
         ),
         (
             lambda: bp.rotary(4).init(KEY, (5, 6)),
             bp.LayerError,
-            r"rotary\(4\) got inputs of shape \[N, 5, 6\]; it takes \[N, T, H d\], which 4 has to",
+            r"rotary\(4\) got inputs of shape \[N, 5, 6\]; it takes \[N, T, H d\], a last axis",
         ),
         (
             lambda: bp.rotary(2).forward((), jnp.ones((5, 8))),
@@ -392,12 +392,12 @@ KEY = jax.random.key(0)
         (
             lambda: bp.dot_product_attention(2, kv_heads=1).init(KEY, (3, 6)),
             bp.LayerError,
-            r"got inputs of shape \[N, 3, 6\]; it takes .*, which 4 has to divide",
+            r"got inputs of shape \[N, 3, 6\]; it takes .*, a last axis that is a multiple of 4",
         ),
         (
             lambda: bp.dot_product_attention(1, rotary=True).init(KEY, (3, 9)),
             bp.LayerError,
-            r"got inputs of shape \[N, 3, 9\], which makes d = 3; pairs take an even one",
+            r"got inputs of shape \[N, 3, 9\], so that d = 3; pairs take an even d",
         ),
         (
             lambda: bp.dot_product_attention(1, mask=np.ones(4, bool)).init(KEY, (3, 6)),
@@ -428,7 +428,7 @@ KEY = jax.random.key(0)
         (
             lambda: bp.attention(6, 4),
             ValueError,
-            "attention: features is 6, which 4 heads do not divide",
+            "attention: features is 6, not a multiple of 4 heads",
         ),
         (
             lambda: bp.attention(8, 4, kv_heads=3),
