@@ -1,26 +1,30 @@
-"""The gradient check: an explicit backward pass against witnesses that know nothing of it.
+"""The gradient check: compares an explicit backward pass with three independent witnesses.
 
-In float64, with random inputs and a random cotangent u, and J the Jacobian of the forward pass:
+Use it to test a layer, a network or a loss of your own. It runs in float64, with random inputs and
+a random cotangent u. With f the forward pass, p the parameters and the input, and J the Jacobian:
 
   autodiff             J^T u from `jax.vjp`, for each parameter and for the input
   finite differences   u . (f(p + h v) - f(p - h v)) / 2h against (J^T u) . v, for a random v
-  adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, over everything at once
+  adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, for everything at once
 
-This is the one module of the package in which automatic differentiation appears.
+The layers, losses and readings of the package never use automatic differentiation. It appears here,
+and in `sweeps.curvature` as the forward derivative of the explicit backward pass.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxbp.readings.sums import total
-from jaxbp.types import Layer, Loss, show_path
+from jaxbp.types import Layer, Loss, PyTree, Shape, show_path
 
 AUTODIFF_TOLERANCE = 1e-10
-# A central difference in float64 is off by about h^2, and by 1e-16 / h. The step is the length of
-# the whole move, whatever the parameter's size: a longer one would cross the kinks of a wide relu.
+# A central difference in float64 has an error of about h^2 + 1e-16 / h. STEP is the length of the
+# whole move, for parameters of any size: a longer move would cross the kinks of a wide relu.
 FINITE_DIFFERENCE_TOLERANCE = 1e-6
 STEP = 1e-5
 
@@ -30,9 +34,9 @@ class Finding(NamedTuple):
 
     Attributes:
       what: the parameter, by its path, or the input.
-      witness: whom it was compared with.
-      error: the largest difference, relative to the largest value that the witness has.
-      tolerance: how large it may be.
+      witness: what it was compared with, `autodiff`, `finite differences` or `adjoint identity`.
+      error: the largest difference, relative to the size of the expected values.
+      tolerance: the largest error that is accepted.
     """
 
     what: str
@@ -41,16 +45,16 @@ class Finding(NamedTuple):
     tolerance: float
 
     @property
-    def ok(self):
-        """Whether the error is within its tolerance; one that is not a number is not."""
+    def ok(self) -> bool:
+        """Whether the error is within its tolerance; an error of nan is not."""
         return self.error <= self.tolerance
 
 
 class Report(NamedTuple):
-    """What a check found: prints as a table.
+    """The result of a check. Prints as a table.
 
     Attributes:
-      name: of what was checked.
+      name: the name of the layer or loss.
       findings: one for each quantity and witness.
     """
 
@@ -58,23 +62,23 @@ class Report(NamedTuple):
     findings: tuple[Finding, ...]
 
     @property
-    def ok(self):
-        """Whether every finding is."""
+    def ok(self) -> bool:
+        """Whether every finding is ok."""
         return all(finding.ok for finding in self.findings)
 
     @property
-    def largest_error(self):
+    def largest_error(self) -> float:
         """The largest error against autodiff."""
         return max(f.error for f in self.findings if f.witness == "autodiff")
 
-    def raise_if_wrong(self):
-        """Raises an `AssertionError` with every finding that is not ok; else returns the report."""
+    def raise_if_wrong(self) -> "Report":
+        """Returns the report, or raises an `AssertionError` with every finding that is not ok."""
         wrong = [finding for finding in self.findings if not finding.ok]
         if wrong:
             raise AssertionError(f"check failed\n{Report(self.name, tuple(wrong))}")
         return self
 
-    def __str__(self):
+    def __str__(self) -> str:
         width = max(len(finding.what) for finding in self.findings)
         rows = [
             f"  {'ok   ' if f.ok else 'WRONG'}  {f.what:{width}}  {f.witness:18}  "
@@ -84,27 +88,36 @@ class Report(NamedTuple):
         return "\n".join([f"{self.name}: {'right' if self.ok else 'WRONG'}", *rows])
 
 
-def check(subject, key, shape, *, batch=3, inputs=None, targets=None):
+def check(
+    subject: Layer | Loss,
+    key: jax.Array,
+    shape: Shape,
+    *,
+    batch: int = 3,
+    inputs: ArrayLike | None = None,
+    targets: PyTree | None = None,
+) -> Report:
     """Checks an explicit derivative against autodiff, finite differences and the adjoint identity.
 
-    Parameters are those of `init` in float64, moved a little at random so that none is zero; inputs
-    and the cotangent are normal. Layers that draw random numbers get a key, and draw the same ones
-    each time. The check is pure: it leaves no trace in jax's configuration.
+    Parameters come from `init`, in float64, with small random numbers added so that none is zero.
+    Inputs and the cotangent are drawn from a normal distribution. Layers that draw random numbers
+    get the same key each time. JAX's configuration is the same afterwards as before.
 
     Args:
       subject: a Layer, which may be a whole network, or a Loss.
       key: a random key.
-      shape: that of one example, without N. For a loss: of one example's outputs.
-      batch: N.
-      inputs: of a layer, [N, ...]; tokens, for one that takes no others. Without any they are
-        normal.
-      targets: of a loss. Without any they are drawn by its own `sample`.
+      shape: the shape of one example, without N; for a loss, of one example's outputs.
+      batch: N, the number of examples.
+      inputs: the inputs of a layer, [N, ...]. Pass them for a layer that takes integers, such as
+        `embedding`. Without them, they are normal random numbers.
+      targets: the targets of a loss. Without them, they are drawn by the loss's `sample`.
 
     Returns:
-      A `Report`; print it, look at `report.ok`, or call `report.raise_if_wrong()`.
+      A `Report`. Print it, test `report.ok`, or call `report.raise_if_wrong()`.
 
     Raises:
       TypeError: `subject` is neither a Layer nor a Loss.
+      AssertionError: a derivative has another tree structure, shape or dtype than its parameter.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -122,12 +135,13 @@ def check(subject, key, shape, *, batch=3, inputs=None, targets=None):
         return _check_loss(subject, key, (batch, *shape), targets)
 
 
-def _check_layer(layer, key, shape, inputs):
+def _check_layer(layer: Layer, key: jax.Array, shape: Shape, inputs: ArrayLike | None) -> Report:
     init_key, move_key, input_key, draw_key, key = jax.random.split(key, 5)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), layer.init(init_key, shape[1:])[0])
     params = _moved(params, _normal_like(params, move_key), 0.1)
     if inputs is None:
         inputs = jax.random.normal(input_key, shape, jnp.float64)
+    inputs = jnp.asarray(inputs)
     primals = {"params": params}
     if jnp.issubdtype(inputs.dtype, jnp.floating):  # integers have no derivative
         primals["inputs"] = inputs.astype(jnp.float64)
@@ -147,7 +161,7 @@ def _check_layer(layer, key, shape, inputs):
     return _compare(layer.name, forward, transpose, primals, key)
 
 
-def _check_loss(loss, key, shape, targets):
+def _check_loss(loss: Loss, key: jax.Array, shape: Shape, targets: PyTree) -> Report:
     output_key, sample_key, key = jax.random.split(key, 3)
     outputs = jax.random.normal(output_key, shape, jnp.float64)
     if targets is None:
@@ -163,8 +177,14 @@ def _check_loss(loss, key, shape, targets):
     return _compare(loss.name, forward, transpose, {"outputs": outputs}, key)
 
 
-def _compare(name, forward, transpose, primals, key):
-    """The report on `transpose(primals, u)`, which should be J^T u of `forward(primals)`."""
+def _compare(
+    name: str,
+    forward: Callable[[Any], jax.Array],
+    transpose: Callable[[Any, jax.Array], Any],
+    primals: dict[str, PyTree],
+    key: jax.Array,
+) -> Report:
+    """Compares `transpose(primals, u)` with J^T u, with J the Jacobian of `forward(primals)`."""
     cotangent_key, direction_key = jax.random.split(key)
     outputs, vjp = jax.vjp(jax.jit(forward), primals)
     cotangent = jax.random.normal(cotangent_key, outputs.shape, outputs.dtype)
@@ -201,7 +221,7 @@ def _compare(name, forward, transpose, primals, key):
     return Report(name, tuple(findings))
 
 
-def _normal_like(tree, key):
+def _normal_like(tree: PyTree, key: jax.Array) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(
@@ -209,10 +229,10 @@ def _normal_like(tree, key):
     )
 
 
-def _moved(tree, directions, step):
+def _moved(tree: PyTree, directions: PyTree, step: float) -> PyTree:
     return jax.tree.map(lambda p, v: p + step * v, tree, directions)
 
 
-def _ratio(error, scale):
-    """The error relative to the scale; as it is, where the scale is zero."""
+def _ratio(error: jax.Array, scale: jax.Array) -> float:
+    """The error divided by the scale; the error itself if the scale is zero."""
     return float(error / jnp.where(scale == 0, 1, scale))

@@ -1,27 +1,34 @@
-"""What layers ask of what they are given, in the words of their errors."""
+"""Checks of the arguments, inputs and parameters of layers, with the messages of their errors.
+
+Each raises if its condition does not hold. `name` is the name of the layer or of its factory, with
+which the message begins.
+"""
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, Shape, show_shape
 
 
-def require_positive(name, argument, value):
-    """Refuses a number that is not above zero."""
+def require_positive(name: str, argument: str, value: Any) -> None:
+    """Raises unless the value of an argument is a number above zero."""
     if not value > 0:
         raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
 
 
-def require_count(name, argument, value):
-    """Refuses what is not an integer above zero."""
+def require_count(name: str, argument: str, value: Any) -> None:
+    """Raises unless the value of an argument is an integer above zero."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}: {argument} is {value!r}; it takes a positive integer.")
 
 
-def require_shape(name, shape):
-    """The shape of one example, once it is known to be one."""
+def require_shape(name: str, shape: Any) -> Shape:
+    """Returns the shape of one example as a tuple; raises unless it is a shape."""
     if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
         raise LayerError(
             name,
@@ -31,8 +38,8 @@ def require_shape(name, shape):
     return tuple(shape)
 
 
-def require_last_axis(name, shape, letter):
-    """The shape of one example, once it is known to have an axis; messages call it by a letter."""
+def require_last_axis(name: str, shape: Any, letter: str) -> Shape:
+    """Returns the shape of one example; raises unless it has an axis, called `letter`."""
     shape = require_shape(name, shape)
     if not shape:
         raise LayerError(
@@ -42,8 +49,8 @@ def require_last_axis(name, shape, letter):
     return shape
 
 
-def require_floats(name, x, dtype=None):
-    """Refuses inputs that are not an array of floating-point numbers, or not of `dtype`."""
+def require_floats(name: str, x: Any, dtype: DTypeLike | None = None) -> None:
+    """Raises unless inputs are an array of floating-point numbers, and of `dtype` if given."""
     if not hasattr(x, "dtype"):
         raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -56,8 +63,8 @@ def require_floats(name, x, dtype=None):
         )
 
 
-def require_mask(name, mask):
-    """Refuses a mask that is not an array of booleans, for positions, or for each example's."""
+def require_mask(name: str, mask: Any) -> None:
+    """Raises unless a mask is None or an array of booleans, [T] or [N, T]."""
     if mask is not None and (
         not hasattr(mask, "dtype") or mask.dtype != bool or mask.ndim not in (1, 2)
     ):
@@ -68,8 +75,11 @@ def require_mask(name, mask):
         )
 
 
-def require_fit(name, mask, n, shape):
-    """Refuses a mask that is not of the positions of inputs [n, *shape], n a letter before init."""
+def require_fit(name: str, mask: Any, n: int | str, shape: Shape) -> None:
+    """Raises unless a mask fits the positions of inputs [n, *shape].
+
+    In init, where the number of examples is not known, n is the letter N.
+    """
     if mask is None or mask.shape == shape[:1]:
         return
     if mask.ndim == 2 and mask.shape[1] == shape[0] and n in ("N", mask.shape[0]):
@@ -81,8 +91,8 @@ def require_fit(name, mask, n, shape):
     )
 
 
-def require_delta(name, dy, shape):
-    """Refuses a derivative that is not of the outputs' shape, which might broadcast in silence."""
+def require_delta(name: str, dy: Any, shape: Shape) -> None:
+    """Raises unless dy has the shape of the outputs; another shape could broadcast silently."""
     if jnp.shape(dy) != shape:
         raise LayerError(
             name,
@@ -90,8 +100,8 @@ def require_delta(name, dy, shape):
         )
 
 
-def require_leaves(name, params, leaves):
-    """Refuses parameters that are not a dict of these leaves, in the order of the message."""
+def require_leaves(name: str, params: Any, leaves: Sequence[str]) -> None:
+    """Raises unless parameters are a dict with exactly these keys, named in this order."""
     if not isinstance(params, dict) or set(params) != set(leaves):
         raise LayerError(
             name,
@@ -100,8 +110,8 @@ def require_leaves(name, params, leaves):
         )
 
 
-def require_layers(place, layers):
-    """Refuses what is not a Layer; messages call it by its place and number."""
+def require_layers(place: str, layers: Iterable[Any]) -> None:
+    """Raises unless all are Layers; the message says which is not, by its place and number."""
     for i, layer in enumerate(layers, 1):
         if not isinstance(layer, Layer):
             called = getattr(layer, "__name__", None)
@@ -109,8 +119,8 @@ def require_layers(place, layers):
             raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
 
 
-def require_entries(name, tree, n):
-    """Refuses a tree that has not an entry for each part of a combinator."""
+def require_entries(name: str, tree: Any, n: int) -> None:
+    """Raises unless a tree is a tuple with one entry for each of the n parts of a combinator."""
     if not isinstance(tree, tuple) or len(tree) != n:
         got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
         raise LayerError(
@@ -120,8 +130,8 @@ def require_entries(name, tree, n):
         )
 
 
-def require_same_shape(name, shape, out_shape, what):
-    """Refuses an inner layer that does not map a shape to itself, which `what` needs."""
+def require_same_shape(name: str, shape: Shape, out_shape: Any, what: str) -> None:
+    """Raises unless an inner layer maps a shape to itself; `what` is what needs that."""
     if tuple(out_shape) != tuple(shape):
         raise LayerError(
             name,
@@ -131,8 +141,8 @@ def require_same_shape(name, shape, out_shape, what):
 
 
 @contextlib.contextmanager
-def placed(place, layer):
-    """Says of an error inside the block that it stands in this place, that of a layer."""
+def placed(place: str, layer: Layer) -> Iterator[None]:
+    """Adds the place of a layer to the errors that are raised inside the block."""
     try:
         yield
     except LayerError as error:
@@ -141,8 +151,8 @@ def placed(place, layer):
         raise LayerError(layer.name, f"has an {error}").inside(place) from error
 
 
-def _outline(params):
-    """What a tree of parameters is, in a few words."""
+def _outline(params: Any) -> str:
+    """Describes a tree of parameters in a few words, for messages."""
     if isinstance(params, dict):
         return f"a dict of {', '.join(map(str, params)) or 'nothing'}"
     if isinstance(params, tuple | list):
