@@ -1,12 +1,15 @@
-"""Layers: forward maps, each with its derivative beside it.
+"""Layers: each a forward pass with its derivative beside it.
 
-Each module holds one family: `linear`, `activations`, `shapes`, `stochastic`, `normalisation`,
-`convolution`, `pooling`, `embeddings`, `positions`, `multihead` (attention) and `recurrence`. The
-last two are built on `dot_product`, and on `cells` and `through_time`.
+Each module holds one family of layers. `linear`, `activations`, `shapes`, `stochastic`,
+`normalisation`, `convolution`, `pooling` and `embeddings` (of tokens and of positions) stand on
+their own. `multihead` (attention) is built on `dot_product`. `recurrence` is built on `cells`, the
+formulas of one step, and on `through_time` and `segments`, the loops over the steps.
 
-A layer hands the operands of its gradients to `read` as signals. It knows combinators where it is
-made of other layers, and no reading, rule or loss. A new layer is a function in the module of its
-family.
+A layer hands the operands of its gradients, as signals, to the reading that backward is given. It
+uses combinators if it is made of other layers, and knows no readings, rules or losses. To add a
+layer, write a factory in the module of its family, export it as its neighbours are, and list it in
+`tests/cases.py`, so that every property is tested. To try another recurrent cell, make a `Cell` and
+pass it to `recurrent`.
 """
 
 from jaxbp.layers.activations import elu as elu
