@@ -1,36 +1,37 @@
-"""Must the error come back by the weights that led forward? Rules that do without them, at work.
+"""Must the backward pass use the forward weights? Trains by rules that use other weights.
 
-Backpropagation carries the error down by a layer's own weights, dx = dy W^T. Feedback alignment
-does so by fixed random ones, dx = dy B^T, and teaches all the same: W comes to lie along B, and so
-the error that B carries turns towards the exact one. `bp.alignment` tells the angle between them.
+Backpropagation carries the error back by a layer's own weights, dx = dy W^T. Feedback alignment
+uses fixed random weights, dx = dy B^T, and the network learns all the same: W aligns with B during
+training, and so the error that B carries turns towards the exact error. `bp.alignment` measures the
+angle between the two.
 
-First the task on which this was found. A linear network without biases, 30-20-10, learns a linear
-map T from examples x ~ Normal(0, I), t = x T:
+The first task is the one on which this was found. A linear network without biases, 30-20-10, learns
+a linear map T from examples x ~ Normal(0, I), t = x T:
 
   h = x W1,   e = h W2 - t,   dE/dW2 = h^T e,   dE/dW1 = x^T (e B^T)
 
-The paper's are these sizes, the squared error, T uniform in [-1, 1], W in [-0.01, 0.01] and B in
-[-0.5, 0.5], learning rates found by hand, and the control that trains the last layer alone. (Its 20
-random units see 20 of the 30 directions of x, so that about a third of the error must stay.) Ours
-are the values of the rates, the number of examples, which come one at a time, and what is drawn:
-the error as |W1 W2 - T|^2 / |T|^2, which is the expected squared error over that of predicting
-zero, and the mean angle over inputs of their own.
+From the paper come these sizes, the squared error, T uniform in [-1, 1], W in [-0.01, 0.01] and B
+in [-0.5, 0.5], learning rates found by hand, and the control that trains only the last layer. (The
+20 random units of the control see 20 of the 30 directions of x, so about a third of the error must
+remain.) This script chooses the values of the learning rates and the number of examples, and uses
+one example per step. It plots the error as |W1 W2 - T|^2 / |T|^2, the expected squared error
+relative to that of predicting zero, and the mean angle over separate inputs.
 
-Then the digits, read by a deep network with tanh. Every rule has the same optimizer, initial
-weights and order of examples. What is expected of the test,
+The second task is the digits, with a deep network with tanh. Every rule has the same optimizer,
+initial weights and order of examples. The expected order of the test accuracies is
 
   backpropagation >= Kolen-Pollack ~ weight mirror ~ signs of uniform magnitude
                   > feedback alignment, direct feedback > last layer only
 
-is checked relation by relation; in 20 runs of five seeds, over five splits of the data, each held
-every time. It is an order of how fast the rules teach: after 100 epochs all but the control are
-within a point of each other. So the network and the few epochs were chosen for the rules to come
-apart, the learning rate and the decay for backpropagation, to which rates of 0.03 to 0.12 and
-decays of at most 0.03 are the same within a point; all this by the accuracy on held-out data, from
-other initial weights.
+The script checks each relation. In 20 runs of five seeds, over five splits of the data, all of them
+held every time. The order says how fast the rules learn: after 100 epochs all but the control are
+within one point of each other. So the network and the small number of epochs were chosen to
+separate the rules. The learning rate and the weight decay were chosen for backpropagation, for
+which learning rates of 0.03 to 0.12 and decays up to 0.03 agree within one point. All of this was
+chosen by validation accuracy, with other initial weights.
 
-Momentum is of the gradient alone, and decay beside it, as in `optax.adamw`: with decay in the
-momentum, Kolen and Pollack's B would come to W more slowly than W decays.
+The weight decay is decoupled from the momentum, as in `optax.adamw`. If the momentum included the
+decay, the B of Kolen-Pollack would approach W more slowly than W decays.
 
 Sources:
   "Random synaptic feedback weights support error backpropagation for deep learning", Lillicrap,
@@ -57,20 +58,20 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import data, figures
-from experiments.common.flags import wrong_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 EXACT, LAST = "backpropagation", "last layer only"
 KOLEN_POLLACK, MIRROR, SIGNS = "Kolen-Pollack", "weight mirror", "signs, uniform"
 RANDOM, DIRECT = "feedback alignment", "direct feedback"
 
-# Of rates a factor of 10^(1/4) apart the best, by the median error after 1000 examples of 20 draws
-# with seed 1. At the next higher one, all runs of the first two diverge.
+# The best of learning rates a factor of 10^(1/4) apart, by the median error after 1000 examples of
+# 20 draws with seed 1. With the next higher rate, all runs of the first two rules diverge.
 LINEAR_RATES = {EXACT: 0.01, RANDOM: 0.01, LAST: 10.0}
-PROBES = 100
+PROBES = 100  # inputs over which angles are averaged
 
 BATCH = 128
 MOMENTUM = 0.9
-BETTER, ALIKE = 0.01, 0.02  # differences of mean test accuracies: from where, and up to where
+BETTER, ALIKE = 0.01, 0.02  # margins of mean test accuracies: > is more than BETTER, ~ up to ALIKE
 ORDER = (
     (EXACT, ">=", KOLEN_POLLACK),
     (KOLEN_POLLACK, "~", MIRROR),
@@ -80,7 +81,7 @@ ORDER = (
     (RANDOM, ">", LAST),
     (DIRECT, ">", LAST),
 )
-# Direct feedback's matrices stand for no weight; the control's hidden layers follow no gradient.
+# The matrices of direct feedback correspond to no weight; the control does not train hidden layers.
 NO_ANGLES = {DIRECT: ("weight",), LAST: ("gradient", "delta", "weight")}
 STYLES = {
     EXACT: (figures.BLACK, "-"),
@@ -97,34 +98,34 @@ STYLES = {
 
 @dataclass(frozen=True)
 class Config:
-    """Trains by rules that carry the error back by other weights than those that lead forward."""
+    """Trains by rules whose backward pass uses other weights than the forward pass."""
 
     seeds: int = 5
-    """Draws of all that is random, in either task; at least 2."""
+    """The number of random draws in each task, at least 2."""
     examples: int = 1000
-    """Of the linear task, one at a time."""
+    """The number of examples of the linear task, one per step."""
     width: int = 64
-    """Units of each hidden layer of the network that reads digits."""
+    """The number of units of each hidden layer of the network for the digits."""
     depth: int = 4
-    """Its hidden layers."""
+    """The number of its hidden layers."""
     epochs: int = 10
-    """How often it sees the training data."""
+    """The number of epochs to train it."""
     rate: float = 0.05
     """Its learning rate, the same for every rule."""
     decay: float = 0.01
     """Its weight decay, the same for every rule."""
     seed: int = 0
-    """Of the split of the digits and of all draws."""
+    """The seed of the split of the digits and of all random draws."""
     out: Path = Path("out")
     """The folder for the figures."""
 
 
 class Way(NamedTuple):
-    """A way to teach a network.
+    """A way to train a network.
 
     Attributes:
       rule: which weights carry the error back.
-      last_only: whether nothing but the last layer is trained.
+      last_only: whether only the last layer is trained.
     """
 
     rule: bp.Rule
@@ -135,9 +136,9 @@ class Task(NamedTuple):
     """A linear map to learn.
 
     Attributes:
-      wanted: T, [30, 10].
-      inputs: x of each example, [examples, 30].
-      probes: inputs over which angles are averaged, [PROBES, 30].
+      wanted: the map T, [30, 10].
+      inputs: the input x of each example, [examples, 30].
+      probes: the inputs over which angles are averaged, [PROBES, 30].
     """
 
     wanted: jax.Array
@@ -146,11 +147,11 @@ class Task(NamedTuple):
 
 
 class Line(NamedTuple):
-    """How the linear map was learnt, before each example.
+    """The training on the linear task, before each example.
 
     Attributes:
       errors: |W1 W2 - T|^2 / |T|^2, [seeds, examples].
-      angles: of delta at the hidden layer to the exact one, [seeds, examples].
+      angles: the angle between delta at the hidden layer and the exact delta, [seeds, examples].
     """
 
     errors: np.ndarray
@@ -158,12 +159,13 @@ class Line(NamedTuple):
 
 
 class Angles(NamedTuple):
-    """The angles of `bp.Alignment`, each the mean of layers.
+    """The angles of `bp.Alignment`, each a mean over layers.
 
     Attributes:
-      gradient: of the hidden layers.
-      delta: of the same.
-      weight: of all but the first, whose weights no error needs to pass.
+      gradient: the angle of the gradients, over the hidden layers.
+      delta: the angle of the error signals, over the hidden layers.
+      weight: the angle of the weights, over all layers but the first: no error passes through its
+        weights.
     """
 
     gradient: Any
@@ -172,12 +174,12 @@ class Angles(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """How the digits were learnt.
+    """The training on the digits.
 
     Attributes:
-      held_out: the accuracy after each epoch, [seeds, epochs].
-      test: at the end, [seeds].
-      angles: in each epoch, [seeds, epochs].
+      held_out: the validation accuracy after each epoch, [seeds, epochs].
+      test: the test accuracy at the end, [seeds].
+      angles: the mean angles in each epoch, [seeds, epochs].
     """
 
     held_out: np.ndarray
@@ -186,19 +188,19 @@ class Reader(NamedTuple):
 
 
 class Results(NamedTuple):
-    """Of both tasks, by the names of the ways.
+    """The results of both tasks, by the name of the rule.
 
     Attributes:
-      linear: a `Line` for each.
-      digits: a `Reader` for each.
+      linear: a `Line` for each rule.
+      digits: a `Reader` for each rule.
     """
 
     linear: dict[str, Line]
     digits: dict[str, Reader]
 
 
-def main(config):
-    """Returns the `Results`."""
+def main(config: Config) -> Results:
+    """Trains on both tasks, prints the tables, draws the figures, and returns the `Results`."""
     started = perf_counter()
     require(config)
     linear = learn_linear_map(config)
@@ -213,33 +215,30 @@ def main(config):
 
 
 def require(config):
-    wrong = []
-    for name, least in (("seeds", 2), ("examples", 1), ("width", 1), ("depth", 1), ("epochs", 1)):
-        if getattr(config, name) < least:
-            wrong.append(f"{name} is {getattr(config, name)}; it takes at least {least}")
+    """Raises if a flag is wrong."""
+    wrong = too_small(config, seeds=2, examples=1, width=1, depth=1, epochs=1)
     if not 0 < config.rate < math.inf:
         wrong.append(f"rate is {config.rate}; it takes a positive number")
     if not 0 <= config.decay < math.inf:
         wrong.append(f"decay is {config.decay}; it takes 0 or a positive number")
     wrong += wrong_flags(seed=config.seed, out=config.out)
-    if wrong:
-        raise ValueError(f"{'; '.join(wrong)}.")
+    raise_wrong(wrong)
 
 
 def train_only_last(optimizer, layers):
-    """The optimizer, for a chain of so many layers of which all but the last stay as they are."""
-    stays = *[True] * (layers - 1), False
-    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), stays))
+    """Returns an optimizer that updates only the last layer of a chain of `layers` layers."""
+    fixed = *[True] * (layers - 1), False
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), fixed))
 
 
 # The linear task.
 
 
 def learn_linear_map(config):
-    """A `Line` for each way."""
+    """Trains on the linear task by each rule; returns a `Line` for each."""
     ways = {
         EXACT: Way(bp.exact()),
-        # B is another draw like W, in [-0.01, 0.01], times the scale.
+        # B is drawn like W, in [-0.01, 0.01], and multiplied by the scale.
         RANDOM: Way(bp.random_feedback(scale=50.0)),
         LAST: Way(bp.exact(), last_only=True),
     }
@@ -252,6 +251,7 @@ def learn_linear_map(config):
 
 
 def draw_task(key, examples):
+    """Draws a `Task`."""
     wanted_key, input_key, probe_key = jax.random.split(key, 3)
     return Task(
         jax.random.uniform(wanted_key, (30, 10), minval=-1, maxval=1),
@@ -269,7 +269,7 @@ def make_linear_network():
 
 
 def learn_task(way, rate, tasks, keys):
-    """The `Line` of learning in one way, from an example at a time, all tasks side by side."""
+    """Trains in one way, one example per step, on all tasks in parallel; returns the `Line`."""
     net, optimizer = make_linear_network(), optax.sgd(rate)
     if way.last_only:
         optimizer = train_only_last(optimizer, 2)
@@ -299,17 +299,18 @@ def learn_task(way, rate, tasks, keys):
 
 
 def start(net, optimizer, rule, shape, keys):
-    """The states before the first step, from every key.
+    """Returns the states before the first step, one per key.
 
-    Not inside the jit of the training: what draws is then compiled once for all rules.
+    It is called outside the jit of the training, so that the random draws are compiled only once
+    for all rules.
     """
     return jax.vmap(lambda key: bp.init_state(net, optimizer, key, shape, rule=rule))(keys)
 
 
 def print_linear(lines, config):
     print(
-        f"\na linear map from {config.examples} examples, one at a time: of {config.seeds} draws, "
-        "the median, with the lowest and the highest in parentheses\n\n"
+        f"\nlinear map, {config.examples} examples, one per step: median (lowest-highest) of "
+        f"{config.seeds} draws; angles in degrees\n\n"
         f"{'':20}{'rate':>6}{'final error':>30}{'first angle':>18}{'final angle':>18}"
     )
     for name, line in lines.items():
@@ -325,7 +326,7 @@ def spread(values, form):
 
 
 def draw_linear(lines, config):
-    """The error of each way, and the angle of feedback alignment, over the examples."""
+    """Draws the error of each rule, and the angle of feedback alignment, over the examples."""
     figure = Figure(figsize=(10, 4.2))
     errors, angles = figure.subplots(1, 2)
     seen = np.arange(config.examples)
@@ -337,7 +338,7 @@ def draw_linear(lines, config):
     errors.legend()
     angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
     angles.set(
-        title="because its error turns towards the exact one",
+        title="Its error turns towards the exact error",
         xlabel="examples",
         ylabel="angle at the hidden layer, degrees",
         ylim=(0, None),
@@ -347,7 +348,7 @@ def draw_linear(lines, config):
 
 
 def draw_runs(plot, x, runs, name):
-    """Every run, thin, and their median."""
+    """Draws every run as a thin line, and their median."""
     color, style = STYLES[name]
     plot(x, runs.T, color=color, linestyle=style, linewidth=0.6, alpha=0.5)
     plot(x, np.median(runs, axis=0), color=color, linestyle=style, linewidth=1.8, label=name)
@@ -357,7 +358,7 @@ def draw_runs(plot, x, runs, name):
 
 
 def learn_digits(config):
-    """A `Reader` for each way."""
+    """Trains on the digits by each rule; returns a `Reader` for each."""
     dataset = data.load(None, seed=config.seed)
     hidden = [bp.chain(bp.dense(config.width), bp.tanh()) for _ in range(config.depth)]
     blocks = *hidden, bp.dense(len(dataset.class_names))
@@ -373,11 +374,11 @@ def learn_digits(config):
         LAST: Way(bp.exact(), last_only=True),
     }
     print(
-        f"\ndigits read by {config.depth} hidden layers of {config.width} tanh units: "
-        f"{len(dataset.train[1])} to train on, {config.epochs} times in batches of {BATCH}, "
-        f"{len(dataset.validation[1])} held out, {len(dataset.test[1])} for the test\n"
-        f"the same for every rule: rate {config.rate:g}, momentum {MOMENTUM}, weight decay "
-        f"{config.decay:g}, and {config.seeds} seeds\n"
+        f"\ndigits, {config.depth} hidden layers of {config.width} tanh units: "
+        f"{len(dataset.train[1])} training, {len(dataset.validation[1])} validation and "
+        f"{len(dataset.test[1])} test examples; {config.epochs} epochs in batches of {BATCH}\n"
+        f"the same for every rule: learning rate {config.rate:g}, momentum {MOMENTUM}, "
+        f"weight decay {config.decay:g}, and {config.seeds} seeds\n"
     )
     readers = {}
     for name, way in tqdm(ways.items(), desc="digits", unit="rule"):
@@ -386,7 +387,7 @@ def learn_digits(config):
 
 
 def learn_to_read(blocks, way, dataset, config):
-    """The `Reader` that a network becomes in one way, from all seeds side by side."""
+    """Trains in one way from all seeds in parallel; returns the `Reader`."""
     net, loss = bp.chain(*blocks), bp.softmax_cross_entropy
     optimizer = make_optimizer(config)
     if way.last_only:
@@ -435,7 +436,7 @@ def average_angles(alignment):
 
 def print_digits(readers):
     print(
-        f"\n{'':20}{'test accuracy':>18}{'held out':>11}{'angle of gradient':>20}{'of delta':>10}"
+        f"\n{'':20}{'test accuracy':>18}{'validation':>11}{'angle of gradient':>20}{'of delta':>10}"
         f"{'of weight':>11}"
     )
     for name, reader in readers.items():
@@ -453,8 +454,8 @@ def print_digits(readers):
 
 def print_order(readers):
     print(
-        f"\nexpected of the mean test accuracies: > by more than {100 * BETTER:g} point, >= not "
-        f"worse by more, ~ within {100 * ALIKE:g} points"
+        f"\nexpected order of the mean test accuracies (> higher by more than {100 * BETTER:g} "
+        f"point, >= not lower by more than that, ~ equal within {100 * ALIKE:g} points)"
     )
     for better, relation, worse in ORDER:
         a, b = (float(np.mean(readers[name].test)) for name in (better, worse))
@@ -470,7 +471,7 @@ def holds(a, relation, b):
 
 
 def draw_digits(readers, config):
-    """What each rule gets wrong over training, its angle, and what it gets wrong in the end."""
+    """Draws the error rate and the angle of each rule over training, and the test error rate."""
     figure = Figure(figsize=(11, 4.2))
     held_out, angles, test = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
     epochs = np.arange(1, config.epochs + 1)
@@ -485,16 +486,14 @@ def draw_digits(readers, config):
     ticks = 0.05, 0.1, 0.2, 0.4, 0.8
     held_out.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     held_out.minorticks_off()
-    held_out.set(title="Held-out digits read wrong", xlabel="epochs")
+    held_out.set(title="Validation error rate", xlabel="epoch")
     angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
-    angles.set(title="Angle to the exact error", xlabel="epochs", yticks=range(0, 91, 15))
+    angles.set(title="Angle to the exact error", xlabel="epoch", yticks=range(0, 91, 15))
     angles.set_ylabel("degrees, mean of the hidden layers")
     test.set_yticks(range(len(readers)), readers)
     test.invert_yaxis()
     test.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    test.set(
-        title="Test digits read wrong, in the end", xlabel="mean, and each seed", xlim=(0, None)
-    )
+    test.set(title="Test error rate at the end", xlabel="mean, and each seed", xlim=(0, None))
     for label, name in zip(test.get_yticklabels(), readers, strict=True):
         label.set_color(STYLES[name][0])
     return figure

@@ -1,4 +1,4 @@
-"""Rules that teach, in small: each is what it is called, and the table and the order are theirs."""
+"""The alignment experiment, in small: each name is its rule, tables and order are right."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_the_linear_map_is_learnt_as_by_hand(small, name):
     task_keys, keys = jax.random.split(jax.random.key(config.seed), (2, 2))
     for i, state in enumerate(first_states(keys)):
         task = alignment.draw_task(task_keys[i], config.examples)
-        # The float32 of the one against the float64 of the other.
+        # One of them computes in float32, the other in float64.
         np.testing.assert_allclose(errors[i], by_hand(task, state, rate, name), rtol=1e-3)
 
 
@@ -69,7 +69,7 @@ def test_the_error_is_that_of_new_examples():
 
 def test_what_is_drawn_is_as_in_the_paper():
     def uniform_within(bound, array):
-        # With 200 numbers or more, the largest is above 0.95 of the bound but once in 30 000 draws.
+        # Of 200 or more numbers, the largest is below 0.95 of the bound in 1 of 30 000 draws.
         largest, mean = float(jnp.max(jnp.abs(array))), float(jnp.mean(array))
         return 0.95 * bound < largest <= bound and abs(mean) < 0.2 * bound
 
@@ -85,10 +85,10 @@ def test_what_is_drawn_is_as_in_the_paper():
 def test_feedback_alignment_comes_to_lie_along_and_learns_what_the_last_layer_cannot(small):
     _, results = small
     angles = results.linear["feedback alignment"].angles
-    # Of 20 draws, with seed 1, the first angle was 78 to 95, and the 200th 26 to 41.
+    # In 20 draws with seed 1, the first angle was 78 to 95, and the 200th was 26 to 41.
     assert np.all((70 < angles[:, 0]) & (angles[:, 0] < 110))
     assert np.all(angles[:, -1] < 55)
-    # And the errors 0.020 to 0.041, and 0.43 to 0.57.
+    # The errors were 0.020 to 0.041, and 0.43 to 0.57.
     assert np.all(results.linear["feedback alignment"].errors[:, -1] < 0.1)
     assert np.all(results.linear["last layer only"].errors[:, -1] > 0.3)
     for name in ("backpropagation", "last layer only"):
@@ -127,7 +127,7 @@ def test_every_name_stands_for_its_rule(monkeypatch):
 
 
 def epoch_by_epoch(rule, optimizer, key, config):
-    """Accuracies of one training, without vmap and scan: held out after each epoch, and test."""
+    """Accuracies of one training without vmap and scan: validation after each epoch, and test."""
     dataset = data.load(None, seed=config.seed)
     hidden = [bp.chain(bp.dense(config.width), bp.tanh()) for _ in range(config.depth)]
     net, loss = bp.chain(*hidden, bp.dense(10)), bp.softmax_cross_entropy
@@ -157,7 +157,7 @@ def test_the_accuracies_are_those_of_one_training_after_another(small, name):
     reader = results.digits[name]
     for i, key in enumerate(jax.random.split(jax.random.key(config.seed), config.seeds)):
         held_out, test = epoch_by_epoch(rule, optimizer, key, config)
-        # Two programs round differently, which may turn over one digit of 270.
+        # Two programs round differently, which may change the prediction of one of 270 digits.
         np.testing.assert_allclose(reader.held_out[i], held_out, atol=1.5 / 270)
         np.testing.assert_allclose(reader.test[i], test, atol=1.5 / 270)
 
@@ -167,9 +167,9 @@ def test_the_exact_error_has_no_angle_and_that_of_others_has(small):
     for name, reader in results.digits.items():
         exact = name in ("backpropagation", "last layer only")
         for angles in (reader.angles.gradient, reader.angles.delta):
-            # Of 20 draws, with seed 1, the others were 18 to 101.
+            # In 20 draws with seed 1, the angles of the others were 18 to 101.
             assert np.all(angles < 0.1 if exact else (10 < angles) & (angles < 115))
-        itself = exact or name == "direct feedback"  # of which the table shows none
+        itself = exact or name == "direct feedback"  # the table does not show its angle
         assert np.all(reader.angles.weight < 0.1 if itself else reader.angles.weight > 10)
 
 
