@@ -1,11 +1,12 @@
-"""Sweeps: the functions that users call to run a network forwards and backwards.
+"""Sweeps: the calls that run a network forwards and backwards.
 
-`gradients` has the gradient and every reading of it. `reweight` clips and weighs the gradients of
-examples, `noise_scale` measures their spread, `curvature` multiplies by the Hessian and the
-Gauss-Newton matrix, and `tangent_kernel` compares examples by their Jacobians.
+`gradients` computes the mean gradient (`value_and_grad`) and any readings (`backprop`). `reweight`
+clips and weighs the per-example gradients, `noise_scale` measures their scatter, `curvature`
+multiplies vectors by the Hessian and the Gauss-Newton matrix, and `tangent_kernel` compares
+examples by their Jacobians.
 
-This chapter joins networks, losses, errors, rules and readings. A new call goes into the module of
-its subject.
+This chapter joins networks, losses, errors, rules and readings. Add a new call to the module of its
+subject.
 """
 
 from jaxbp.sweeps.curvature import gauss_newton_vector_product as gauss_newton_vector_product

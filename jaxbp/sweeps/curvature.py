@@ -1,33 +1,59 @@
-"""Products of curvature matrices with a vector, at the cost of a few gradients.
+"""Curvature: products of the Hessian and the Gauss-Newton matrix with a vector.
 
-The Hessian of a loss over all parameters has as many rows as there are parameters, but its product
-with a vector v is the derivative of the gradient along v: the forward derivative (`jax.jvp`) of the
-explicit sweep.
+These matrices have one row per parameter, so they are too large to form. Their product with a
+vector v costs only a few gradients: the Hessian times v is the derivative of the gradient along v,
+computed as the forward derivative (`jax.jvp`) of the explicit backward pass.
 
   hessian_vector_product        H v, with H the Hessian of the mean loss
-  gauss_newton_vector_product   sum_n J_n^T H_n J_n v / N, with H_n that of a loss by its outputs
+  gauss_newton_vector_product   sum_n J_n^T H_n J_n v / N, with J_n the Jacobian of the outputs and
+                                H_n the Hessian of example n's loss with respect to its outputs
 
 Sources:
   "Fast Exact Multiplication by the Hessian", Pearlmutter, 1994.
   "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Schraudolph, 2002.
 """
 
+from typing import Protocol
+
 import jax
 
 from jaxbp.readings.sums import total
-from jaxbp.sweeps.gradients import value_and_grad
+from jaxbp.sweeps.gradients import LossFunction, value_and_grad
+from jaxbp.types import Layer, Params, PyTree
 
 
-def hessian_vector_product(net, loss):
-    """The Hessian of the mean loss times a vector, H v: forward over the explicit backward.
+class ProductFunction(Protocol):
+    """What this module's calls return: the product of a curvature matrix with a vector."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: PyTree,
+        targets: PyTree,
+        vector: Params,
+        *,
+        key: jax.Array | None = None,
+    ) -> Params:
+        """Returns the product, a tree like params; `key` is for layers that draw."""
+        ...
+
+
+def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
+    """Makes a function that multiplies the Hessian of the mean loss by a vector, H v.
+
+    It takes about two gradients' work and is exact, without finite differences. Use it for
+    eigenvalues of the Hessian (power iteration, Lanczos) or in conjugate gradients.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
 
     Returns:
-      `function(params, inputs, targets, vector, *, key=None) -> product`; vector and product are
-      trees like params.
+      `function(params, inputs, targets, vector, *, key=None) -> product`. `vector` and `product`
+      are trees like params. `key` is for layers that draw random numbers.
+
+    References:
+      "Fast Exact Multiplication by the Hessian", Pearlmutter, 1994.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -48,19 +74,25 @@ def hessian_vector_product(net, loss):
     return function
 
 
-def gauss_newton_vector_product(net, loss):
-    """The Gauss-Newton matrix of the mean loss times a vector, sum_n J_n^T H_n J_n v / N.
+def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
+    """Makes a function that multiplies the Gauss-Newton matrix of the mean loss by a vector.
 
-    It is the Hessian without the curvature of the network itself: never indefinite for a loss that
-    is convex in the outputs, and the same for a network that is linear in its parameters.
+      sum_n J_n^T H_n J_n v / N
+
+    The Gauss-Newton matrix is the Hessian without the curvature of the network itself. It is
+    positive semi-definite if the loss is convex in the outputs, so it can precondition a step where
+    the Hessian cannot. It equals the Hessian if the network is linear in its parameters.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
 
     Returns:
-      `function(params, inputs, targets, vector, *, key=None) -> product`; vector and product are
-      trees like params.
+      `function(params, inputs, targets, vector, *, key=None) -> product`. `vector` and `product`
+      are trees like params. `key` is for layers that draw random numbers.
+
+    References:
+      "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Schraudolph, 2002.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -77,8 +109,8 @@ def gauss_newton_vector_product(net, loss):
             outputs, cache = net.forward(params, inputs, key=key)
             return loss(outputs, targets)[1], cache
 
-        # Along v the outputs move by J v, and delta, their derivative of the loss, by H J v.
-        delta, moved, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
-        return net.backward(params, cache, moved / len(delta), read=total)[1]
+        # Along v, the outputs change by J v, and delta by H J v.
+        delta, change, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
+        return net.backward(params, cache, change / len(delta), read=total)[1]
 
     return function

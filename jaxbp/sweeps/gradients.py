@@ -1,27 +1,79 @@
-"""The calls that users make: a forward pass, a loss and a backward sweep in one.
+"""Gradients: a forward pass, the loss and a backward pass in one call.
 
-  y, cache = net.forward(params, x)               feedforward
+  y, cache = net.forward(params, x)               forward pass
   value, delta = loss(y, targets)                 compare with the targets
-  tree = rule.choose(rule_state, params)          the weights that carry the error: exactly, params
-  _, readings = net.backward(tree, cache, delta)  spread the error backwards
+  tree = rule.choose(rule_state, params)          the weights that carry the error; exactly: params
+  _, readings = net.backward(tree, cache, delta)  backward pass
 
-Each call returns a pure function, to be jit-compiled with the code around it. With a rule, it is
-given the rule's state by name.
+`value_and_grad` returns the mean loss and its gradient. `backprop` returns the loss of each example
+and any readings. Both make a pure function; compile it with `jax.jit`, together with the code
+around it. A backward pass through the whole network is also called a sweep.
+
+Source:
+  "Learning representations by back-propagating errors", Rumelhart, Hinton, Williams, 1986.
 """
 
 import functools
 import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, total
 from jaxbp.rules.feedback import exact, require_rule
-from jaxbp.types import show_shape
+from jaxbp.types import Layer, Loss, Params, PyTree, Reading, Rule, show_shape
+
+# A Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
+LossFunction: TypeAlias = Loss | Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+# An error, `error(loss, outputs, targets, key) -> columns [K, ...outputs' shape]` (see `errors`).
+ErrorFunction: TypeAlias = Callable[[Any, Any, Any, Any], jax.Array]
+
+Result_co = TypeVar("Result_co", covariant=True)
 
 
-def value_and_grad(net, loss, *, rule=exact()):
-    """The mean loss and its gradient: in the place of `jax.value_and_grad`, by explicit chain rule.
+class SweepFunction(Protocol[Result_co]):
+    """What `value_and_grad` and `reweighted` return: a forward and a backward pass."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: PyTree,
+        targets: PyTree,
+        *,
+        key: jax.Array | None = None,
+        rule_state: PyTree = (),
+        rule_key: jax.Array | None = None,
+    ) -> Result_co:
+        """Runs both passes; `key` is for layers that draw, `rule_key` for rules that draw."""
+        ...
+
+
+class BackpropFunction(Protocol):
+    """What `backprop` returns: a forward and a backward pass, for any error and readings."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: PyTree,
+        targets: PyTree,
+        *,
+        key: jax.Array | None = None,
+        error_key: jax.Array | None = None,
+        rule_state: PyTree = (),
+        rule_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, PyTree]:
+        """Returns each example's loss, [N], and the readings."""
+        ...
+
+
+def value_and_grad(
+    net: Layer, loss: LossFunction, *, rule: Rule = exact()
+) -> SweepFunction[tuple[jax.Array, Params]]:
+    """Makes a function that computes the mean loss and its gradient.
+
+    Use it like `jax.value_and_grad`. The gradient comes from the explicit backward pass.
 
       value = sum_n E_n / N,   grads = sum_n g_n / N
 
@@ -32,8 +84,11 @@ def value_and_grad(net, loss, *, rule=exact()):
 
     Returns:
       `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> (value,
-      grads)`; grads is a tree like params. `key` is for layers that draw random numbers, and
-      `rule_key` for a rule that does.
+      grads)`. `grads` is a tree like params. `key` is for layers that draw random numbers,
+      `rule_state` is the state of the rule, and `rule_key` is for rules that draw random numbers.
+
+    Raises:
+      ValueError: `rule` is not a Rule.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -50,34 +105,46 @@ def value_and_grad(net, loss, *, rule=exact()):
         outputs, cache = net.forward(params, inputs, key=key)
         values, delta = loss(outputs, targets)
         tree = rule.choose(rule_state, params, key=rule_key)
-        # The sweep is linear in delta: divided here by N, it gives the mean as a total.
+        # The backward pass is linear in delta, so the total of delta / N is the mean gradient.
         _, grads = net.backward(tree, cache, delta / len(delta), read=total)
         return jnp.mean(values), grads
 
     return function
 
 
-def backprop(net, loss, *, read=mean, error=None, rule=exact()):
-    """What one backward sweep knows: the loss of each example and a reading at each parameter.
+def backprop(
+    net: Layer,
+    loss: LossFunction,
+    *,
+    read: Reading | Mapping[str, Reading] = mean,
+    error: ErrorFunction | None = None,
+    rule: Rule = exact(),
+) -> BackpropFunction:
+    """Makes a function that computes each example's loss and a reading for each parameter.
+
+    Use it for everything beyond the mean gradient: per-example gradients and norms, curvature,
+    several readings from one backward pass, or learning rules. What is not asked for is not
+    computed.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
-      read: a reading (see `readings`), or a dict of readings, all answered by the same sweep.
-      error: what enters at the outputs, in place of the loss's delta: one of `errors`, of K
-        columns. A reading with an argument `columns`, such as `diagonal`, then sums over the
-        columns; any other is answered for each, with a first axis K more.
+      read: a reading (see `readings`), or a dict of readings, all computed in one backward pass.
+      error: the error that enters at the outputs instead of the loss's delta, one of `errors`. It
+        has K columns. A reading with an argument `columns`, such as `diagonal`, sums over them.
+        Any other reading is computed for each column, and its result gets K as first axis.
       rule: which weights carry the error back (see `feedback`).
 
     Returns:
       `function(params, inputs, targets, *, key=None, error_key=None, rule_state=(), rule_key=None)
-      -> (values, readings)`: values is [N], and readings a tree like params, with a reading in
-      place of each parameter. If `read` is a dict, readings is a dict of such trees. `key` is for
-      layers that draw random numbers, `error_key` for an error that does, `rule_key` for a rule.
+      -> (values, readings)`. `values` [N] is each example's loss. `readings` is a tree like params
+      with a reading in place of each parameter, or a dict of such trees if `read` is a dict. `key`
+      is for layers that draw random numbers, `error_key` for errors and `rule_key` for rules that
+      do. `rule_state` is the state of the rule.
 
     Raises:
-      ValueError: what `error` gives is not K arrays of the outputs' shape; or `rule` is no Rule, or
-        the state that it gets is not its own.
+      ValueError: `rule` is not a Rule, or gets a state of another rule; or the columns of `error`
+        do not have the outputs' shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -95,8 +162,8 @@ def backprop(net, loss, *, read=mean, error=None, rule=exact()):
       (3, 4)
     """
     require_rule("backprop", rule)
-    several = isinstance(read, dict)
-    readings = read if several else {"one": read}
+    several = isinstance(read, Mapping)
+    readings: Mapping[str, Reading] = read if several else {"one": read}
 
     def function(
         params, inputs, targets, *, key=None, error_key=None, rule_state=(), rule_key=None
@@ -119,8 +186,15 @@ def backprop(net, loss, *, read=mean, error=None, rule=exact()):
     return function
 
 
-def sweep(net, params, tree, cache, delta, readings):
-    """One sweep: a dict with the tree, like params, of answers of each reading of a dict."""
+def sweep(
+    net: Layer,
+    params: Params,
+    tree: Params,
+    cache: PyTree,
+    delta: jax.Array,
+    readings: Mapping[str, Callable[..., Any]],
+) -> dict[str, PyTree]:
+    """One backward pass: for each reading by its name, a tree like params with its results."""
 
     def read(signal):
         return {name: reading(signal) for name, reading in readings.items()}
@@ -132,11 +206,22 @@ def sweep(net, params, tree, cache, delta, readings):
     }
 
 
-COLUMNS = "columns"  # the name of the axis over which sweeps of several errors are vmapped
+COLUMNS = "columns"  # the name of the vmapped axis of the columns of an error
 
 
-def sweep_columns(net, params, tree, cache, columns, readings):
-    """The sweeps of all columns [K, N, ...] side by side, over one cache: a dict as of `sweep`."""
+def sweep_columns(
+    net: Layer,
+    params: Params,
+    tree: Params,
+    cache: PyTree,
+    columns: jax.Array,
+    readings: Mapping[str, Callable[..., Any]],
+) -> dict[str, PyTree]:
+    """One backward pass for each column of an error, [K, N, ...], vmapped; returns as `sweep` does.
+
+    A reading with an argument `columns` gets the name of the vmapped axis, and its result has no
+    axis K.
+    """
     sums = {name for name, reading in readings.items() if _takes_columns(reading)}
     named = {
         name: functools.partial(reading, columns=COLUMNS) if name in sums else reading
@@ -149,5 +234,5 @@ def sweep_columns(net, params, tree, cache, columns, readings):
     )(columns)
 
 
-def _takes_columns(reading):
+def _takes_columns(reading: Callable[..., Any]) -> bool:
     return "columns" in inspect.signature(reading).parameters

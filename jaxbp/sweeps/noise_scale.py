@@ -1,7 +1,8 @@
-"""How much of a gradient is signal: the scatter of the examples' gradients about their mean.
+"""Gradient noise: how much the per-example gradients scatter about their mean.
 
-With G the expectation of an example's gradient and S the covariance, estimated without bias from
-N examples with gradients g_n of mean m:
+Use it to choose the batch size: up to the noise scale, a larger batch gives a much better estimate
+of the gradient; beyond it, the gain is small. G is the expectation of an example's gradient and S
+its covariance. Both are estimated without bias from N per-example gradients g_n with mean m:
 
   tr S  ~  (sum_n |g_n|^2 / N - |m|^2) N / (N - 1)
   |G|^2 ~  |m|^2 - tr S / N
@@ -18,20 +19,20 @@ import jax.numpy as jnp
 from jaxbp.readings.inner_products import directional_derivatives
 from jaxbp.readings.norms import example_norms, sq_norms
 from jaxbp.signals.kinds import map_signals
-from jaxbp.types import widened
+from jaxbp.types import PyTree, widened
 
 
 class GradientNoise(NamedTuple):
-    """The scatter of the examples' gradients, as scalars.
+    """The scatter of the per-example gradients, as scalars.
 
     Attributes:
       trace: tr S, the variance of one example's gradient, summed over all parameters.
-      sq_norm: |G|^2, which may come out below zero where the noise is larger than the signal.
-      scale: the simple noise scale tr S / |G|^2, the batch size, in examples, at which signal and
-        noise are equal. A single batch tells little of it: average `trace` and `sq_norm` over
-        steps, and divide the averages.
-      signal_to_noise: |m| / sqrt(tr S), of one example; inf where all gradients are alike, and not
-        a number where all are zero.
+      sq_norm: |G|^2. The estimate can be negative if the noise is larger than the signal.
+      scale: the simple noise scale tr S / |G|^2, the batch size at which signal and noise are
+        equal. One batch gives a poor estimate: average `trace` and `sq_norm` over steps, and divide
+        the averages.
+      signal_to_noise: |m| / sqrt(tr S), for one example; inf if all gradients are equal, and nan if
+        all are zero.
       cosine: the mean over examples of the cosine between g_n and m; 0 for a gradient of zero.
     """
 
@@ -42,14 +43,14 @@ class GradientNoise(NamedTuple):
     cosine: jax.Array
 
 
-def gradient_noise(signals, grads):
-    """The scatter of the examples' gradients about their mean, from the operands of one sweep.
+def gradient_noise(signals: PyTree, grads: PyTree) -> GradientNoise:
+    """Estimates how much the per-example gradients scatter about their mean, from one sweep.
 
-    It costs one product of the forward pass's size beside the sweep, for the cosines; where they
-    are not used, jit leaves it out.
+    Beside the sweep and the squared norms, it costs one product of the size of the forward pass,
+    for the cosines. Under `jax.jit` this product is left out if the cosine is not used.
 
     Args:
-      signals: what a sweep with `read=keep` hands out.
+      signals: the tree of signals that a sweep with `read=keep` returns.
       grads: the mean gradient of the same examples.
 
     Returns:
@@ -57,6 +58,9 @@ def gradient_noise(signals, grads):
 
     Raises:
       ValueError: there are fewer than two examples, or `grads` is not of the same network.
+
+    References:
+      "An Empirical Model of Large-Batch Training", McCandlish, Kaplan, Amodei, 2018.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -72,9 +76,9 @@ def gradient_noise(signals, grads):
     norms = example_norms(map_signals(sq_norms, signals))
     n = len(norms)
     if n < 2:
-        raise ValueError("gradient_noise: takes two examples or more, of which to see the scatter.")
+        raise ValueError(f"gradient_noise: takes two examples or more; got {n}.")
     products = directional_derivatives(signals, grads)
-    # g_n . m averages to |m|^2, but this is a sum of squares, which rounding leaves positive.
+    # The mean of g_n . m is |m|^2 too, but rounding could make it negative, unlike this sum.
     sq_mean = sum(jnp.sum(jnp.square(widened(g))) for g in jax.tree.leaves(grads))
     trace = jnp.maximum(jnp.mean(jnp.square(norms)) - sq_mean, 0) * n / (n - 1)
     sq_norm = sq_mean - trace / n

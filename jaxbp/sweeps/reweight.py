@@ -1,27 +1,28 @@
-"""Reweighting: every example's gradient times a weight that depends on its norm.
+"""Reweighting: sums per-example gradients with weights that depend on their norms.
 
   sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
 
-The norms are known at the end of a sweep, the weights are needed before the sum over examples. So
-either one sweep keeps the operands of every gradient and sums them at its end, or two sweeps keep
-nothing: the first reads norms; the second sends back w_n delta_n, which a linear sweep turns into
-w_n g_n. No gradient of an example is ever formed.
+Clipping is the best-known case, `weigh = clip_weights(max_norm)`. It limits the influence of
+outliers and, together with noise, makes the gradient differentially private (`private_gradient`).
 
-Clipping is `weigh = clip_weights(max_norm)`. With noise it makes a gradient differentially private,
-without it is a defence against outliers.
+The norms are known only at the end of the backward pass, but the sum needs the weights. There are
+two ways, and neither forms a per-example gradient. Either one backward pass keeps the operands of
+all gradients and sums them at the end. Or two backward passes keep nothing: the first computes the
+norms, and the second starts from w_n delta_n, which gives w_n g_n because it is linear in delta.
 
 Sources:
   "Deep Learning with Differential Privacy", Abadi et al., 2016: clipping.
   "Large Language Models Can Be Strong Differentially Private Learners", Li, Tramer, Liang,
-  Hashimoto, 2021: in two sweeps.
+  Hashimoto, 2021: two backward passes.
   "Differentially Private Optimization on Large Model at Small Cost", Bu, Wang, Zha, Karypis, 2022:
-  in one.
+  one backward pass.
   "Automatic Clipping: Differentially Private Deep Learning Made Easier and Stronger", Bu, Wang,
-  Zha, Karypis, 2023: normalising.
+  Zha, Karypis, 2023: `automatic_weights`.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +33,19 @@ from jaxbp.readings.sums import total
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.signals.stacked import map_layers
-from jaxbp.types import show_shape, weighed, widened
+from jaxbp.sweeps.gradients import LossFunction, SweepFunction
+from jaxbp.types import Layer, Params, PyTree, Rule, show_shape, weighed, widened
+
+Weigh: TypeAlias = Callable[[jax.Array], jax.Array]  # from norms [N] to weights [N]
 
 
-def clip_weights(max_norm):
-    """Weights [N] that scale each example's gradient to a norm of at most C: min(1, C / |g_n|).
+def clip_weights(max_norm: float | jax.Array) -> Weigh:
+    """Makes a function that computes clipping weights from norms, w_n = min(1, C / |g_n|).
+
+    Times its weight, each example's gradient has a norm of at most C.
 
       |g_n| = 0        weight 1 (the gradient is zero anyway)
-      |g_n| = inf      weight 0 (but its product with such a gradient is not a number)
+      |g_n| = inf      weight 0 (but 0 times an infinite gradient is nan)
       C = inf          weight 1
       C = 0            weight 0 (1 where the gradient is zero)
 
@@ -47,10 +53,13 @@ def clip_weights(max_norm):
       max_norm: C, at least 0.
 
     Returns:
-      `weigh(norms) -> weights`.
+      `weigh(norms [N]) -> weights [N]`, for `reweighted`.
 
     Raises:
       ValueError: `max_norm` is negative or not a number.
+
+    References:
+      "Deep Learning with Differential Privacy", Abadi et al., 2016.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -71,20 +80,25 @@ def clip_weights(max_norm):
     return weigh
 
 
-def automatic_weights(gamma=0.01):
-    """Weights [N] that bring each example's gradient to a norm just below 1: 1 / (|g_n| + gamma).
+def automatic_weights(gamma: float = 0.01) -> Weigh:
+    """Makes a function that computes normalising weights from norms, w_n = 1 / (|g_n| + gamma).
 
-    What `clip_weights` does with its threshold, this does without one, up to a factor that the
-    learning rate takes in. Examples of small gradients count for more than they would.
+    Times its weight, each example's gradient has a norm below 1. Use it instead of `clip_weights`
+    if you do not want to tune a threshold: the threshold would only multiply all weights, which the
+    learning rate can do. Examples with small gradients count for more than with clipping.
 
     Args:
-      gamma: positive; it keeps small gradients apart from smaller ones.
+      gamma: positive. With a larger gamma, more of the differences between small norms remains.
 
     Returns:
-      `weigh(norms) -> weights`.
+      `weigh(norms [N]) -> weights [N]`, for `reweighted`.
 
     Raises:
       ValueError: `gamma` is not positive and finite.
+
+    References:
+      "Automatic Clipping: Differentially Private Deep Learning Made Easier and Stronger", Bu, Wang,
+      Zha, Karypis, 2023.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -97,41 +111,56 @@ def automatic_weights(gamma=0.01):
 
 
 class Reweighted(NamedTuple):
-    """What a reweighted sweep knows.
+    """The results of `reweighted` and `private_gradient`.
 
     Attributes:
       values: the loss of each example, [N].
-      norms: of each example's gradient, before the weights, [N]; by layers, a tree with [N] in
-        place of each layer's parameters.
-      weights: w, as the norms.
+      norms: the norm of each example's gradient, before the weights, [N]. With `per_layer`, a tree
+        with [N] in place of each layer's parameters.
+      weights: w, in the form of the norms.
       grads: sum_n w_n g_n, a tree like params.
     """
 
     values: jax.Array
-    norms: Any
-    weights: Any
-    grads: Any
+    norms: PyTree
+    weights: PyTree
+    grads: Params
 
 
-def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
-    """The sum of every example's gradient times its weight, sum_n w_n g_n with w = weigh(norms).
+def reweighted(
+    net: Layer,
+    loss: LossFunction,
+    weigh: Weigh,
+    *,
+    sweeps: int = 1,
+    per_layer: bool = False,
+    rule: Rule = exact(),
+) -> SweepFunction[Reweighted]:
+    """Makes a function that sums the per-example gradients with weights computed from their norms.
+
+      sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
+
+    It is a sum, not a mean: divide by N for the mean.
 
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       weigh: `weigh(norms [N]) -> weights [N]`, such as `clip_weights(1.0)`.
-      sweeps: 1 keeps the operands of every layer's gradients until the weights are known; 2 keeps
-        nothing, at the price of a second sweep. The answer is the same.
-      per_layer: whether each layer has norms and weights of its own, in place of the whole
-        gradient's. A layer is an innermost collection of parameters, such as a weight and its bias.
-      rule: which weights carry the error back (see `feedback`), and so what a gradient is.
+      sweeps: the number of backward passes. 1 keeps the operands of all layers' gradients until the
+        weights are known. 2 needs less memory and takes a second backward pass. The result is the
+        same.
+      per_layer: whether to compute norms and weights for each layer instead of the whole gradient.
+        A layer is an innermost collection of parameters, such as a weight and its bias.
+      rule: which weights carry the error back (see `feedback`). With another rule than `exact`, the
+        g_n are what it computes instead of gradients.
 
     Returns:
       `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> Reweighted`.
 
     Raises:
-      ValueError: `sweeps` is neither 1 nor 2, or is 2 with weights per layer, which no single error
-        at the outputs can carry; or the weights that `weigh` gives are not [N].
+      ValueError: `sweeps` is not 1 or 2; or it is 2 with `per_layer`, since one error at the
+        outputs cannot carry a weight for each layer; or `weigh` does not return weights [N]; or
+        `rule` is not a Rule.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -147,8 +176,8 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
         raise ValueError(f"reweighted: sweeps is {sweeps!r}; it takes 1 or 2.")
     if sweeps == 2 and per_layer:
         raise ValueError(
-            "reweighted: with per_layer, sweeps has to be 1: an error at the outputs carries one "
-            "weight for each example, not one for each layer."
+            "reweighted: with per_layer, sweeps has to be 1. In a second sweep, the error at the "
+            "outputs carries one weight for each example, not one for each layer."
         )
 
     def weights_of(norms):
@@ -184,40 +213,69 @@ def reweighted(net, loss, weigh, *, sweeps=1, per_layer=False, rule=exact()):
     return function
 
 
-def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweeps=1, rule=exact()):
-    """A differentially private mean gradient: clipped, summed, and drowned in noise.
+class PrivateGradientFunction(Protocol):
+    """What `private_gradient` returns: a `SweepFunction` that needs a key for its noise."""
+
+    def __call__(
+        self,
+        params: Params,
+        inputs: PyTree,
+        targets: PyTree,
+        *,
+        key: jax.Array,
+        rule_state: PyTree = (),
+        rule_key: jax.Array | None = None,
+    ) -> Reweighted:
+        """Returns the losses, norms and weights, and the private mean gradient."""
+        ...
+
+
+def private_gradient(
+    net: Layer,
+    loss: LossFunction,
+    *,
+    max_norm: float,
+    noise_multiplier: float,
+    batch_size: float,
+    sweeps: int = 1,
+    rule: Rule = exact(),
+) -> PrivateGradientFunction:
+    """Makes a function that computes a differentially private mean gradient, as in DP-SGD.
+
+    It clips each example's gradient, sums them, adds Gaussian noise and divides by the batch size:
 
       (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B,   xi ~ Normal(0, 1) for every entry
 
-    Its sensitivity: to add or to remove an example changes the sum by at most C in the Euclidean
-    norm over all parameters together. So this is the Gaussian mechanism of noise multiplier sigma,
-    subsampled as the batches are; how much privacy is spent over many steps is for a library such
-    as dp-accounting to say. B is a constant, not the number of examples that happen to be there.
+    Adding or removing an example changes the sum by at most C in the Euclidean norm over all
+    parameters (the sensitivity). So this is the Gaussian mechanism with noise multiplier sigma,
+    subsampled in the way that the batches are drawn. Compute the privacy spent over many steps with
+    a library such as dp-accounting. B is a constant, not the number of examples in the batch.
 
-    Batches of Poisson sampling vary in size. Pad them to one size, and give what is padded weight
-    0 by `weighted(loss)`: its gradient is zero, and so is what it adds. Examples are clipped after
-    their weights. An example whose gradient is infinite or not a number makes the whole sum so.
+    With Poisson sampling, batches vary in size. Pad them to one size, and give the padding weight 0
+    with `weighted(loss)`: then its gradient is zero and adds nothing. Clipping comes after these
+    weights. An example with an infinite or nan gradient makes the sum infinite or nan.
 
-    The normal numbers are those of `jax.random`, in 32 bits or more, and norms are rounded: the
-    guarantee is that of the mechanism in exact arithmetic. Sums of 16 bits exceed C by rounding.
+    The privacy guarantee holds for the mechanism in exact arithmetic. The noise here is that of
+    `jax.random`, in at least 32 bits, and norms are rounded. Sums in 16 bits can exceed C by
+    rounding.
 
     Args:
-      net: a Layer, in which no example sees another.
+      net: a Layer, in which no example depends on another.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       max_norm: C, positive and finite.
       noise_multiplier: sigma, at least 0; with 0 there is no noise, and no privacy.
-      batch_size: B, the expected number of examples of a batch.
-      sweeps: as of `reweighted`.
-      rule: as of `reweighted`.
+      batch_size: B, the expected number of examples in a batch.
+      sweeps: the number of backward passes, 1 or 2, as in `reweighted`.
+      rule: which weights carry the error back, as in `reweighted`.
 
     Returns:
       `function(params, inputs, targets, *, key, rule_state=(), rule_key=None) -> Reweighted`. Its
-      `grads` are private, whatever the rule, as long as its state has nothing of the data that is
-      not private: a fixed state, or one that private updates have made. Its
-      values, norms and weights are not, and are for experiments on public data.
+      `grads` are private for any rule, as long as the state of the rule does not depend on the data
+      other than through private updates. Its values, norms and weights are not private: use them
+      only in experiments on public data.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or `rule` is not a Rule.
 
     References:
       "Deep Learning with Differential Privacy", Abadi et al., 2016.
@@ -255,7 +313,7 @@ def private_gradient(net, loss, *, max_norm, noise_multiplier, batch_size, sweep
         keys = jax.random.split(noise_key, len(sums))
 
         def add_noise(key, total):
-            wide = widened(total)  # in 16 bits normal numbers are coarse, and bounded
+            wide = widened(total)  # normal numbers of 16 bits would be coarse and bounded
             noise = deviation * jax.random.normal(key, wide.shape, wide.dtype)
             return ((wide + noise) / batch_size).astype(total.dtype)
 

@@ -1,14 +1,17 @@
-"""The empirical neural tangent kernel: how a step on one example moves the outputs of another.
+"""The empirical neural tangent kernel: how a step on one example changes the outputs of another.
 
   K[n, c, m, d] = (dy_nc / dp) . (dy'_md / dp), summed over all parameters p
 
-It is the inner product of Jacobians that are too large to be formed: from the operands of the
-sweeps of one-hot errors, a weight matrix contributes (x_n . x'_m) (d_nc . d'_md).
+It is the inner product of Jacobians, which are too large to form. Instead, one backward pass per
+output, with a one-hot error, gives the operands. From them, a weight matrix contributes
+(x_n . x'_m) (d_nc . d'_md).
 
 Source:
   "Neural Tangent Kernel: Convergence and Generalization in Neural Networks", Jacot, Gabriel,
   Hongler, 2018.
 """
+
+from typing import Any, Protocol
 
 import jax
 
@@ -17,19 +20,36 @@ from jaxbp.readings.inner_products import gram
 from jaxbp.signals.kinds import is_signal
 from jaxbp.signals.stacked import stack_axes
 from jaxbp.sweeps.gradients import sweep_columns
+from jaxbp.types import Layer, Params, PyTree
 
 
-def neural_tangent_kernel(net):
-    """The empirical neural tangent kernel of a network, K[n, c, m, d] = J_nc . J_md, [N, C, M, C].
+class KernelFunction(Protocol):
+    """What this module's calls return: the kernel between two batches of inputs."""
 
-    C counts all outputs of an example, T C with positions.
+    def __call__(self, params: Params, inputs: PyTree, other: PyTree | None = None) -> jax.Array:
+        """Returns the kernel between `inputs` and `other`, or among `inputs` without `other`."""
+        ...
+
+
+def neural_tangent_kernel(net: Layer) -> KernelFunction:
+    """Makes a function that computes the empirical neural tangent kernel of a network.
+
+      K[n, c, m, d] = J_nc . J_md, with J_nc the gradient of output c of example n
+
+    If only the kernel of each class with itself is needed, use `neural_tangent_kernel_per_class`.
 
     Args:
       net: a Layer.
 
     Returns:
-      `function(params, inputs, other=None) -> kernel`; without other inputs, that of the inputs
-      among themselves. Layers that draw random numbers do not.
+      `function(params, inputs, other=None) -> kernel [N, C, M, C]`, between the N `inputs` and M
+      `other` inputs, or among the `inputs` without `other`. C counts all outputs of an example:
+      with T positions there are T times as many. Layers that draw random numbers are
+      deterministic.
+
+    References:
+      "Neural Tangent Kernel: Convergence and Generalization in Neural Networks", Jacot, Gabriel,
+      Hongler, 2018.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -48,17 +68,28 @@ def neural_tangent_kernel(net):
     return function
 
 
-def neural_tangent_kernel_per_class(net):
-    """The kernel of each class with itself, K[n, c, m, c] = J_nc . J_mc, [N, M, C].
+def neural_tangent_kernel_per_class(net: Layer) -> KernelFunction:
+    """Makes a function that computes the tangent kernel of each class with itself.
 
-    Its sum over the last axis is the trace form of the kernel, [N, M]. Of the products between
-    examples it takes C times fewer than the whole, and as many sweeps.
+      K[n, c, m, c] = J_nc . J_mc
+
+    The sum over c is the trace form of the kernel, [N, M]. It takes as many backward passes as
+    `neural_tangent_kernel`, but C times fewer products between examples.
 
     Args:
       net: a Layer.
 
     Returns:
-      `function(params, inputs, other=None) -> kernels`, as of `neural_tangent_kernel`.
+      `function(params, inputs, other=None) -> kernels [N, M, C]`, with arguments as for
+      `neural_tangent_kernel`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.chain(bp.dense(4), bp.tanh(), bp.dense(2))
+      >>> params, _ = net.init(jax.random.key(0), (3,))
+      >>> kernels = jax.jit(bp.neural_tangent_kernel_per_class(net))
+      >>> kernels(params, jnp.ones((5, 3)), jnp.ones((6, 3))).shape
+      (5, 6, 2)
     """
 
     def function(params, inputs, other=None):
@@ -68,8 +99,10 @@ def neural_tangent_kernel_per_class(net):
     return function
 
 
-def _two_jacobians(net, params, inputs, other):
-    """The Jacobians of both batches as signals with deltas [C, N, ...], and where C stands."""
+def _two_jacobians(
+    net: Layer, params: Params, inputs: PyTree, other: PyTree | None
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The Jacobians of both batches as signals with deltas [C, N, ...], and the axes C for vmap."""
 
     def jacobian(inputs):
         outputs, cache = net.forward(params, inputs)
@@ -81,13 +114,13 @@ def _two_jacobians(net, params, inputs, other):
     return rows, others, _column_axes(rows)
 
 
-def _keep_columns(signal, *, columns):
-    """The signal with the deltas of every column, and what is not of a column but once."""
+def _keep_columns(signal: Any, *, columns: str) -> Any:
+    """The signal with the deltas of all columns; its other operands are the same in each column."""
     return signal._replace(deltas=jax.lax.all_gather(signal.deltas, columns))
 
 
-def _column_axes(signals):
-    """For `jax.vmap`: the columns are the first axis of a layer's deltas, and of nothing else."""
+def _column_axes(signals: PyTree) -> PyTree:
+    """The axes for `jax.vmap` over the columns: the first of a layer's deltas, and no others."""
 
     def axes(signal, stacked):
         return type(signal)(*(stacked if field == "deltas" else None for field in signal._fields))

@@ -75,5 +75,5 @@ def test_examples_that_are_all_alike_have_no_variance(as_shipped):
 def test_one_example_has_no_scatter(key):
     net = bp.dense(2)
     params, _ = net.init(key, (3,))
-    with pytest.raises(ValueError, match="gradient_noise: takes two examples or more"):
+    with pytest.raises(ValueError, match="gradient_noise: takes two examples or more; got 1"):
         read_noise(net, params, jnp.ones((1, 3)), jnp.ones((1, 2)))
