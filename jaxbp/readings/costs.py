@@ -1,7 +1,7 @@
 """Costs: chooses the cheaper of several ways to compute a norm or an inner product of gradients.
 
-`sq_norms`, `per_example` and `gram` ask these functions. The answer depends on static shapes alone,
-so it is known when the code is compiled. The constants were measured on a CPU.
+`sq_norms`, `per_example` and `gram` call these functions. Their results depend only on static
+shapes, so the choice is made when the code is traced. The constants were measured on a CPU.
 """
 
 import math
@@ -44,7 +44,7 @@ def by_place_is_less_work(signal: Conv) -> bool:
       places          form the gradient of one place at a time, [I / G, O / G]
 
     Patches and places take the same number of multiplications, but patches have to be written to
-    memory and are K times as large as the images. So the answer is yes where Gram matrices are not
+    memory and are K times as large as the images. So the result is true where Gram matrices are not
     less work and there is more than one input channel. Time of places, measured on a CPU:
 
       against patches, 8 x 8 to 32 x 32 images, 3 to 64 inputs, kernel of 3 x 3     0.3 to 0.9

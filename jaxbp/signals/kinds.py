@@ -1,10 +1,10 @@
 """Signals: the operands of a parameter's gradient, before anything is summed over the examples.
 
-At each parameter, the backward pass has two arrays at hand: the input from the forward pass, and
-the error signal (delta) at the output. The gradient is a product of the two. A signal keeps both
-operands, so that a reading can compute the gradient from them, or the gradient of each example, its
-norm, or a curvature factor (see `readings`). This often costs far less than forming the gradient of
-each example first.
+At each parameter, the backward pass has two arrays: the input from the forward pass, and the error
+signal (delta) at the output. The gradient is a product of the two (for a bias, it is a sum of
+deltas alone). A signal keeps these operands, so that a reading can compute the gradient from them,
+or the gradient of each example, its norm, or a curvature factor (see `readings`). This often costs
+far less than forming the gradient of each example first.
 
 There are many layers, but only five kinds of signal. A reading is written once per kind.
 """
