@@ -59,6 +59,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.tables import spread
 
 EXACT, LAST = "backpropagation", "last layer only"
 KOLEN_POLLACK, MIRROR, SIGNS = "Kolen-Pollack", "weight mirror", "signs, uniform"
@@ -318,11 +319,6 @@ def print_linear(lines, config):
         first, final = (spread(line.angles[:, i], ".0f") for i in (0, -1))
         print(f"{name:20}{LINEAR_RATES[name]:>6g}{error:>30}{first:>18}{final:>18}")
     print()
-
-
-def spread(values, form):
-    low, median, high = (f"{f(values):{form}}" for f in (np.min, np.median, np.max))
-    return f"{median} ({low}-{high})"
 
 
 def draw_linear(lines, config):

@@ -1,29 +1,28 @@
 """Many networks at once: seeds x learning rates x rules, all trained by one compiled program.
 
-A training from its first draw to its last test is a pure function, and what is a number in it can
-be an argument:
+A whole training, from the initial weights to the test accuracy, is a pure function of its numbers:
 
   train(key, rate, index) -> outcome
 
-`jax.vmap` makes of it the training of every key with every rate and every index. The index says
-which weights carry the error back. A rule is a record of functions and no number, but `one_of`
-makes a rule of several that has their states and an index for its own state, and the tree that it
-chooses is that of the rule at the index.
+`jax.vmap` turns it into the training of every key with every rate and every index. The index
+selects the rule, that is, the weights that carry the error back. A rule is a record of functions
+and not a number. So `one_of` combines several rules to one: its state holds their states and the
+index, and it chooses the tree of the rule at the index.
 
-Under vmap a choice is no jump: each network makes the trees of all the rules and keeps one of
-them, and every rule's state is updated. The rules here choose trees of one structure, which is what
-lets one of them be picked, and make them by elementwise operations; still, that took about a fifth
-of the time on two cores of a CPU. Alone, a network jumps to its own tree.
+Under vmap, `jax.lax.switch` computes all branches: each network computes the trees of all rules and
+selects one, and updates the state of every rule. This works because these rules choose trees of the
+same structure. Their operations are elementwise, but still took about a fifth of the time on two
+CPU cores. Without vmap, a network computes only its own tree.
 
-The same function, compiled once and called for one network after another, is timed beside it. What
-is gained by training all at once depends on how much of the machine one network leaves idle: on two
-cores of a CPU next to nothing.
+The script also times the same function compiled once and called for one network after another. The
+gain of vmap depends on how much of the machine one network leaves idle. On two CPU cores there is
+almost no gain.
 
-All rules share the draws of a seed: initial weights, the order of the batches, and B, which is the
-same for feedback alignment and, at the start, for Kolen-Pollack. Weight decay, by which B - W
-shrinks in the latter, acts apart from the momentum, as in AdamW.
+All rules share the random draws of a seed: the initial weights, the order of the batches, and B,
+which is the same for feedback alignment and, at the start, for Kolen-Pollack. In Kolen-Pollack,
+weight decay makes B - W shrink. The decay is decoupled from the momentum, as in AdamW.
 
-Source of weight decay apart from the momentum:
+Source of decoupled weight decay:
   "Decoupled Weight Decay Regularization", Loshchilov, Hutter, 2019.
 """
 
@@ -46,8 +45,9 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import data, figures
-from experiments.common.flags import wrong_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from experiments.common.measuring import compile_program, describe_environment
+from experiments.common.tables import spread
 
 LOSS = bp.softmax_cross_entropy
 MOMENTUM = 0.9
@@ -58,7 +58,7 @@ RULES = {
     "sign_symmetric": bp.sign_symmetric(),
     "kolen_pollack": bp.kolen_pollack(),
 }
-ROUNDS = 3  # of timing, in each of which both ways train all networks
+ROUNDS = 3  # rounds of timing; in each round both ways train all networks
 
 
 @dataclass(frozen=True)
@@ -66,27 +66,27 @@ class Config:
     """Trains a network for each seed, learning rate and rule: all at once, and one by one."""
 
     seeds: int = 4
-    """How many draws of initial weights, batches and feedback, at least 2."""
+    """The number of draws of initial weights, batches and feedback, at least 2."""
     rates: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
-    """The learning rates, up to 7 of them."""
+    """The learning rates, at most 7."""
     epochs: int = 30
-    """For how many epochs each network is trained."""
+    """The number of epochs to train each network."""
     width: int = 64
-    """Units of the first hidden layer, at least 2; the second has half as many."""
+    """The number of units of the first hidden layer, at least 2; the second has half as many."""
     batch_size: int = 64
-    """Examples per step."""
+    """The number of examples per step."""
     seed: int = 0
-    """Of the split of the data and of the keys of all draws."""
+    """The seed of the split of the data and of all random draws."""
     out: Path = Path("out")
     """The folder for the figure."""
 
 
 class Outcome(NamedTuple):
-    """What the training of a network has come to; of many, with their axes first.
+    """The result of training one network, or of many, with their axes first.
 
     Attributes:
-      losses: on the held-out data, after each epoch, [epochs].
-      test: the accuracy on the test data at the end.
+      losses: the validation loss after each epoch, [epochs].
+      test: the test accuracy at the end.
     """
 
     losses: jax.Array
@@ -97,10 +97,10 @@ class Way(NamedTuple):
     """One way to train all networks.
 
     Attributes:
-      outcome: of all, with axes [rules, rates, seeds].
-      traces: how often the training was traced, and so compiled.
-      compile_s: the seconds that this took.
-      seconds: of the training of all networks, compilation aside, [ROUNDS].
+      outcome: the results of all networks, with axes [rules, rates, seeds].
+      traces: how often the training was traced and compiled.
+      compile_s: the seconds to trace and compile.
+      seconds: the seconds to train all networks, without compilation, [ROUNDS].
     """
 
     outcome: Outcome
@@ -110,19 +110,19 @@ class Way(NamedTuple):
 
 
 class OneOfState(NamedTuple):
-    """What `one_of` remembers.
+    """The state of the rule `one_of`.
 
     Attributes:
-      index: which of the rules it is.
-      states: of all the rules.
+      index: the index of the selected rule.
+      states: the states of all rules.
     """
 
     index: jax.Array
     states: tuple[Any, ...]
 
 
-def main(config):
-    """Returns a `Way` for each way to train the networks, `at once` and `one by one`."""
+def main(config: Config) -> dict[str, Way]:
+    """Trains the networks `at once` and `one by one`, and returns a `Way` for each."""
     started = perf_counter()
     require(config)
     dataset = data.load(None, seed=config.seed)
@@ -139,10 +139,8 @@ def main(config):
 
 
 def require(config):
-    wrong = []
-    for name, least in (("seeds", 2), ("epochs", 1), ("width", 2), ("batch_size", 1)):
-        if getattr(config, name) < least:
-            wrong.append(f"{name} is {getattr(config, name)}; it takes at least {least}")
+    """Raises if a flag is wrong."""
+    wrong = too_small(config, seeds=2, epochs=1, width=2, batch_size=1)
     most = len(figures.CYCLE)
     if not 1 <= len(config.rates) <= most:
         wrong.append(f"rates has {len(config.rates)} numbers; it takes 1 to {most}")
@@ -152,14 +150,13 @@ def require(config):
         if not 0 < rate <= 1000
     ]
     wrong += wrong_flags(seed=config.seed, out=config.out)
-    if wrong:
-        raise ValueError(f"{'; '.join(wrong)}.")
+    raise_wrong(wrong)
 
 
 def one_of(rules, index):
-    """The rule at `index`, which may be traced: all are made and updated, and one is followed.
+    """Returns a rule that makes and updates all rules and chooses the tree of the one at `index`.
 
-    Their trees for backward must be of one structure.
+    The index may be traced. All rules must choose trees of the same structure.
     """
 
     def make(key, net, shape):
@@ -195,7 +192,7 @@ def make_optimizer(rate):
 
 
 def make_training(dataset, config):
-    """The training of one network as a pure function, `train(key, rate, index) -> Outcome`."""
+    """Returns the training of one network, a pure function `train(key, rate, index) -> Outcome`."""
     net = make_network(config.width, len(dataset.class_names))
     train_data, held_out, test = (tuple(map(jnp.asarray, part)) for part in dataset[1:4])
     evaluate = bp.evaluate(net, LOSS, metric=bp.accuracy)
@@ -216,22 +213,22 @@ def make_training(dataset, config):
 
 
 def over_all(train):
-    """`train` of every index, with every rate, from every key: [rules, rates, seeds, ...]."""
-    # One axis for each argument, and not one for all networks: what depends on the key alone, as
-    # the order of the batches does, is then computed once for each key.
+    """Maps `train` over every index, rate and key: [rules, rates, seeds, ...]."""
+    # One vmap per argument, instead of one for all networks: what depends only on the key, such as
+    # the order of the batches, is then computed once per key.
     over_seeds = jax.vmap(train, (0, None, None))
     over_rates = jax.vmap(over_seeds, (None, 0, None))
     return jax.vmap(over_rates, (None, None, 0))
 
 
 def measure(train, keys, rates, indices):
-    """A `Way` for each way to train the networks. They take turns, so that both are as busy."""
+    """Times both ways to train the networks, in turns; returns a `Way` for each."""
     members = [(key, rate, index) for index, rate, key in itertools.product(indices, rates, keys)]
     traces, seconds = collections.Counter(), np.empty((2, ROUNDS))
 
     def counted(name):
         def function(*args):
-            traces[name] += 1  # under jit the function itself is called only to be traced
+            traces[name] += 1  # jit calls the Python function only to trace it
             return train(*args)
 
         return function
@@ -246,7 +243,7 @@ def measure(train, keys, rates, indices):
         for r in range(ROUNDS):
             seconds[0, r], together = timed(at_once.run)
             bar.update()
-            # Nothing waits between the calls: should jax run some of them side by side, it may.
+            # There is no wait between the calls, so jax may run several of them in parallel.
             seconds[1, r], apart = timed(lambda: [alone.compiled(*member) for member in members])
             bar.update()
     together = jax.tree.map(np.asarray, together)
@@ -261,21 +258,21 @@ def measure(train, keys, rates, indices):
 
 
 def timed(run):
-    """Seconds until all that a run makes is there, and what that is."""
+    """Runs a function; returns the seconds until its results are ready, and the results."""
     started = perf_counter()
     made = jax.block_until_ready(run())
     return perf_counter() - started, made
 
 
 def best_of(outcome):
-    """The rule and the rate, as indices, of the lowest mean held-out loss after the last epoch."""
+    """Returns the indices of the rule and the rate with the lowest mean final validation loss."""
     means = np.mean(outcome.losses[..., -1], axis=-1)
     worst_if_not_finite = np.where(np.isfinite(means), means, np.inf)
     return np.unravel_index(np.argmin(worst_if_not_finite), means.shape)
 
 
 def show_test(test):
-    """The mean and the standard deviation over seeds of accuracies on the test, in per cent."""
+    """Formats the mean and standard deviation over seeds of test accuracies, in per cent."""
     return f"{100 * np.mean(test):.1f} ± {100 * np.std(test, ddof=1):.1f}"
 
 
@@ -298,7 +295,7 @@ def print_table(outcome, rates):
         print(f"{name:18}" + "".join(f"{show_test(test):>14}" for test in tests))
     print(
         f"means ± standard deviations over {outcome.test.shape[-1]} seeds\n"
-        f"lowest mean held-out loss: {list(RULES)[rule]} at rate {rates[rate]:g}, test accuracy "
+        f"lowest mean validation loss: {list(RULES)[rule]} at rate {rates[rate]:g}, test accuracy "
         f"{show_test(outcome.test[rule, rate])} %\n"
     )
 
@@ -308,26 +305,25 @@ def print_times(ways):
     count = at_once.outcome.test.size
     print(f"{'':12}{'traced':>8}{'compiling, s':>14}{f'training all {count}, s':>24}")
     for name, way in ways.items():
-        low, median, high = (f(way.seconds) for f in (np.min, np.median, np.max))
-        shown = f"{median:.2f} ({low:.2f}-{high:.2f})"
-        print(f"{name:12}{way.traces:>8}{way.compile_s:>14.1f}{shown:>24}")
+        seconds = spread(way.seconds, ".2f")
+        print(f"{name:12}{way.traces:>8}{way.compile_s:>14.1f}{seconds:>24}")
     medians = np.median(at_once.seconds), np.median(one_by_one.seconds)
     totals = at_once.compile_s + medians[0], one_by_one.compile_s + medians[1]
     apart = abs(at_once.outcome.losses[..., 0] - one_by_one.outcome.losses[..., 0]).max()
     print(
-        f"medians of {ROUNDS} rounds in turns, the lowest and the highest in parentheses; "
+        f"median (lowest-highest) of {ROUNDS} rounds in turns; "
         f"{describe_environment()['machine']}\n"
-        f"one by one / at once: {medians[1] / medians[0]:.2f} in training, "
-        f"{totals[1] / totals[0]:.2f} with compiling\n"
-        f"Either program takes any rule as a number. At once, each network makes the trees of all "
-        f"{len(RULES)} rules and keeps one; one by one, it makes its own alone.\n"
-        f"To compile anew for each network would take {count} x {one_by_one.compile_s:.1f} s.\n"
+        f"time one by one / at once: {medians[1] / medians[0]:.2f} without compilation, "
+        f"{totals[1] / totals[0]:.2f} with compilation\n"
+        f"Both programs take the rule as a number. At once, each network computes the trees of all "
+        f"{len(RULES)} rules and selects one; one by one, it computes only its own.\n"
+        f"A compilation for each network would take {count} x {one_by_one.compile_s:.1f} s.\n"
         f"After the first epoch the losses of the two ways differ by at most {apart:.1e}.\n"
     )
 
 
 def draw(outcome, rates):
-    """The held-out loss of every network, a panel for each rule; the best combination is marked."""
+    """Draws the validation loss of every network, one panel per rule, and marks the best."""
     figure = Figure(figsize=(10, 6.6))
     panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
     best_rule, best_rate = best_of(outcome)
@@ -335,17 +331,17 @@ def draw(outcome, rates):
         draw_curves(axes, outcome.losses[rule], outcome.test[rule], rates)
         if rule == best_rule:
             draw_star(axes, outcome.losses[rule, best_rate], figures.CYCLE[best_rate])
-        axes.legend(title="rate: test accuracy, %", fontsize=9, title_fontsize=9)
+        axes.legend(title="learning rate: test accuracy, %", fontsize=9, title_fontsize=9)
         axes.set_title(name.replace("_", " "))
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     figure.suptitle(
-        f"{outcome.test.size} networks trained at once, by one compiled program; "
-        f"a line is a network, with {outcome.test.shape[-1]} seeds at each rate"
+        f"{outcome.test.size} networks trained at once by one compiled program; "
+        f"each line is a network, with {outcome.test.shape[-1]} seeds per rate"
     )
-    figure.supxlabel("epochs")
-    figure.supylabel("held-out loss")
+    figure.supxlabel("epoch")
+    figure.supylabel("validation loss")
     return figure
 
 
@@ -357,7 +353,7 @@ def draw_curves(axes, losses, tests, rates):
 
 
 def draw_star(axes, curves, color):
-    """A star where the mean of the best curves ends."""
+    """Draws a star at the end of the mean of the best curves."""
     epochs, loss = curves.shape[-1], np.mean(curves[:, -1])
     style = {"markersize": 15, "markeredgecolor": figures.BLACK, "zorder": 3, "clip_on": False}
     label = f"lowest mean loss: {loss:.3f}"

@@ -1,4 +1,4 @@
-"""The ensemble in small: traced once, and each member is the network that trains alone."""
+"""The ensemble, in small: it is traced once, and each network is the one that trains alone."""
 
 import itertools
 import math
@@ -45,7 +45,7 @@ def test_each_way_is_traced_once_and_trains_every_network(small):
 def test_both_ways_train_the_same_networks(small):
     _, ways = small
     together, apart = ways["at once"].outcome, ways["one by one"].outcome
-    # Two programs round differently: 2e-6 was measured. A descent with large steps lets it grow.
+    # Two programs round differently: 2e-6 was measured. Large learning rates amplify it.
     np.testing.assert_allclose(together.losses, apart.losses, rtol=1e-4)
     np.testing.assert_allclose(together.test, apart.test, atol=0.01)
 
@@ -79,7 +79,7 @@ def test_a_member_is_the_network_that_fit_trains_by_the_plain_rule(small, name):
 def test_every_network_learns_and_no_two_are_the_same(small):
     _, ways = small
     losses = ways["at once"].outcome.losses
-    # From 20 pairs of keys, the worst of the 320 networks came to 0.69.
+    # With 20 pairs of keys, the worst of the 320 networks had a ratio of 0.69.
     assert np.max(losses[..., -1] / losses[..., 0]) < 0.85
     assert len(np.unique(losses[..., -1])) == losses[..., -1].size
 
@@ -135,15 +135,16 @@ def test_the_tables_say_what_was_measured(outcome, capsys):
     ensemble.print_times({"at once": at_once, "one by one": one_by_one})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "exact 90.0 ± 0.0 90.0 ± 0.0" in lines
-    # Of 91 and 95 the deviation is the root of (2^2 + 2^2) / (2 - 1).
+    # The deviation of 91 and 95 is the root of (2^2 + 2^2) / (2 - 1).
     assert "kolen_pollack 90.0 ± 0.0 93.0 ± 2.8" in lines
     assert (
-        "lowest mean held-out loss: kolen_pollack at rate 0.5, test accuracy 93.0 ± 2.8 %" in lines
+        "lowest mean validation loss: kolen_pollack at rate 0.5, test accuracy 93.0 ± 2.8 %"
+        in lines
     )
     assert "at once 1 5.0 2.00 (1.00-3.00)" in lines
     assert "one by one 7 3.0 4.00 (1.00-9.00)" in lines
-    assert "one by one / at once: 2.00 in training, 1.00 with compiling" in lines
-    assert "To compile anew for each network would take 16 x 3.0 s." in lines
+    assert "time one by one / at once: 2.00 without compilation, 1.00 with compilation" in lines
+    assert "A compilation for each network would take 16 x 3.0 s." in lines
 
 
 def test_the_figure_has_every_curve_in_its_rate_s_colour_and_a_star_at_the_best(outcome):
@@ -167,7 +168,7 @@ def test_the_figure_has_every_curve_in_its_rate_s_colour_and_a_star_at_the_best(
     [
         ({"seeds": 1}, "seeds is 1; it takes at least 2"),
         ({"epochs": 0, "width": 1}, "epochs is 0; it takes at least 1; width is 1; it takes at"),
-        ({"batch_size": 0}, "batch_size is 0; it takes at least 1"),
+        ({"batch_size": 0}, "batch-size is 0; it takes at least 1"),
         ({"rates": ()}, "rates has 0 numbers; it takes 1 to 7"),
         ({"rates": (0.1,) * 8}, "rates has 8 numbers; it takes 1 to 7"),
         ({"rates": (0.1, -0.2)}, r"^rates has -0.2; it takes numbers in \(0, 1000\]"),
