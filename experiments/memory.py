@@ -1,35 +1,40 @@
-"""Who bridges which delay? Five ways to assign credit through time, on two problems of memory.
+"""Which ways of assigning credit bridge which delay? Five ways, on two problems of memory.
 
-What a recurrent network has seen may matter many steps later. To learn to keep it, the error has to
-find what it was that should have been kept. Backpropagation through time goes back to look for it;
-rules that work forward in time carry along, at each step, what every parameter has had a part in.
+What a recurrent network reads may matter many steps later. To learn to remember it, the error has
+to reach the step where it was read. Backpropagation through time carries the error back to this
+step. Rules that work forward in time keep, at each step, the influence of every parameter on the
+current state.
 
-  copy      some symbols, nothing for the length of the delay, and then the symbols are wanted back
-  adding    numbers in [0, 1], as many as the delay; at the last, the sum of two that were marked,
-            one in the first quarter and one in the second
+  copy      The network reads some symbols, then nothing during the delay, and then has to output
+            the symbols.
+  adding    The network reads as many numbers in [0, 1] as the delay. Two of them are marked, one in
+            the first quarter and one in the second. At the last step it has to output their sum.
 
-The same network, a recurrent layer and a dense one behind it, learns each of them anew for every
-delay by
+The network is a recurrent layer and a dense layer. It is trained from scratch for every problem and
+every delay by
 
-  BPTT             the exact gradient, backwards through all steps
-  BPTT, cut        the same, cut at every so many steps
-  RTRL             the exact gradient, forwards
-  SnAp-1           forwards, with what a parameter does to the state of its own unit
-  e-prop           forwards, with what it does to it without the recurrent weights
+  BPTT              the exact gradient, backward through all steps
+  truncated BPTT    the same, cut at every `horizon` steps
+  RTRL              the exact gradient, computed forward in time
+  SnAp-1            forward, with the influence of a parameter on the state of its own unit only
+  e-prop            forward, with this influence, but without the recurrent weights
 
-and is measured by what it has come to know: 1 - loss / the loss of who knows nothing, on sequences
-not seen before. Before training, the last panel shows what becomes of an error at the last step on
-its way back, sqrt(mean_n |delta_n|^2) at the drive of every step: the reason for cells with gates.
+The score is 1 - loss / loss of chance, on new sequences: 1 is perfect, 0 is no better than chance.
+
+The last panel of the figure shows an error at the last step on its way back, before training: the
+size sqrt(mean_n |delta_n|^2) at each step, where delta is the derivative with respect to the drive
+of the step, x W + b. It shows why cells have gates.
 
 Sources:
   "Long Short-Term Memory", Hochreiter, Schmidhuber, 1997: the adding problem.
   "Unitary Evolution Recurrent Neural Networks", Arjovsky, Shah, Bengio, 2016: the copy problem in
   this form.
   "Learning Long-Term Dependencies with Gradient Descent is Difficult", Bengio, Simard, Frasconi,
-  1994: errors that vanish and explode.
+  1994: errors that vanish or explode.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,13 +52,14 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import figures
-from experiments.common.flags import wrong_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.tables import spread
 
 CELLS = {"simple_rnn": bp.simple_rnn, "lstm": bp.lstm, "gru": bp.gru}
-ALPHABET = 4
-MEASURED = 512  # sequences
-CLIP = 1.0  # the norm of the gradient
-EPROP, SNAP, RTRL, BPTT, CUT = "e-prop", "SnAp-1", "RTRL", "BPTT", "BPTT, cut"
+ALPHABET = 4  # different symbols
+MEASURED = 512  # sequences to measure the score
+CLIP = 1.0  # the norm to which the gradient is clipped
+EPROP, SNAP, RTRL, BPTT, CUT = "e-prop", "SnAp-1", "RTRL", "BPTT", "truncated BPTT"
 STYLES = {
     BPTT: (figures.BLACK, "-", "o"),
     RTRL: (figures.ORANGE, "--", "x"),
@@ -61,35 +67,36 @@ STYLES = {
     SNAP: (figures.GREEN, "-", "^"),
     EPROP: (figures.RED, "-", "v"),
 }
-STEPS_BACK = 60  # of the error signals
-SIGNAL_WIDTH = 64
-GAINS = (0.7, 1.0, 1.4)  # of the recurrent weights of the simple cell
+STEPS_BACK = 60  # steps that the error signals travel back
+SIGNAL_WIDTH = 64  # units of the layers whose error signals are shown
+GAINS = (0.7, 1.0, 1.4)  # gains of the recurrent weights of the simple cell
 
 
 @dataclass(frozen=True)
 class Config:
-    """Trains recurrent networks to remember, by credit that goes backwards or forwards in time."""
+    """Trains recurrent networks to remember, by credit that goes backward or forward in time."""
 
     cell: Literal["simple_rnn", "lstm", "gru"] = "gru"
-    """Of the recurrent layer."""
+    """The cell of the recurrent layer."""
     width: int = 12
-    """Its units; the work of RTRL grows with the fourth power of them."""
+    """The number of its units; the work of RTRL grows with the fourth power of this number."""
     delays: tuple[int, ...] = (8, 16, 32)
-    """How many steps are to be bridged, each at least 4."""
+    """The delays in steps, each at least 4."""
     horizon: int = 8
-    """At how many steps BPTT is cut."""
+    """The number of steps at which truncated BPTT cuts."""
     symbols: int = 2
-    """To be copied, of 4 different ones."""
+    """The number of symbols to copy; there are 4 different ones."""
     steps: int = 500
-    """Of training, each on new sequences."""
+    """The number of training steps, each on new sequences."""
     batch_size: int = 32
-    """Sequences per step."""
+    """The number of sequences per step."""
     learning_rate: float = 0.03
-    """Of Adam, the same for all; the better of 0.01 and 0.03 by BPTT and e-prop, at 16 units."""
+    """The learning rate of Adam for all ways: the better of 0.01 and 0.03, with 16 units, for BPTT
+    and for e-prop."""
     seeds: int = 2
-    """Draws of all that is random."""
+    """The number of random draws."""
     seed: int = 0
-    """Of the first of them."""
+    """The seed of all random draws."""
     out: Path = Path("out")
     """The folder for the figure."""
 
@@ -98,8 +105,8 @@ class Way(NamedTuple):
     """A way to assign credit.
 
     Attributes:
-      rule: which weights carry the error back, and which way.
-      horizon: at how many steps it is cut.
+      rule: which weights carry the error, and in which direction of time.
+      horizon: the number of steps at which it is cut, or None.
     """
 
     rule: bp.Rule
@@ -107,13 +114,13 @@ class Way(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something to remember.
+    """A problem of memory.
 
     Attributes:
-      draw: `draw(key, n, delay) -> (inputs [n, T, I], targets)`, for the loss.
-      outputs: how many the network has.
-      loss: of the outputs at all steps, weighted by zero but at those that are wanted.
-      baseline: the expectation of the loss of an example for who knows nothing of it.
+      draw: `draw(key, n, delay) -> (inputs [n, T, I], targets)`; the loss takes the targets.
+      outputs: the number of outputs of the network.
+      loss: the loss of the outputs at all steps, with weight zero at steps without a target.
+      baseline: the expected loss of an example for the best constant prediction, chance.
     """
 
     draw: Callable[..., Any]
@@ -123,31 +130,30 @@ class Problem(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What came out.
+    """The results.
 
     Attributes:
-      known: by problem and by way, what is known of each delay, [delays, seeds].
-      signals: the size of the error signal at each step back from the last, [STEPS_BACK].
+      known: the scores by problem and by way, [delays, seeds].
+      signals: the size of the error signal at each step back from the last, by cell, [STEPS_BACK].
     """
 
     known: dict[str, dict[str, np.ndarray]]
     signals: dict[str, np.ndarray]
 
 
-def main(config):
-    """Trains all, prints what they know, draws the figure, and returns the `Results`."""
+def main(config: Config) -> Results:
+    """Trains all networks, prints the scores, draws the figure, and returns the `Results`."""
     started = perf_counter()
     require(config)
     print(
-        f"a {config.cell} of {config.width} units learns for {config.steps} steps of "
+        f"{config.cell} of {config.width} units, {config.steps} training steps of "
         f"{config.batch_size} sequences; medians of {config.seeds} draws\n"
     )
-    todo = [(p, w, d) for p in problems(config) for w in ways(config) for d in config.delays]
-    known = {p: {w: [] for w in ways(config)} for p in problems(config)}
+    all_problems, all_ways = problems(config), ways(config)
+    todo = list(itertools.product(all_problems, all_ways, config.delays))
+    known = {problem: {way: [] for way in all_ways} for problem in all_problems}
     for problem, way, delay in tqdm(todo, desc="memory", unit="training", disable=None):
-        known[problem][way].append(
-            learn(problems(config)[problem], ways(config)[way], delay, config)
-        )
+        known[problem][way].append(learn(all_problems[problem], all_ways[way], delay, config))
     known = {p: {w: np.array(rows) for w, rows in by.items()} for p, by in known.items()}
     signals = error_signals(jax.random.key(config.seed))
     print_known(known, config)
@@ -158,16 +164,12 @@ def main(config):
 
 
 def require(config):
-    wrong = []
-    for name in ("width", "horizon", "symbols", "steps", "batch_size", "seeds"):
-        value = getattr(config, name)
-        if value < 1:
-            wrong.append(f"{name.replace('_', '-')} is {value}; it takes at least 1")
+    """Raises if a flag is wrong."""
+    wrong = too_small(config, width=1, horizon=1, symbols=1, steps=1, batch_size=1, seeds=1)
     if not config.delays or min(config.delays) < 4:
         wrong.append(f"delays is {config.delays}; it takes numbers of at least 4")
     wrong += wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
-    if wrong:
-        raise ValueError(f"{'; '.join(wrong)}.")
+    raise_wrong(wrong)
 
 
 def ways(config):
@@ -191,13 +193,13 @@ def problems(config):
             bp.weighted(bp.softmax_cross_entropy),
             config.symbols * math.log(ALPHABET),
         ),
-        # The sum of two uniform numbers has a variance of 1/6, and the loss has half the square.
+        # The sum of two uniform numbers has the variance 1/6. The loss is half the squared error.
         "adding": Problem(draw_adding, 1, bp.weighted(bp.squared_error), 1 / 12),
     }
 
 
 def draw_copy(key, n, delay, *, symbols):
-    """Symbols, blanks, and a signal for as long as they are wanted, each an input of its own."""
+    """Draws symbols and blanks; one more input is 1 at the steps that ask for the symbols."""
     drawn = jax.random.randint(key, (n, symbols), 0, ALPHABET)
     t = 2 * symbols + delay
     asked = jnp.arange(t) >= symbols + delay
@@ -210,7 +212,7 @@ def draw_copy(key, n, delay, *, symbols):
 
 
 def draw_adding(key, n, delay):
-    """Numbers and marks, and the sum of the marked at the last step."""
+    """Draws numbers and marks; the target is the sum of the marked numbers, at the last step."""
     number_key, first_key, second_key = jax.random.split(key, 3)
     numbers = jax.random.uniform(number_key, (n, delay))
     first = jax.random.randint(first_key, (n, 1), 0, delay // 4)
@@ -237,13 +239,10 @@ def make_network(config, way, outputs):
 
 
 def learn(problem, way, delay, config):
-    """What is known after training, for each seed: [seeds]."""
+    """Trains a network per seed and returns their scores, [seeds]."""
     net = make_network(config, way, problem.outputs)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(CLIP), optax.adam(optax.linear_schedule(
-            config.learning_rate, 0.0, config.steps
-        )),
-    )  # fmt: skip
+    rates = optax.linear_schedule(config.learning_rate, 0.0, config.steps)
+    optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rates))
     gradient = bp.value_and_grad(net, problem.loss, rule=way.rule)
 
     def run(key):
@@ -272,7 +271,7 @@ def learn(problem, way, delay, config):
 
 
 def error_signals(key):
-    """By cell, sqrt(mean_n |delta_n|^2) at each step, of an error at the last one alone."""
+    """Computes sqrt(mean_n |delta_n|^2) at each step for an error at the last step, by cell."""
 
     def scaled(gain):
         return bp.recurrent(
@@ -299,34 +298,33 @@ def signal_sizes(layer, key):
     return np.asarray(sizes(params, x, dy))[::-1]
 
 
-# What is shown.
+# Tables and figure.
 
 
 def print_known(known, config):
     for problem, by_way in known.items():
         delays = "".join(f"{f'delay {delay}':>18}" for delay in config.delays)
-        print(f"{problem:12}{delays}    known, median (lowest-highest)")
+        print(f"{problem:16}{delays}    score, median (lowest-highest)")
         for way, rows in by_way.items():
-            cells = [f"{np.median(row):.2f} ({row.min():.2f}-{row.max():.2f})" for row in rows]
-            print(f"  {way:10}" + "".join(f"{cell:>18}" for cell in cells))
+            print(f"  {way:14}" + "".join(f"{spread(row, '.2f'):>18}" for row in rows))
         print()
 
 
 def print_signals(signals):
-    print(f"an error, {STEPS_BACK - 1} steps back, over what it was at the last")
+    print(f"size of an error {STEPS_BACK - 1} steps back / its size at the last step")
     for name, sizes in signals.items():
         print(f"  {name:26}{sizes[-1] / sizes[0]:>10.1e}")
     print()
 
 
 def draw(known, signals, config):
-    """What is known by each way against the delay, and the error signals against time."""
+    """Draws the scores of each way against the delay, and the error signals against time."""
     figure = Figure(figsize=(12, 4))
     *panels, right = figure.subplots(1, 3)
     for axes, (problem, by_way) in zip(panels, known.items(), strict=True):
         for way, rows in by_way.items():
             color, line, marker = STYLES[way]
-            label = f"{way} at {config.horizon}" if way == CUT else way
+            label = f"{way}, {config.horizon} steps" if way == CUT else way
             style = {"color": color, "marker": marker}
             axes.plot(config.delays, np.median(rows, axis=1), line, label=label, **style)
             axes.plot(config.delays, rows, marker, color=color, alpha=0.3, markersize=4)
@@ -334,12 +332,12 @@ def draw(known, signals, config):
         axes.set_xticks(config.delays, map(str, config.delays))
         axes.minorticks_off()
         axes.set(title=f"The {problem} problem", xlabel="delay, in steps", ylim=(-0.1, 1.05))
-    panels[0].set_ylabel("what is known, 1 - loss / that of chance")
+    panels[0].set_ylabel("score, 1 - loss / loss of chance")
     panels[1].legend()
     for name, sizes in signals.items():
         right.semilogy(sizes / sizes[0], label=name)
-    right.set(title="An error on its way back, before training", xlabel="steps back")
-    right.set_ylabel("size of delta / that at the last step")
+    right.set(title="Error signal before training", xlabel="steps back in time")
+    right.set_ylabel("size of delta / size at the last step")
     right.legend(fontsize=8)
     return figure
 

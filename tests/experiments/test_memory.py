@@ -1,4 +1,4 @@
-"""Memory: what the problems ask for, that two ways are one, and what becomes of an error."""
+"""Memory: the problems, the ways with equal gradients, and the error signals."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_adding_wants_the_sum_of_two_marked_numbers_at_the_last_step(key):
     assert np.all(marks[:, :3].sum(axis=1) == 1)
 
 
-def test_who_knows_nothing_has_the_loss_of_the_baseline(key):
+def test_a_constant_prediction_has_the_loss_of_the_baseline(key):
     problems = memory.problems(memory.Config(symbols=3))
     for name, guess in (("copy", 0.0), ("adding", 1.0)):
         problem = problems[name]
@@ -44,7 +44,7 @@ def test_who_knows_nothing_has_the_loss_of_the_baseline(key):
 
 
 def test_the_signal_of_a_linear_cell_has_its_gain_at_every_step(key):
-    """Near zero, where tanh is linear and U a rotation times its gain."""
+    """Near zero, tanh is linear, and U is a rotation times the gain."""
     layer = bp.recurrent(
         bp.simple_rnn(8),
         recurrent_init=jax.nn.initializers.orthogonal(0.5),
