@@ -31,16 +31,20 @@ def windowed(signal: Conv) -> tuple[jax.Array, jax.Array]:
 
 
 def patched(signal: Conv) -> Outer:
-    """The signal of each group's matrix, [G, N, T, ...]; `as_kernel` makes gradients a kernel's."""
+    """The signal of each group's matrix, with arrays [G, N, T, ...].
+
+    `as_kernel` turns the per-example gradients of these matrices into those of the kernel.
+    """
     x, y = windowed(signal)
     return _outers(taps(_folded(x), signal.geometry), y, signal.geometry)
 
 
 def patched_outputs(signal: Conv) -> Outer:
-    """The signal of each group's matrix, with the inputs of each output as inputs, and its delta.
+    """The signal of each group's matrix, with one patch for each output: the inputs that it sees.
 
-    For a convolution it is `patched(signal)`. For a transposed convolution with strides, most of
-    these inputs are zeros. There, use `patched` to compute gradients: it takes fewer products.
+    `kronecker` needs this form. For a convolution it is `patched(signal)`. For a transposed
+    convolution with strides, most entries of these patches are zero. To compute its gradients, use
+    `patched`, which takes fewer products.
     """
     if not signal.geometry.transposed:
         return patched(signal)
@@ -99,7 +103,7 @@ def _folded(x):
 def _in_groups(x, geometry, *, places=1):
     """Splits [N, T, C] into groups, [G, N, T, C / G].
 
-    C counts the channels of so many places of the kernel, and each place has all groups.
+    The axis C holds the channels of one place of the kernel after another, each with all groups.
     """
     n, t, c = x.shape
     parts = x.reshape(n, t, places, geometry.groups, -1)
