@@ -84,8 +84,8 @@ def automatic_weights(gamma: float = 0.01) -> Weigh:
     """Makes a function that computes normalising weights from norms, w_n = 1 / (|g_n| + gamma).
 
     Times its weight, each example's gradient has a norm below 1. Use it instead of `clip_weights`
-    if you do not want to tune a threshold: the threshold would only multiply all weights, which the
-    learning rate can do. Examples with small gradients count for more than with clipping.
+    if you do not want to tune a threshold: here it would only multiply all weights, which the
+    learning rate does as well. Examples with small gradients count for more than with clipping.
 
     Args:
       gamma: positive. With a larger gamma, more of the differences between small norms remains.
