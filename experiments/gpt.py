@@ -1,25 +1,25 @@
 """A GPT learns to write, one character at a time, by explicit backpropagation.
 
-It reads T characters and predicts, at each of them, the one that comes next. The network is made of
-L blocks that are alike and stacked in one compiled loop, each of them attention and a feed-forward
-network about a residual stream. By default the text is that on the Python language which comes with
-Python itself; `--text FILE` is any other.
+The network reads T characters and predicts the next character at each position. It is a stack of L
+equal blocks in one compiled loop. Each block is attention and a feed-forward network, both with a
+residual connection. By default the text is the reference on the Python language that comes with
+Python; `--text FILE` reads another.
 
-One sweep a step answers the gradient, and what the figure shows beside the loss:
+The sweep of each step computes the gradient, and what the figure shows besides the loss:
 
   the error signal   sqrt(mean_n |delta_n|^2) at the outputs of every block
-  the noise scale    tr S / |G|^2, with G the expectation of an example's gradient and S the
+  the noise scale    tr S / |G|^2, with G the expectation of an example's gradient and S its
                      covariance: the batch size at which noise and signal are equal
 
-both of examples, which are sequences of T characters with the sum of their T losses. What the
-noise scale takes of a parameter is the mean of |g_n|^2 and the square of the mean gradient. Those
-of the gains and biases of the normalisation layers cost little, and predict the noise scale of all
-parameters up to a factor. Some of the steps read all, to compare.
+An example is a sequence of T characters, and its loss is the sum of its T losses. The noise scale
+needs two numbers per parameter, the mean of |g_n|^2 and the squared norm of the mean gradient. For
+the gains and biases of the normalisation layers they cost little, and they predict the noise scale
+of all parameters up to a factor. Some steps read all parameters for comparison.
 
-The baselines know how frequent each character is, and how frequent after the one before it. They
-are counted in the training part, each count plus one, and measured, as the network is, on the part
-held out: the last tenth, cut into sequences of T, of which the first characters have little
-before them to go by.
+The baselines are the frequency of each character (unigrams), and its frequency after the previous
+character (bigrams). They are counted on the training text, with one added to each count. Baselines
+and network are measured on the validation text, the last tenth, cut into sequences of T. The first
+characters of a sequence have little context.
 
 Sources:
   "Language Models are Unsupervised Multitask Learners", Radford et al., 2019: the network.
@@ -46,16 +46,16 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments.common import figures
-from experiments.common.flags import wrong_flags
+from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from jaxbp.training.nonfinite import is_finite
 
 LOSS = bp.softmax_cross_entropy
-HELD_OUT = 0.1  # of the text, its end
-WARM_UP = 0.1  # of the steps
+HELD_OUT = 0.1  # the share of the text, at its end, for validation
+WARM_UP = 0.1  # the share of the steps
 WEIGHT_DECAY = 0.1  # of matrices and tables
-EVERY = 5  # chunks, after which the held-out loss is measured and all parameters are read
-SMOOTHING = 0.7  # what is left, after a chunk, of the average before it
-TOLERANCE = 1e-10  # of the check
+EVERY = 5  # chunks from one measurement to the next: validation loss, sizes of all parameters
+SMOOTHING = 0.7  # the weight of the previous average, per chunk
+TOLERANCE = 1e-10  # the largest relative difference that the check allows
 
 
 @dataclass(frozen=True)
@@ -63,43 +63,43 @@ class Config:
     """Trains a GPT on the characters of a text, by default one that comes with Python."""
 
     text: Path | None = None
-    """A file of text in UTF-8, in place of that on the Python language."""
+    """A text file in UTF-8, instead of the reference on the Python language."""
     blocks: int = 4
-    """How many blocks of attention and feed-forward network, one after another."""
+    """The number of blocks of attention and feed-forward network."""
     features: int = 128
-    """The width of the stream that runs through them."""
+    """The number of features of the residual stream."""
     heads: int = 4
-    """Of each attention; they have to divide the features."""
+    """The number of attention heads; features must be a multiple of it."""
     positions: int = 64
-    """How many characters the network sees at a time, T."""
+    """The sequence length T, in characters."""
     batch_size: int = 16
-    """Sequences of T characters per step, at least 2."""
+    """The number of sequences per step, at least 2."""
     steps: int = 1000
-    """Of training."""
+    """The number of training steps."""
     chunk: int = 20
-    """How many of these are one compiled loop, after which the progress bar moves."""
+    """The number of steps in one compiled loop; the progress bar moves after each loop."""
     learning_rate: float = 3e-3
-    """The highest step size of AdamW, to which it warms up and from which it decays."""
+    """The highest learning rate of AdamW, after the warm-up and before the decay."""
     remat: bool = False
-    """Compute anew on the way back what is inside a block: less memory, more time."""
+    """Recompute the inside of each block in the backward pass: less memory, more time."""
     check: bool = False
     """First compare the gradient of every parameter with autodiff's, in float64."""
     prompt: str | None = None
-    """What the sample goes on from; by default the first T characters that are held out."""
+    """The text that the sample continues; by default the first T validation characters."""
     length: int = 500
-    """Characters of the sample."""
+    """The number of characters of the sample."""
     temperature: float = 0.7
-    """Of the sample: at 0, always the most probable character; at 1, as the network has it."""
+    """The temperature of the sample: 0 takes the most probable character, 1 samples the model."""
     quick: bool = False
-    """Make a fifth of the steps, for a first look."""
+    """Make only a fifth of the steps."""
     seed: int = 0
-    """Of the initial weights, the sequences of each step and the sample."""
+    """The seed of the initial weights, the sequences of each step and the sample."""
     out: Path = Path("out")
     """The folder for the figure."""
 
 
 class Sizes(NamedTuple):
-    """The squares that are read off one parameter, with L first in a stack.
+    """Squared sizes that are read off one parameter; in a stack, arrays with first axis L.
 
     Attributes:
       of_examples: mean_n |g_n|^2.
@@ -113,7 +113,7 @@ class Sizes(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """The scatter of the examples' gradients.
+    """The variance and the squared mean of the examples' gradients.
 
     Attributes:
       trace: tr S.
@@ -125,15 +125,15 @@ class Noise(NamedTuple):
 
 
 class Point(NamedTuple):
-    """What is known of a chunk of steps, on average.
+    """The averages over a chunk of steps.
 
     Attributes:
-      step: the last of it, counted from 1.
-      loss: of training, in nats per character.
+      step: the last step of the chunk, counted from 1.
+      loss: the training loss, in nats per character.
       errors: the error signal of every block, [L].
-      noise: of the normalisation layers.
-      whole_noise: of all parameters; None where they were not read.
-      held_out: the loss after the last step; None where it was not measured.
+      noise: the `Noise` of the normalisation layers.
+      whole_noise: the `Noise` of all parameters, or None if they were not read.
+      held_out: the validation loss after the last step, or None if it was not measured.
     """
 
     step: int
@@ -145,12 +145,12 @@ class Point(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a training has come to.
+    """The result of training.
 
     Attributes:
-      points: on the way.
-      losses: held out, in nats per character: of the unigrams, the bigrams and the network.
-      sample: what the network wrote.
+      points: a `Point` for each chunk of steps.
+      losses: the validation losses of unigrams, bigrams and network, in nats per character.
+      sample: the text that the network wrote.
     """
 
     points: list[Point]
@@ -158,7 +158,7 @@ class Result(NamedTuple):
     sample: str
 
 
-def main(config):
+def main(config: Config) -> Result:
     """Trains, prints a sample, draws the figure, and returns the `Result`."""
     started = perf_counter()
     if config.quick:
@@ -171,8 +171,8 @@ def main(config):
     require_prompt(prompt, characters)
     net = make_network(config, len(characters))
     print(
-        f"{'the text on Python' if config.text is None else config.text}: {len(train):,} "
-        f"characters to train on, {len(held_out):,} held out, {len(characters)} different ones\n"
+        f"{'the reference on Python' if config.text is None else config.text}: {len(train):,} "
+        f"training and {len(held_out):,} validation characters, {len(characters)} different ones\n"
     )
     print_network(net, config)
     if config.check:
@@ -191,41 +191,37 @@ def main(config):
 
 
 def shortened(config):
+    """Returns the config with a fifth of the steps, rounded down to chunks."""
     chunks = max(config.steps // (5 * max(config.chunk, 1)), 1)
     return replace(config, steps=chunks * config.chunk)
 
 
 def require(config):
-    wrong = []
-    least = {"batch_size": 2, "length": 0}
-    counts = "blocks", "features", "heads", "positions", "batch_size", "steps", "chunk", "length"
-    for name in counts:
-        value = getattr(config, name)
-        if value < least.get(name, 1):
-            flag = name.replace("_", "-")
-            wrong.append(f"{flag} is {value}; it takes at least {least.get(name, 1)}")
+    """Raises if a flag is wrong."""
+    wrong = too_small(
+        config, blocks=1, features=1, heads=1, positions=1, batch_size=2, steps=1, chunk=1, length=0
+    )
     if config.chunk > 0 and config.steps % config.chunk:
         wrong.append(f"steps is {config.steps}; it takes a multiple of chunk, {config.chunk}")
     if not 0 <= config.temperature < math.inf:
         wrong.append(f"temperature is {config.temperature}; it takes 0 or a positive number")
     wrong += wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
-    if wrong:
-        raise ValueError(f"{'; '.join(wrong)}.")
+    raise_wrong(wrong)
 
 
 # The text.
 
 
 def reference_text():
-    """The topics that Python's `help` knows of, one after another.
+    """Returns the help topics of Python, one after another.
 
-    Some contain others. A paragraph that has been there before is left out, lest what is held out
-    should have been trained on.
+    Some topics contain paragraphs of others. Each paragraph is kept only once, so that no
+    validation text is also training text.
     """
     try:
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
-        raise ValueError("this Python comes without pydoc_data. Give a file by --text?") from None
+        raise ValueError("this Python has no pydoc_data. Pass a text file by --text.") from None
     paragraphs = (part for topic in topics.values() for part in topic.strip("\n").split("\n\n"))
     return "\n\n".join(dict.fromkeys(paragraphs))
 
@@ -239,20 +235,20 @@ def read_text(path):
 
 
 def tokenize(text):
-    """The different characters in their order, and the number of each in the text."""
+    """Returns the sorted different characters, and the text as indices of them."""
     characters = sorted(set(text))
     numbers = {character: number for number, character in enumerate(characters)}
     return characters, np.array([numbers[character] for character in text], np.int32)
 
 
 def split(tokens, positions):
-    """The part to train on, and the part held out, which comes after it."""
+    """Splits the text into a training part and, after it, a validation part."""
     cut = len(tokens) - round(HELD_OUT * len(tokens))
     parts = tokens[:cut], tokens[cut:]
     if min(map(len, parts)) <= positions:
         raise ValueError(
-            f"positions is {positions}: of a text of {len(tokens)} characters, {len(parts[1])} are "
-            "held out; it takes more than there are positions."
+            f"positions is {positions}; it takes less than {len(parts[1])}, the number of "
+            f"validation characters in a text of {len(tokens)}."
         )
     return parts
 
@@ -261,27 +257,29 @@ def require_prompt(prompt, characters):
     if not prompt:
         raise ValueError("prompt is empty; it takes at least one character.")
     if unknown := sorted(set(prompt) - set(characters)):
-        raise ValueError(f"prompt has {', '.join(map(repr, unknown))}, never in the text.")
+        raise ValueError(
+            f"prompt has {', '.join(map(repr, unknown))}, which the text does not have."
+        )
 
 
 def windows(tokens, starts, positions):
-    """The sequences of T tokens from each start on, and of those that come next, [N, T] each."""
+    """Returns the sequences of T tokens at each start, and of the next tokens, [N, T] each."""
     places = starts[:, None] + np.arange(positions + 1)
     return tokens[places[:, :-1]], tokens[places[:, 1:]]
 
 
 def sequences(tokens, positions):
-    """All there are, one after another."""
+    """Returns all sequences of the text, one after another."""
     return windows(tokens, np.arange(0, len(tokens) - positions, positions), positions)
 
 
 def draw_sequences(rng, tokens, n, positions):
-    """So many, from anywhere."""
+    """Draws n sequences at random starts."""
     return windows(tokens, rng.integers(len(tokens) - positions, size=n), positions)
 
 
 def baselines(train, inputs, targets, vocabulary):
-    """The losses of unigrams and bigrams in nats per character, each count plus one."""
+    """Computes the losses of unigrams and bigrams in nats per character, each count plus one."""
     single = 1.0 + np.bincount(train, minlength=vocabulary)
     double = np.ones((vocabulary, vocabulary))
     np.add.at(double, (train[:-1], train[1:]), 1)
@@ -315,7 +313,7 @@ def make_network(config, vocabulary):
 
 
 def groups(tree):
-    """The parts of a tree like the parameters, by what they are for."""
+    """Groups the parts of a tree that has the structure of the parameters."""
     embedding, positions, stack, last_norm, head = tree
     (norm_1, attention), (norm_2, *feed_forward) = stack.layers
     return {
@@ -340,7 +338,7 @@ def print_network(net, config):
 
 
 def check(net, key, positions, vocabulary):
-    """Compares the explicit gradient with autodiff's, in float64, and stops where they differ."""
+    """Compares the explicit gradient with autodiff's in float64; raises if they differ."""
     errors = gradient_errors(net, key, positions, vocabulary)
     print(f"{'gradient of':18}{'largest relative difference from autodiff':>44}")
     for name, error in errors.items():
@@ -348,15 +346,15 @@ def check(net, key, positions, vocabulary):
     print()
     wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
     if wrong:
-        raise ValueError(f"the gradient of {', '.join(wrong)} is not that of autodiff.")
+        raise ValueError(f"the gradient of {', '.join(wrong)} differs from autodiff's.")
 
 
 def gradient_errors(net, key, positions, vocabulary, *, batch_size=3):
-    """For each group of parameters, the largest difference relative to an array's largest entry."""
+    """Computes the largest difference per group, relative to the largest entry of the array."""
     init_key, move_key, token_key = jax.random.split(key, 3)
     with jax.enable_x64(True):
         params, _ = net.init(init_key, (positions,))
-        # Gains of 1 and biases of 0 would hide that they are left out.
+        # With gains of 1 and biases of 0, the check would not notice if they were left out.
         moves = jax.tree.map(jnp.asarray, optax.tree.random_like(move_key, params))
         params = jax.tree.map(lambda p, v: p + 0.1 * v, params, moves)
         tokens = jax.random.randint(token_key, (batch_size, positions + 1), 0, vocabulary)
@@ -380,7 +378,7 @@ def gradient_errors(net, key, positions, vocabulary, *, batch_size=3):
 
 
 def sizes(signal):
-    """A reading: the `Sizes` of a parameter."""
+    """A reading: computes the `Sizes` of a parameter."""
     deltas = signal.deltas
     return Sizes(
         of_examples=jnp.mean(bp.sq_norms(signal)),
@@ -390,10 +388,10 @@ def sizes(signal):
 
 
 def make_stream_sizes(features):
-    """The same of the gains and biases as wide as the stream alone, to which it costs less.
+    """Returns a cheaper reading: the `Sizes` of gains and biases as wide as the stream only.
 
-    A reading sees a signal and not where it stands: of biases, those of the normalisation layers
-    are told from others later, by `groups`.
+    A reading does not know the place of its signal, so it includes biases of other layers. `groups`
+    separates the normalisation layers later.
     """
 
     def stream_sizes(signal):
@@ -415,12 +413,12 @@ def make_optimizer(config):
 
 
 def learn(net, train, held_out, config):
-    """The parameters in the end, and a `Point` for each chunk of steps."""
+    """Trains the network; returns the final parameters, and a `Point` for each chunk of steps."""
     n, positions = config.batch_size, config.positions
     optimizer = make_optimizer(config)
     rng = np.random.default_rng(config.seed)
     state = bp.init_state(net, optimizer, jax.random.key(config.seed), (positions,))
-    # Each chunk of steps is an epoch, on sequences that are drawn for it.
+    # Each chunk of steps is one epoch on newly drawn sequences.
     some, all_ = (
         bp.make_epoch(net, LOSS, optimizer, batch_size=n, read={"sizes": read})
         for read in (make_stream_sizes(config.features), sizes)
@@ -446,21 +444,21 @@ def learn(net, train, held_out, config):
 
 
 def explain(net, optimizer, state, examples, batch_size):
-    """Says which of the steps from this state was the first to go wrong, and where."""
+    """Raises an error that names the first step with a value that is not finite, and the layer."""
     first, last = int(state.step) + 1, int(state.step) + len(examples[0]) // batch_size
     where = f"one of steps {first} to {last}: a value is not finite."
-    try:  # `fit` makes the same steps, and looks at each
+    try:  # `fit` repeats the steps and checks each one
         bp.fit(net, LOSS, optimizer, examples, state=state, epochs=1, batch_size=batch_size)
     except bp.NonFiniteError as error:
         step = int(error.state.step) + 1
         where = f"step {step}: the first value that is not finite came from {error.place}."
-    raise ValueError(f"{where} A smaller learning rate?")
+    raise ValueError(f"{where} Try a smaller learning rate.")
 
 
 def make_point(step, record, held_out, config):
-    """The `Point` of a chunk, of whose steps the record is the mean."""
+    """Makes the `Point` of a chunk from the record, which holds means over its steps."""
     read = groups(jax.tree.map(np.asarray, record["sizes"]))
-    # Of a block's last bias the error is that at its outputs.
+    # The delta of the last bias of a block is the delta at the block's outputs.
     errors = np.sqrt(read["feed-forward"][-1]["bias"].of_errors)
     return Point(
         step,
@@ -473,7 +471,7 @@ def make_point(step, record, held_out, config):
 
 
 def noise_in(tree, n):
-    """The `Noise` of the parameters in a tree of `Sizes`, from n examples, without bias."""
+    """Estimates the `Noise` of the parameters in a tree of `Sizes`, unbiased, from n examples."""
     parts = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, Sizes))
     of_examples = sum(float(np.sum(part.of_examples)) for part in parts)
     of_mean = sum(float(np.sum(part.of_mean)) for part in parts)
@@ -482,9 +480,9 @@ def noise_in(tree, n):
 
 
 def noise_scales(noises, *, smoothing=0.0):
-    """The ratios tr S / |G|^2, each of an average in which the last weighs most, [K].
+    """Computes the ratios tr S / |G|^2 of exponential moving averages, [K].
 
-    They are nan where the average of |G|^2 is not positive, and the noise hides how large it is.
+    A ratio is nan if the average of |G|^2 is not positive, that is, hidden by the noise.
     """
     averages = [noises[0]]
     for noise in noises[1:]:
@@ -494,13 +492,13 @@ def noise_scales(noises, *, smoothing=0.0):
 
 
 def print_losses(losses):
-    print(f"\n{'held-out loss':18}{'nats / character':>18}{'bits / character':>18}")
+    print(f"\n{'validation loss':18}{'nats / character':>18}{'bits / character':>18}")
     for name, loss in losses.items():
         print(f"{name:18}{loss:>18.3f}{loss / math.log(2):>18.3f}")
 
 
 def print_noise(points):
-    """By how much the noise scale of all parameters is above that of the normalisation layers."""
+    """Prints the ratio of the noise scale of all parameters to the normalisation layers'."""
     looks = [point for point in points if point.whole_noise is not None]
     norms = noise_scales([point.noise for point in looks])
     ratios = noise_scales([point.whole_noise for point in looks]) / norms
@@ -508,8 +506,8 @@ def print_noise(points):
     if len(ratios):
         low, median, high = np.quantile(ratios, (0, 0.5, 1))
         print(
-            "\nthe gradient noise scale of all parameters is that of the normalisation layers\n"
-            f"times {median:.2f} (median of {len(ratios)} chunks of steps; {low:.2f} to {high:.2f})"
+            "\ngradient noise scale of all parameters / of the normalisation layers:\n"
+            f"{median:.2f} (median of {len(ratios)} chunks of steps; {low:.2f} to {high:.2f})"
         )
 
 
@@ -517,7 +515,7 @@ def print_noise(points):
 
 
 def write(net, params, prompt, characters, config):
-    """What the network writes after the prompt."""
+    """Returns the text that the network writes after the prompt."""
     numbers = {character: number for number, character in enumerate(characters)}
     tokens = jnp.array([numbers[character] for character in prompt], jnp.int32)
     generate = make_generator(net, config.positions, config.length, config.temperature)
@@ -526,10 +524,10 @@ def write(net, params, prompt, characters, config):
 
 
 def make_generator(net, positions, length, temperature):
-    """`generate(params, tokens, key) -> tokens [length]`, each drawn after the T before it."""
+    """Returns `generate(params, tokens, key) -> tokens [length]`; each token sees the last T."""
 
     def draw_next(params, window, end, key):
-        # What stands after the end is not seen, the attention being causal.
+        # Attention is causal, so the padding after the end has no effect.
         outputs, _ = net.forward(params, window[None])
         scores = outputs[0, end - 1]
         if temperature == 0:
@@ -558,8 +556,8 @@ def make_generator(net, positions, length, temperature):
 def print_sample(prompt, sample, config):
     rule = "-" * 72
     print(
-        f"\na sample at temperature {config.temperature:g}, after a prompt of {len(prompt)} "
-        f"characters\n{rule}\n{prompt}{sample}\n{rule}"
+        f"\nprompt of {len(prompt)} characters, and a sample at temperature "
+        f"{config.temperature:g}\n{rule}\n{prompt}{sample}\n{rule}"
     )
 
 
@@ -567,40 +565,40 @@ def print_sample(prompt, sample, config):
 
 
 def draw(points, losses, config):
-    """The loss, the error signals of the blocks, and the noise scale from few and from all."""
+    """Draws the loss, the error signals of the blocks, and the noise scale."""
     figure = Figure(figsize=(13.5, 4.2))
     curves, errors, noise = figure.subplots(1, 3)
     draw_losses(curves, points, losses)
     draw_errors(errors, points)
     draw_noise(noise, points, config)
     for axes in figure.axes:
-        axes.set(xlabel="steps", xlim=(0, 1.02 * points[-1].step))
+        axes.set(xlabel="step", xlim=(0, 1.02 * points[-1].step))
     return figure
 
 
 def draw_losses(axes, points, losses):
     looks = [point for point in points if point.held_out is not None]
     axes.plot([p.step for p in points], [p.loss for p in points], label="training")
-    axes.plot([p.step for p in looks], [p.held_out for p in looks], "o-", ms=4, label="held out")
+    axes.plot([p.step for p in looks], [p.held_out for p in looks], "o-", ms=4, label="validation")
     for name, style in (("unigrams", ":"), ("bigrams", "--")):
         axes.axhline(losses[name], color=figures.BLACK, linestyle=style, linewidth=1, label=name)
-    axes.set(title="It learns more than pairs of characters", ylabel="nats per character")
+    axes.set(title="Loss", ylabel="nats per character")
     axes.legend()
 
 
 def draw_errors(axes, points):
-    """Of every block, the darker the nearer to the inputs."""
+    """Draws one curve per block; the first block, next to the inputs, is the darkest."""
     steps, errors = [p.step for p in points], np.array([p.errors for p in points])
     shades = colormaps["viridis"](np.linspace(0, 0.85, errors.shape[1]))
     for depth, (curve, shade) in enumerate(zip(errors.T, shades, strict=True), 1):
         axes.plot(steps, curve, color=shade, label=f"block {depth}")
-    axes.set(title="Error signals, from block to block", ylim=(0, None))
+    axes.set(title="Error signal at each block", ylim=(0, None))
     axes.set_ylabel(r"$|\delta|$ at the outputs, root mean square")
     axes.legend(ncols=math.ceil(len(shades) / 6))
 
 
 def draw_noise(axes, points, config):
-    """After the warm-up, at whose beginning the gradient is many times as large as ever after."""
+    """Draws the noise scales after the warm-up: before, the gradient is many times larger."""
     points = [point for point in points if point.step > WARM_UP * config.steps]
     looks = [point for point in points if point.whole_noise is not None]
     norms = noise_scales([p.noise for p in points], smoothing=SMOOTHING)
@@ -610,7 +608,7 @@ def draw_noise(axes, points, config):
     axes.semilogy([p.step for p in looks], whole, "o", color=figures.RED, label=label)
     axes.axhline(config.batch_size, color="gray", linestyle=":", label="batch size")
     axes.set(title="Normalisation layers predict the noise scale")
-    axes.set_ylabel(f"sequences of {config.positions} characters")
+    axes.set_ylabel(f"noise scale, sequences of {config.positions} characters")
     axes.legend()
 
 

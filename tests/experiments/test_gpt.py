@@ -1,4 +1,4 @@
-"""A GPT in small: its text and baselines, what is read off, what it writes, what it refuses."""
+"""The GPT, in small: text and baselines, what is read off, what it writes, wrong flags."""
 
 import math
 from dataclasses import replace
@@ -28,7 +28,7 @@ def tiny():
     with jax.enable_x64(False):
         net = gpt.make_network(config, VOCABULARY)
         params, _ = net.init(jax.random.key(1), (config.positions,))
-    # Scores as far apart as a trained network's.
+    # The scores then differ as much as a trained network's.
     return net, jax.tree.map(lambda p: 3 * p, params), config
 
 
@@ -54,7 +54,7 @@ def test_the_end_is_held_out():
     train, held_out = gpt.split(np.arange(50), 4)
     assert train.tolist() == list(range(45))
     assert held_out.tolist() == [45, 46, 47, 48, 49]
-    with pytest.raises(ValueError, match="positions is 5: of a text of 50 characters, 5 are held"):
+    with pytest.raises(ValueError, match="positions is 5; it takes less than 5, the number"):
         gpt.split(np.arange(50), 5)
 
 
@@ -75,11 +75,11 @@ def test_sequences_cover_the_text_once(length, count):
 
 
 def test_baselines_are_counted_by_hand():
-    # Trained on abab: a and b twice each, ab twice and ba once; c is never there.
+    # The training text is abab: a and b twice each, ab twice and ba once, and no c.
     train = np.array([0, 1, 0, 1])
     losses = gpt.baselines(train, np.array([[0, 1, 2]]), np.array([[1, 1, 0]]), 3)
     assert losses["unigrams"] == pytest.approx(-math.log(3 / 7 * 3 / 7 * 3 / 7) / 3)
-    # After a: b has 2 + 1 of 2 + 3. After b: b has 0 + 1 of 1 + 3. After c: each 1 of 3.
+    # After a, b has 2 + 1 of 2 + 3; after b, b has 0 + 1 of 1 + 3; after c, each has 1 of 3.
     assert losses["bigrams"] == pytest.approx(-math.log(3 / 5 * 1 / 4 * 1 / 3) / 3)
 
 
@@ -87,7 +87,7 @@ def test_baselines_are_counted_by_hand():
 
 
 def gradients_one_by_one(net, params, inputs, targets):
-    """The gradient of every example, from a sweep over it alone: a list of trees."""
+    """The gradient of every example, each from a sweep over this example only: a list of trees."""
     sweep = jax.jit(bp.value_and_grad(net, gpt.LOSS))
     return [sweep(params, x[None], t[None])[1] for x, t in zip(inputs, targets, strict=True)]
 
@@ -143,7 +143,7 @@ def errors_by_autodiff(tiny, inputs, targets):
 def test_noise_scales_are_ratios_of_averages_that_forget():
     noises = [gpt.Noise(4.0, 1.0), gpt.Noise(8.0, 3.0), gpt.Noise(8.0, -9.0)]
     np.testing.assert_allclose(gpt.noise_scales(noises), [4.0, 8.0 / 3.0, np.nan])
-    # 0.75 of the average before, and 0.25 of the new.
+    # 0.75 of the previous average, and 0.25 of the new value.
     expected = [4.0, 5.0 / 1.5, (0.75 * 5 + 0.25 * 8) / (0.75 * 1.5 - 0.25 * 9)]
     expected[2] = np.nan  # 5.75 / -1.125
     np.testing.assert_allclose(gpt.noise_scales(noises, smoothing=0.75), expected)
@@ -162,7 +162,7 @@ def test_the_ratio_of_the_noise_scales_is_printed(capsys):
         ]
     )
     printed = " ".join(capsys.readouterr().out.split())
-    assert "layers times 3.00 (median of 2 chunks of steps; 1.50 to 4.50)" in printed
+    assert "layers: 3.00 (median of 2 chunks of steps; 1.50 to 4.50)" in printed
 
 
 def test_matrices_and_tables_decay_and_vectors_do_not(tiny):
@@ -170,7 +170,7 @@ def test_matrices_and_tables_decay_and_vectors_do_not(tiny):
     optimizer = gpt.make_optimizer(replace(config, steps=20, learning_rate=0.5))
 
     @jax.jit
-    def three_steps(params):  # of which the first has a rate of 0, and none a gradient
+    def three_steps(params):  # the first has a learning rate of 0, and all gradients are 0
         state = optimizer.init(params)
         for _ in range(3):
             still = jax.tree.map(jnp.zeros_like, params)
@@ -189,7 +189,7 @@ def test_matrices_and_tables_decay_and_vectors_do_not(tiny):
 
 
 def test_the_second_half_of_a_copy_is_learnt():
-    """Each sequence is six characters at random, and the same again: only attention can tell."""
+    """Each sequence is six random characters twice: only attention can predict the second half."""
     half, n, steps = 6, 32, 200
     config = gpt.Config(
         blocks=2, features=32, heads=2, positions=2 * half - 1, batch_size=n, steps=steps,
@@ -208,7 +208,7 @@ def test_the_second_half_of_a_copy_is_learnt():
     state = bp.init_state(net, optimizer, jax.random.key(0), (2 * half - 1,))
     state, _ = epoch(state, *draw(0, n * steps))
     learnt = bp.evaluate(net, loss)(state.params, *draw(99, 100))["loss"] / half
-    # Of 20 seeds, the highest was 0.002; who guesses has log 8 = 2.08.
+    # With 20 seeds, the highest loss was 0.002; guessing has log 8 = 2.08.
     assert float(learnt) < 0.02
 
 
@@ -216,7 +216,7 @@ def test_the_second_half_of_a_copy_is_learnt():
 
 
 def write_by_hand(net, params, tokens, positions, length):
-    """Always the most probable token, by the network on the last T alone."""
+    """Always the most probable token, predicted from the last T tokens."""
     tokens, forward = list(tokens), jax.jit(net.forward)
     for _ in range(length):
         outputs, _ = forward(params, jnp.array([tokens[-positions:]]))
@@ -271,7 +271,7 @@ def test_it_learns_writes_and_draws(tmp_path, capsys):
     )  # fmt: skip
     result = gpt.main(config)
     printed = capsys.readouterr().out
-    assert "text.txt: 738 characters to train on, 82 held out, 14 different ones" in printed
+    assert "text.txt: 738 training and 82 validation characters, 14 different ones" in printed
     assert "largest relative difference from autodiff" in printed
     assert result.losses["network"] < result.losses["unigrams"]
     assert f"network           {result.losses['network']:>18.3f}" in printed
@@ -318,7 +318,7 @@ def test_a_wrong_derivative_stops_the_check(tmp_path, monkeypatch, capsys):
 
 
 def test_a_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
-    # After eight steps, the third chunk begins: its first leads far away, its second overflows.
+    # The third chunk begins after eight steps: its first step is huge, and its second overflows.
     rates = optax.piecewise_constant_schedule(1e-3, {8: 1e30})
     monkeypatch.setattr(gpt, "make_optimizer", lambda config: optax.sgd(rates))
     config = gpt.Config(
@@ -352,8 +352,8 @@ def test_where_no_step_goes_wrong_again_those_of_the_chunk_are_named(monkeypatch
         ({"seed": -1}, "seed is -1; it takes an integer"),
         ({"heads": 3}, "heads"),
         ({"prompt": ""}, "prompt is empty"),
-        ({"prompt": "a \u2603"}, "prompt has '\u2603', never in the text"),
-        ({"positions": 82}, "positions is 82: of a text of 820 characters, 82 are held out"),
+        ({"prompt": "a \u2603"}, "prompt has '\u2603', which the text does not have"),
+        ({"positions": 82}, "positions is 82; it takes less than 82, the number"),
     ],
 )
 def test_wrong_flags_are_refused_and_nothing_is_written(wrong, message, tmp_path, capsys):
