@@ -91,8 +91,7 @@ class Config:
     batch_size: int = 32
     """The number of sequences per step."""
     learning_rate: float = 0.03
-    """The learning rate of Adam for all ways: the better of 0.01 and 0.03, with 16 units, for BPTT
-    and for e-prop."""
+    """The learning rate of Adam: the better of 0.01 and 0.03 for BPTT and e-prop, at 16 units."""
     seeds: int = 2
     """The number of random draws."""
     seed: int = 0
