@@ -22,6 +22,8 @@ from jax.typing import ArrayLike
 from jaxbp.readings.sums import total
 from jaxbp.types import Layer, Loss, PyTree, Shape, show_path
 
+__all__ = ["Finding", "Report", "check"]
+
 AUTODIFF_TOLERANCE = 1e-10
 # A central difference in float64 has an error of about h^2 + 1e-16 / h. STEP is the length of the
 # whole move, for parameters of any size: a longer move would cross the kinks of a wide relu.

@@ -34,6 +34,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+__all__ = [
+    "Backward",
+    "Forward",
+    "Init",
+    "Layer",
+    "LayerError",
+    "Loss",
+    "LossFunction",
+    "Params",
+    "PyTree",
+    "Reading",
+    "Rule",
+]
+
 PyTree: TypeAlias = Any  # a tree of arrays: nested tuples, lists, dicts and records
 Params: TypeAlias = PyTree  # the parameters of a layer, or a tree of the same structure
 Shape: TypeAlias = tuple[int, ...]  # of one example, without N
@@ -124,6 +138,10 @@ class Loss:
         """The value of each example, [N], and its derivative with respect to the outputs."""
         terms, delta = self.terms(outputs, targets)
         return jnp.sum(terms, axis=range(1, terms.ndim)), delta
+
+
+# A loss, or any function `(outputs, targets) -> (value [N], delta)`.
+LossFunction: TypeAlias = Loss | Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
 class Rule(NamedTuple):

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import itertools
 from pathlib import Path
+from typing import Any
 
 import cases
 import pytest
@@ -145,35 +146,24 @@ def test_no_module_imports_in_a_circle():
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-def defined_in(*names):
-    """The public functions that modules define, those of all of its modules for a chapter."""
-    found = {}
-    for module in MODULES:
-        if not module.endswith("__init__") and (module in names or chapter_of(module) in names):
-            members = vars(importlib.import_module(f"jaxbp.{module}"))
-            found |= {
-                name: value
-                for name, value in members.items()
-                if inspect.isfunction(value)
-                and value.__module__ == f"jaxbp.{module}"
-                and name[0] != "_"
-            }
-    return found
+def module(name):
+    return importlib.import_module(f"jaxbp.{name}")
 
 
-# What modules share with each other and not with users.
-INTERNAL = {
-    *defined_in("signals.stacked", "signals.conv_windows", "signals.conv_products"),
-    *defined_in("signals.conv_patches", "layers.dot_product"),
-    *defined_in("layers.through_time", "layers.segments", "readings.costs"),
-    "is_signal", "as_positions", "as_rows", "as_images", "joined", "each_row_once",
-    "not_a_signal", "matrices", "require_rule", "wrong_state",
-}  # fmt: skip
+OF_USERS = {  # what each module lists in `__all__`
+    name: getattr(module(name), "__all__", ()) for name in MODULES if not name.endswith("__init__")
+}
 
 
 def public(*names):
-    """The functions that modules or chapters define for users."""
-    return defined_in(*names).keys() - INTERNAL
+    """The functions that modules list, those of all of its modules for a chapter."""
+    return {
+        function
+        for name, listed in OF_USERS.items()
+        if name in names or chapter_of(name) in names
+        for function in listed
+        if inspect.isfunction(getattr(module(name), function))
+    }
 
 
 def made_by(layer):
@@ -212,26 +202,28 @@ def test_every_rule_is_in_the_registry():
 def test_every_kind_of_signal_is_in_the_registry():
     kinds = {
         name
-        for name, value in vars(importlib.import_module("jaxbp.signals.kinds")).items()
+        for name, value in vars(module("signals.kinds")).items()
         if inspect.isclass(value) and hasattr(value, "_fields")
     }
     assert kinds == {name.replace(",", "").split()[0] for name in cases.SIGNALS}
 
 
-CHAPTERS_OF_USERS = ("signals", "combinators", "layers", "outputs", "readings", "rules")
+@pytest.mark.parametrize("name", OF_USERS)
+def test_a_module_lists_its_own_names_and_documents_them(name):
+    for listed in OF_USERS[name]:
+        value = getattr(module(name), listed)
+        assert getattr(bp, listed) is value
+        if value is not Any and (inspect.isfunction(value) or inspect.isclass(value)):
+            assert value.__module__ == f"jaxbp.{name}"
+            assert inspect.getdoc(value), listed
 
 
-def test_what_is_public_is_exported_and_documented():
-    functions = defined_in(*CHAPTERS_OF_USERS)
-    for name in public(*CHAPTERS_OF_USERS):
-        assert getattr(bp, name) is functions[name]
-    for name, value in vars(bp).items():
-        if name[0] != "_":
-            assert inspect.getdoc(value), name
+def test_the_package_hands_on_what_modules_list_and_nothing_else():
+    there = {n for n, value in vars(bp).items() if n[0] != "_" and not inspect.ismodule(value)}
+    assert there == {name for listed in OF_USERS.values() for name in listed}
 
 
-def test_a_chapter_hands_on_what_the_package_does():
-    for chapter in CHAPTERS:
-        for name, value in vars(importlib.import_module(f"jaxbp.{chapter}")).items():
-            if f"{chapter}.__init__" in MODULES and name[0] != "_" and not inspect.ismodule(value):
-                assert getattr(bp, name) is value
+@pytest.mark.parametrize("chapter", [c for c in CHAPTERS if f"{c}.__init__" in MODULES])
+def test_a_chapter_hands_on_what_its_modules_list(chapter):
+    listed = [n for name, own in OF_USERS.items() if chapter_of(name) == chapter for n in own]
+    assert sorted(module(chapter).__all__) == sorted(listed)

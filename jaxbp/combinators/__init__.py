@@ -7,13 +7,11 @@ A combinator knows the `Layer` record and the signals, but no particular layer. 
 goes into one of these two modules, as one more function.
 """
 
-from jaxbp.combinators.compose import Direct as Direct
-from jaxbp.combinators.compose import chain as chain
-from jaxbp.combinators.compose import gated as gated
-from jaxbp.combinators.compose import parallel as parallel
-from jaxbp.combinators.compose import residual as residual
-from jaxbp.combinators.wrap import cast as cast
-from jaxbp.combinators.wrap import masked as masked
-from jaxbp.combinators.wrap import remat as remat
-from jaxbp.combinators.wrap import repeat as repeat
-from jaxbp.combinators.wrap import stack as stack
+from jaxbp.combinators import compose, wrap
+from jaxbp.combinators.compose import *
+from jaxbp.combinators.wrap import *
+
+__all__ = [
+    *compose.__all__,
+    *wrap.__all__,
+]

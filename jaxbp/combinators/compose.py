@@ -16,6 +16,8 @@ from jaxbp.require import placed, require_entries, require_layers, require_same_
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, Params, show_shape, split_keys
 
+__all__ = ["Direct", "chain", "gated", "parallel", "residual"]
+
 
 class Direct(NamedTuple):
     """A tree for backward that sends the error at a chain's outputs directly to each of its parts.

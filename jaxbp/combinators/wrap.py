@@ -20,6 +20,8 @@ from jaxbp.signals.kinds import joined, keep, map_signals
 from jaxbp.signals.stacked import Stacked
 from jaxbp.types import Layer, LayerError, split_keys
 
+__all__ = ["cast", "masked", "remat", "repeat", "stack"]
+
 
 def repeat(layer: Layer, n: int) -> Layer:
     """The same layer n times with the same parameters, y = f(f(... f(x))).

@@ -12,36 +12,41 @@ layer, write a factory in the module of its family, export it as its neighbours 
 pass it to `recurrent`.
 """
 
-from jaxbp.layers.activations import elu as elu
-from jaxbp.layers.activations import gelu as gelu
-from jaxbp.layers.activations import leaky_relu as leaky_relu
-from jaxbp.layers.activations import relu as relu
-from jaxbp.layers.activations import sigmoid as sigmoid
-from jaxbp.layers.activations import silu as silu
-from jaxbp.layers.activations import softplus as softplus
-from jaxbp.layers.activations import tanh as tanh
-from jaxbp.layers.cells import Cell as Cell
-from jaxbp.layers.cells import gru as gru
-from jaxbp.layers.cells import lstm as lstm
-from jaxbp.layers.cells import simple_rnn as simple_rnn
-from jaxbp.layers.convolution import conv as conv
-from jaxbp.layers.convolution import conv_transpose as conv_transpose
-from jaxbp.layers.embeddings import embedding as embedding
-from jaxbp.layers.embeddings import learned_positions as learned_positions
-from jaxbp.layers.embeddings import sinusoidal_positions as sinusoidal_positions
-from jaxbp.layers.linear import dense as dense
-from jaxbp.layers.multihead import attention as attention
-from jaxbp.layers.multihead import dot_product_attention as dot_product_attention
-from jaxbp.layers.multihead import rotary as rotary
-from jaxbp.layers.normalisation import group_norm as group_norm
-from jaxbp.layers.normalisation import layer_norm as layer_norm
-from jaxbp.layers.normalisation import rms_norm as rms_norm
-from jaxbp.layers.pooling import avg_pool as avg_pool
-from jaxbp.layers.pooling import global_pool as global_pool
-from jaxbp.layers.pooling import max_pool as max_pool
-from jaxbp.layers.pooling import upsample as upsample
-from jaxbp.layers.recurrence import ForwardInTime as ForwardInTime
-from jaxbp.layers.recurrence import bidirectional as bidirectional
-from jaxbp.layers.recurrence import recurrent as recurrent
-from jaxbp.layers.shapes import flatten as flatten
-from jaxbp.layers.stochastic import dropout as dropout
+from jaxbp.layers import (
+    activations,
+    cells,
+    convolution,
+    embeddings,
+    linear,
+    multihead,
+    normalisation,
+    pooling,
+    recurrence,
+    shapes,
+    stochastic,
+)
+from jaxbp.layers.activations import *
+from jaxbp.layers.cells import *
+from jaxbp.layers.convolution import *
+from jaxbp.layers.embeddings import *
+from jaxbp.layers.linear import *
+from jaxbp.layers.multihead import *
+from jaxbp.layers.normalisation import *
+from jaxbp.layers.pooling import *
+from jaxbp.layers.recurrence import *
+from jaxbp.layers.shapes import *
+from jaxbp.layers.stochastic import *
+
+__all__ = [
+    *activations.__all__,
+    *cells.__all__,
+    *convolution.__all__,
+    *embeddings.__all__,
+    *linear.__all__,
+    *multihead.__all__,
+    *normalisation.__all__,
+    *pooling.__all__,
+    *recurrence.__all__,
+    *shapes.__all__,
+    *stochastic.__all__,
+]

@@ -16,6 +16,8 @@ from jaxbp.require import require_delta, require_floats, require_positive, requi
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer
 
+__all__ = ["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]
+
 
 def sigmoid() -> Layer:
     """The logistic function, y = 1 / (1 + e^-x), elementwise. dx = y (1 - y) dy."""

@@ -23,6 +23,8 @@ from jax.nn import initializers
 
 from jaxbp.require import require_count
 
+__all__ = ["Cell", "gru", "lstm", "simple_rnn"]
+
 
 class Cell(NamedTuple):
     """The elementwise formulas of a recurrent layer, and their derivatives.

@@ -31,6 +31,8 @@ from jaxbp.signals.conv_windows import Windows, make_windows
 from jaxbp.signals.kinds import Bias, Conv, keep
 from jaxbp.types import Layer, LayerError, Shape, show_shape
 
+__all__ = ["conv", "conv_transpose"]
+
 
 def conv(
     features: int,

@@ -22,6 +22,8 @@ from jaxbp.require import (
 from jaxbp.signals.kinds import Lookup, keep
 from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
+__all__ = ["embedding", "learned_positions", "sinusoidal_positions"]
+
 
 def embedding(
     vocabulary: int,

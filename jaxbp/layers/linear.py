@@ -16,6 +16,8 @@ from jaxbp.require import (
 from jaxbp.signals.kinds import Bias, Outer, keep
 from jaxbp.types import Layer, LayerError, show_shape
 
+__all__ = ["dense"]
+
 
 def dense(
     features: int,

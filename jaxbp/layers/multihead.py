@@ -31,6 +31,8 @@ from jaxbp.require import (
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
+__all__ = ["attention", "dot_product_attention", "rotary"]
+
 BASE = 10000.0
 
 

@@ -32,6 +32,8 @@ from jaxbp.require import (
 from jaxbp.signals.kinds import Bias, Scale, keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
+__all__ = ["group_norm", "layer_norm", "rms_norm"]
+
 
 def layer_norm(*, eps: float = 1e-5, use_bias: bool = True, dtype: DTypeLike = float) -> Layer:
     """Layer normalisation: the O values at each position are normalised together.

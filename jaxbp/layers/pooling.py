@@ -21,6 +21,8 @@ from jaxbp.signals.conv_windows import Geometry, Windows, make_windows
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
+__all__ = ["avg_pool", "global_pool", "max_pool", "upsample"]
+
 
 def max_pool(
     window: tuple[int, ...],

@@ -44,6 +44,8 @@ from jaxbp.require import (
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
 from jaxbp.types import Layer, LayerError, Params, Shape, show_shape
 
+__all__ = ["ForwardInTime", "bidirectional", "recurrent"]
+
 
 class ForwardInTime(NamedTuple):
     """A tree for the backward pass of `recurrent` that selects real-time recurrent learning.

@@ -8,6 +8,8 @@ from jaxbp.require import require_shape
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError
 
+__all__ = ["flatten"]
+
 
 def flatten() -> Layer:
     """Reshapes each example to one vector, [N, ...] to [N, O]. dx is dy in the shape of x."""

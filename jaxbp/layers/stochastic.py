@@ -7,6 +7,8 @@ from jaxbp.require import require_floats, require_shape
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer
 
+__all__ = ["dropout"]
+
 
 def dropout(drop_prob: float) -> Layer:
     """Sets each value to zero with probability `drop_prob` and divides the others by 1 - drop_prob.

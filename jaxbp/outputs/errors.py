@@ -27,6 +27,8 @@ import jax.numpy as jnp
 
 from jaxbp.types import Loss, PyTree, widened
 
+__all__ = ["ggn_columns", "jacobian_rows", "sampled"]
+
 
 def ggn_columns(
     loss: Loss, outputs: jax.Array, targets: PyTree, key: jax.Array | None = None

@@ -31,6 +31,16 @@ from jax.typing import ArrayLike
 
 from jaxbp.types import Loss, Shape, show_shape, widened
 
+__all__ = [
+    "accuracy",
+    "huber",
+    "make_huber",
+    "sigmoid_cross_entropy",
+    "softmax_cross_entropy",
+    "squared_error",
+    "weighted",
+]
+
 
 def _softmax_cross_entropy():
     name = "softmax_cross_entropy"

@@ -8,17 +8,15 @@ Readings know signals, but no layers. Each is one function with an implementatio
 signal. Add a new reading to one of these modules.
 """
 
-from jaxbp.readings.inner_products import directional_derivatives as directional_derivatives
-from jaxbp.readings.inner_products import gram as gram
-from jaxbp.readings.moments import Kronecker as Kronecker
-from jaxbp.readings.moments import diagonal as diagonal
-from jaxbp.readings.moments import kronecker as kronecker
-from jaxbp.readings.moments import per_example_diagonal as per_example_diagonal
-from jaxbp.readings.moments import second_moment as second_moment
-from jaxbp.readings.moments import variance as variance
-from jaxbp.readings.norms import example_norms as example_norms
-from jaxbp.readings.norms import layer_norms as layer_norms
-from jaxbp.readings.norms import sq_norms as sq_norms
-from jaxbp.readings.sums import mean as mean
-from jaxbp.readings.sums import per_example as per_example
-from jaxbp.readings.sums import total as total
+from jaxbp.readings import inner_products, moments, norms, sums
+from jaxbp.readings.inner_products import *
+from jaxbp.readings.moments import *
+from jaxbp.readings.norms import *
+from jaxbp.readings.sums import *
+
+__all__ = [
+    *inner_products.__all__,
+    *moments.__all__,
+    *norms.__all__,
+    *sums.__all__,
+]

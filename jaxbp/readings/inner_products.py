@@ -40,6 +40,8 @@ from jaxbp.signals.kinds import (
 from jaxbp.signals.stacked import sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
 
+__all__ = ["directional_derivatives", "gram"]
+
 
 def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
     """Computes the inner products of the gradients of examples, g_n . g_m, over all parameters.

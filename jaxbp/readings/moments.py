@@ -59,6 +59,15 @@ from jaxbp.signals.kinds import (
 )
 from jaxbp.types import widened
 
+__all__ = [
+    "Kronecker",
+    "diagonal",
+    "kronecker",
+    "per_example_diagonal",
+    "second_moment",
+    "variance",
+]
+
 
 @functools.singledispatch
 def per_example_diagonal(signal: Signal, *, columns: str | None = None) -> jax.Array:

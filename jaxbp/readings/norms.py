@@ -44,6 +44,8 @@ from jaxbp.signals.kinds import (
 from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
 
+__all__ = ["example_norms", "layer_norms", "sq_norms"]
+
 
 @functools.singledispatch
 def sq_norms(signal: Signal) -> jax.Array:

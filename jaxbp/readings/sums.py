@@ -47,6 +47,8 @@ from jaxbp.signals.kinds import (
 )
 from jaxbp.types import weighed
 
+__all__ = ["mean", "per_example", "total"]
+
 
 @functools.singledispatch
 def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:

@@ -8,17 +8,15 @@ A rule makes, chooses and updates the tree that `backward` reads. It may know la
 layer knows a rule. A new rule goes into one of the first three modules.
 """
 
-from jaxbp.rules.angles import Alignment as Alignment
-from jaxbp.rules.angles import alignment as alignment
-from jaxbp.rules.credit import eprop as eprop
-from jaxbp.rules.credit import rtrl as rtrl
-from jaxbp.rules.credit import snap1 as snap1
-from jaxbp.rules.direct import DirectState as DirectState
-from jaxbp.rules.direct import direct_feedback as direct_feedback
-from jaxbp.rules.feedback import Magnitudes as Magnitudes
-from jaxbp.rules.feedback import MirrorState as MirrorState
-from jaxbp.rules.feedback import exact as exact
-from jaxbp.rules.feedback import kolen_pollack as kolen_pollack
-from jaxbp.rules.feedback import random_feedback as random_feedback
-from jaxbp.rules.feedback import sign_symmetric as sign_symmetric
-from jaxbp.rules.feedback import weight_mirror as weight_mirror
+from jaxbp.rules import angles, credit, direct, feedback
+from jaxbp.rules.angles import *
+from jaxbp.rules.credit import *
+from jaxbp.rules.direct import *
+from jaxbp.rules.feedback import *
+
+__all__ = [
+    *angles.__all__,
+    *credit.__all__,
+    *direct.__all__,
+    *feedback.__all__,
+]

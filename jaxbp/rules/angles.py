@@ -10,8 +10,7 @@ arrays a and b, in degrees, takes all their entries as one vector:
 A small step along a gradient within 90 degrees of the exact one still lowers the loss.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,9 @@ from jaxbp.layers.recurrence import ForwardInTime
 from jaxbp.readings.sums import total
 from jaxbp.rules.feedback import require_rule
 from jaxbp.signals.kinds import map_signals
-from jaxbp.types import Layer, Params, PyTree, Rule, widened
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, widened
+
+__all__ = ["Alignment", "alignment"]
 
 
 class Alignment(NamedTuple):
@@ -60,9 +61,7 @@ class Measure(Protocol):
         ...
 
 
-def alignment(
-    net: Layer, loss: Callable[[Any, Any], tuple[jax.Array, jax.Array]], *, rule: Rule
-) -> Measure:
+def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
     """The angles between a rule's backward pass and the exact one, at every parameter.
 
     Use it to watch whether a rule learns what backpropagation would.

@@ -38,6 +38,8 @@ from jaxbp.layers.recurrence import ForwardInTime
 from jaxbp.rules.feedback import exact, wrong_state
 from jaxbp.types import Rule
 
+__all__ = ["eprop", "rtrl", "snap1"]
+
 
 def rtrl() -> Rule:
     """Real-time recurrent learning: the exact gradient, computed forward in time.

@@ -17,6 +17,8 @@ from jaxbp.combinators.compose import Direct, chain
 from jaxbp.rules.feedback import FEEDBACK_STREAM, exact, wrong_state
 from jaxbp.types import Layer, PyTree, Rule, Shape, split_keys
 
+__all__ = ["DirectState", "direct_feedback"]
+
 
 class DirectState(NamedTuple):
     """The state of `direct_feedback`.

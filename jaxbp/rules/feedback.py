@@ -35,6 +35,16 @@ import jax.numpy as jnp
 from jaxbp.signals.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
 from jaxbp.types import Params, PyTree, Rule, show_path, show_shape, widened
 
+__all__ = [
+    "Magnitudes",
+    "MirrorState",
+    "exact",
+    "kolen_pollack",
+    "random_feedback",
+    "sign_symmetric",
+    "weight_mirror",
+]
+
 # Whether a rule replaces a parameter: `where(path, leaf)`, with the leaf's shape, ndim and dtype.
 Where: TypeAlias = Callable[[str, Any], bool]
 

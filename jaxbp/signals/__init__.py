@@ -9,12 +9,13 @@ This chapter imports only `types`. To add a kind of signal, add a record to `kin
 to each module of `readings`.
 """
 
-from jaxbp.signals.conv_windows import Geometry as Geometry
-from jaxbp.signals.kinds import Bias as Bias
-from jaxbp.signals.kinds import Conv as Conv
-from jaxbp.signals.kinds import Lookup as Lookup
-from jaxbp.signals.kinds import Outer as Outer
-from jaxbp.signals.kinds import Scale as Scale
-from jaxbp.signals.kinds import keep as keep
-from jaxbp.signals.kinds import map_signals as map_signals
-from jaxbp.signals.stacked import Stacked as Stacked
+from jaxbp.signals import conv_windows, kinds, stacked
+from jaxbp.signals.conv_windows import *
+from jaxbp.signals.kinds import *
+from jaxbp.signals.stacked import *
+
+__all__ = [
+    *conv_windows.__all__,
+    *kinds.__all__,
+    *stacked.__all__,
+]

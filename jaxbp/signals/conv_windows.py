@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from jaxbp.types import LayerError, Shape, show_shape
 
+__all__ = ["Geometry"]
+
 
 class Axis(NamedTuple):
     """Where windows lie along one axis of positions.

@@ -19,6 +19,8 @@ from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.stacked import map_layers
 from jaxbp.types import PyTree
 
+__all__ = ["Bias", "Conv", "Lookup", "Outer", "Scale", "Signal", "keep", "map_signals"]
+
 
 class Outer(NamedTuple):
     """The signal of a weight matrix [I, O]: dE_n/dW = sum_t inputs_nt deltas_nt^T.

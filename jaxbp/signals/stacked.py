@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from jaxbp.types import PyTree
 
+__all__ = ["Stacked"]
+
 
 class Stacked(NamedTuple):
     """The parameters of a stack of alike layers, or anything with their structure, in one tree.

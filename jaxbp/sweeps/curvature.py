@@ -18,8 +18,10 @@ from typing import Protocol
 import jax
 
 from jaxbp.readings.sums import total
-from jaxbp.sweeps.gradients import LossFunction, value_and_grad
-from jaxbp.types import Layer, Params, PyTree
+from jaxbp.sweeps.gradients import value_and_grad
+from jaxbp.types import Layer, LossFunction, Params, PyTree
+
+__all__ = ["gauss_newton_vector_product", "hessian_vector_product"]
 
 
 class ProductFunction(Protocol):

@@ -23,10 +23,10 @@ import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, total
 from jaxbp.rules.feedback import exact, require_rule
-from jaxbp.types import Layer, Loss, Params, PyTree, Reading, Rule, show_shape
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, show_shape
 
-# A Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
-LossFunction: TypeAlias = Loss | Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+__all__ = ["backprop", "value_and_grad"]
+
 # An error, `error(loss, outputs, targets, key) -> columns [K, ...outputs' shape]` (see `errors`).
 ErrorFunction: TypeAlias = Callable[[Any, Any, Any, Any], jax.Array]
 

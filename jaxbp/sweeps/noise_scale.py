@@ -21,6 +21,8 @@ from jaxbp.readings.norms import example_norms, sq_norms
 from jaxbp.signals.kinds import map_signals
 from jaxbp.types import PyTree, widened
 
+__all__ = ["GradientNoise", "gradient_noise"]
+
 
 class GradientNoise(NamedTuple):
     """The scatter of the per-example gradients, as scalars.

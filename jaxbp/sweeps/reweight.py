@@ -33,8 +33,10 @@ from jaxbp.readings.sums import total
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.signals.stacked import map_layers
-from jaxbp.sweeps.gradients import LossFunction, SweepFunction
-from jaxbp.types import Layer, Params, PyTree, Rule, show_shape, weighed, widened
+from jaxbp.sweeps.gradients import SweepFunction
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, show_shape, weighed, widened
+
+__all__ = ["Reweighted", "automatic_weights", "clip_weights", "private_gradient", "reweighted"]
 
 Weigh: TypeAlias = Callable[[jax.Array], jax.Array]  # from norms [N] to weights [N]
 

@@ -22,6 +22,8 @@ from jaxbp.signals.stacked import stack_axes
 from jaxbp.sweeps.gradients import sweep_columns
 from jaxbp.types import Layer, Params, PyTree
 
+__all__ = ["neural_tangent_kernel", "neural_tangent_kernel_per_class"]
+
 
 class KernelFunction(Protocol):
     """What this module's calls return: the kernel between two batches of inputs."""

@@ -8,14 +8,15 @@ This chapter stands on `sweeps`, and no other chapter imports it. A new way to t
 `fitting`, a new optimizer that needs readings into a module of its own.
 """
 
-from jaxbp.training.fitting import Fit as Fit
-from jaxbp.training.fitting import fit as fit
-from jaxbp.training.kfac import KfacState as KfacState
-from jaxbp.training.kfac import kfac_factors as kfac_factors
-from jaxbp.training.kfac import scale_by_kfac as scale_by_kfac
-from jaxbp.training.nonfinite import NonFiniteError as NonFiniteError
-from jaxbp.training.step import TrainState as TrainState
-from jaxbp.training.step import evaluate as evaluate
-from jaxbp.training.step import init_state as init_state
-from jaxbp.training.step import make_epoch as make_epoch
-from jaxbp.training.step import make_step as make_step
+from jaxbp.training import fitting, kfac, nonfinite, step
+from jaxbp.training.fitting import *
+from jaxbp.training.kfac import *
+from jaxbp.training.nonfinite import *
+from jaxbp.training.step import *
+
+__all__ = [
+    *fitting.__all__,
+    *kfac.__all__,
+    *nonfinite.__all__,
+    *step.__all__,
+]

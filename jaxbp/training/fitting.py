@@ -19,7 +19,6 @@ from jax.typing import ArrayLike
 from jaxbp.rules.feedback import exact
 from jaxbp.training.nonfinite import BadStepError, NonFiniteError, is_finite, locate, run_watched
 from jaxbp.training.step import (
-    LossFunction,
     Metric,
     TrainState,
     evaluate,
@@ -29,7 +28,9 @@ from jaxbp.training.step import (
     shuffle,
     take,
 )
-from jaxbp.types import Layer, LayerError, Params, PyTree, Reading, Rule, show_shape
+from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule, show_shape
+
+__all__ = ["Fit", "fit"]
 
 Data: TypeAlias = tuple[ArrayLike, PyTree]  # inputs [N, ...] and targets [N, ...]
 

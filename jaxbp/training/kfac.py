@@ -33,6 +33,8 @@ from jaxbp.signals.stacked import map_layers, one_layer
 from jaxbp.sweeps.gradients import backprop
 from jaxbp.types import Layer, Loss, Params, PyTree, show_path, show_shape, widened
 
+__all__ = ["KfacState", "kfac_factors", "scale_by_kfac"]
+
 # Folded into the key of the forward pass. A small number would not do: layers split that key, and
 # one of them gets the key that fold_in(key, 1) gives.
 ERROR_STREAM = 2**31

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean
-from jaxbp.training.step import LossFunction, TrainState, forward_key, rule_keys
-from jaxbp.types import Layer, LayerError, PyTree, Rule
+from jaxbp.training.step import TrainState, forward_key, rule_keys
+from jaxbp.types import Layer, LayerError, LossFunction, PyTree, Rule
+
+__all__ = ["NonFiniteError"]
 
 
 class NonFiniteError(FloatingPointError):

@@ -19,10 +19,10 @@ import optax
 from jaxbp.readings.sums import mean
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
-from jaxbp.types import Layer, Loss, Params, PyTree, Reading, Rule, Shape
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, Shape
 
-# A `Loss`, or any `loss(outputs, targets) -> (value [N], delta)`.
-LossFunction: TypeAlias = Loss | Callable[[Any, Any], tuple[jax.Array, jax.Array]]
+__all__ = ["TrainState", "evaluate", "init_state", "make_epoch", "make_step"]
+
 # `metric(outputs, targets) -> [N]`.
 Metric: TypeAlias = Callable[[Any, Any], jax.Array]
 

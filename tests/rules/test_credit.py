@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracles import assert_close, credit_by_definition
-from test_recurrent import CELLS, PADDED, every_cell, problem
+from sequences import CELLS, PADDED, every_cell, problem
 
 import jaxbp as bp
 
@@ -131,7 +131,9 @@ def test_clipped_sums_are_of_the_rule_s_gradients(rule, key):
 @every_rule
 def test_a_state_that_is_not_its_own_is_refused(rule, key):
     params, _ = bp.recurrent(bp.gru(H)).init(key, (T, INPUTS))
-    with pytest.raises(ValueError, match=f"^{rule}: got a state that is not its own: this rule has"):
+    with pytest.raises(
+        ValueError, match=f"^{rule}: got a state that is not its own: this rule has"
+    ):
         RULES[rule]().choose(params, params)
 
 
