@@ -302,10 +302,10 @@ def signal_sizes(layer, key):
 
 def print_known(known, config):
     for problem, by_way in known.items():
-        delays = "".join(f"{f'delay {delay}':>18}" for delay in config.delays)
+        delays = "".join(f"{f'delay {delay}':>20}" for delay in config.delays)
         print(f"{problem:16}{delays}    score, median (lowest-highest)")
         for way, rows in by_way.items():
-            print(f"  {way:14}" + "".join(f"{spread(row, '.2f'):>18}" for row in rows))
+            print(f"  {way:14}" + "".join(f"{spread(row, '.2f'):>20}" for row in rows))
         print()
 
 
