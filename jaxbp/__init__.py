@@ -3,11 +3,11 @@
 A network is a `Layer`, a record of pure functions, made by calls such as `chain(dense(32), relu(),
 dense(10))`. One backward pass through it computes the gradient and whatever else is asked for:
 
-  value_and_grad   the mean loss and its gradient, like `jax.value_and_grad`
-  backprop         any readings, such as per-example gradients, norms or curvature factors, for any
-                   error at the outputs and any rule that carries it back
-  fit              training with validation and early stopping; `make_step` makes a single step
-  check            the test of a layer's backward pass against autodiff
+    value_and_grad   the mean loss and its gradient, like `jax.value_and_grad`
+    backprop         any readings, such as per-example gradients, norms or curvature factors, for
+                     any error at the outputs and any rule that carries it back
+    fit              training with validation and early stopping; `make_step` makes a single step
+    check            the test of a layer's backward pass against autodiff
 
 Shapes are written in brackets, with the letters of `jaxbp.types`: N examples, T positions, I
 inputs, O outputs, C classes.

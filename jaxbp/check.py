@@ -3,9 +3,9 @@
 Use it to test a layer, a network or a loss of your own. It runs in float64, with random inputs and
 a random cotangent u. With f the forward pass, p the parameters and the input, and J the Jacobian:
 
-  autodiff             J^T u from `jax.vjp`, for each parameter and for the input
-  finite differences   u . (f(p + h v) - f(p - h v)) / 2h against (J^T u) . v, for a random v
-  adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, for everything at once
+    autodiff             J^T u from `jax.vjp`, for each parameter and for the input
+    finite differences   u . (f(p + h v) - f(p - h v)) / 2h against (J^T u) . v, for a random v
+    adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, for everything at once
 
 The layers, losses and readings of the package never use automatic differentiation. It appears here,
 and in `sweeps.curvature` as the forward derivative of the explicit backward pass.

@@ -7,23 +7,23 @@ the error back.
 
 Letters, for shapes in brackets and for indices in formulas:
 
-  N   examples, always the first axis of data     n   one example
-  M   other examples, to compare N with           m   one of them
-  T   positions that share a weight (a sequence,  t   one position
-      the pixels of an image): none, one axis,
-      or several axes
-  I   inputs of a layer                           i   one input
-  O   outputs of a layer                          o   one output
-  C   classes                                     c   one class
-  K   columns of a matrix factor                  k   one column
-  L   stacked layers
-  V   rows of a table                             v   one row
+    N   examples, always the first axis of data     n   one example
+    M   other examples, to compare N with           m   one of them
+    T   positions that share a weight (a sequence,  t   one position
+        the pixels of an image): none, one axis,
+        or several axes
+    I   inputs of a layer                           i   one input
+    O   outputs of a layer                          o   one output
+    C   classes                                     c   one class
+    K   columns of a matrix factor                  k   one column
+    L   stacked layers
+    V   rows of a table                             v   one row
 
-  E      the loss of one example
-  x, y   the input and the output of a layer's forward
-  dy, dx   dE/dy, the input of its backward, and dE/dx, the output of its backward
-  delta  the derivative of the loss with respect to the output of some layer
-  W, B   the weights of the forward pass, and the weights that carry the error back instead
+    E      the loss of one example
+    x, y   the input and the output of a layer's forward
+    dy, dx   dE/dy, the input of its backward, and dE/dx, the output of its backward
+    delta  the derivative of the loss with respect to the output of some layer
+    W, B   the weights of the forward pass, and the weights that carry the error back instead
 """
 
 import dataclasses

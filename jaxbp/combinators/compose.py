@@ -156,8 +156,8 @@ def residual(*layers: Layer) -> Layer:
 def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> Layer:
     """Branches side by side, whose outputs are added or concatenated.
 
-      sum           y = f_1(x) + ... + f_n(x)         each branch gets dy
-      concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own part of dy
+        sum           y = f_1(x) + ... + f_n(x)         each branch gets dy
+        concatenate   y = (f_1(x), ..., f_n(x))         each branch gets its own part of dy
 
     Outputs are concatenated along their last axis. If x is an array, every branch gets x, and dx is
     the sum over the branches. If x is a tuple with an array for each branch, each branch gets its
@@ -237,7 +237,7 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
 def gated(layer: Layer, gate: Layer) -> Layer:
     """The output of a layer times the output of a gate, elementwise: y = f(x) g(x).
 
-      dx = J_f^T (g dy) + J_g^T (f dy)
+        dx = J_f^T (g dy) + J_g^T (f dy)
 
     A dense layer, gated by a dense layer with an activation, is the first half of a gated
     feed-forward network: of SwiGLU if the activation is silu. Parameters, caches and readings are
@@ -294,9 +294,9 @@ def _side_by_side(name, layers, places):
 
     All arguments but `key` and `read`, and all results, are tuples with one entry for each layer:
 
-      init(key, shapes) -> (params, out_shapes)
-      forward(params, inputs, key) -> (outputs, caches)
-      backward(params, caches, errors, read) -> (dxs, readings)
+        init(key, shapes) -> (params, out_shapes)
+        forward(params, inputs, key) -> (outputs, caches)
+        backward(params, caches, errors, read) -> (dxs, readings)
     """
 
     def each(function, *trees):

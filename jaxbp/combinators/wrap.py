@@ -1,10 +1,10 @@
 """Combinators that wrap one layer: repeat, stack, remat, cast, masked.
 
-  repeat    applies the layer n times, with the same parameters
-  stack     applies n layers of this kind, each with its own parameters, in one compiled loop
-  remat     keeps only the inputs, and runs the layer again in the backward pass
-  cast      computes in another floating-point dtype, such as bfloat16
-  masked    makes the layer from the mask that comes with each batch
+    repeat    applies the layer n times, with the same parameters
+    stack     applies n layers of this kind, each with its own parameters, in one compiled loop
+    remat     keeps only the inputs, and runs the layer again in the backward pass
+    cast      computes in another floating-point dtype, such as bfloat16
+    masked    makes the layer from the mask that comes with each batch
 
 Parameters and readings are those of the layer. Those of a stack hold all of its layers.
 """
@@ -26,7 +26,7 @@ __all__ = ["cast", "masked", "remat", "repeat", "stack"]
 def repeat(layer: Layer, n: int) -> Layer:
     """The same layer n times with the same parameters, y = f(f(... f(x))).
 
-      dE/dW = sum_k dE/dW_k,   with W_k the parameter in its k-th use
+        dE/dW = sum_k dE/dW_k,   with W_k the parameter in its k-th use
 
     A reading gets all uses of a parameter in one signal, as if they were positions, because the
     norm of a sum is not the sum of the norms. So the backward pass keeps the operands of all uses

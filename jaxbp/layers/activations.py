@@ -152,9 +152,9 @@ def silu() -> Layer:
 def gelu(*, approximate: bool = True) -> Layer:
     """The Gaussian error linear unit, y = x P(x), elementwise. dx = (P(x) + x P'(x)) dy.
 
-      exact          P(x) = (1 + erf(x / sqrt 2)) / 2    P'(x) = e^(-x^2 / 2) / sqrt(2 pi)
-      approximate    P(x) = (1 + t) / 2                  P'(x) = (1 - t^2) u'(x) / 2
-                     with t = tanh(u), u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
+        exact          P(x) = (1 + erf(x / sqrt 2)) / 2    P'(x) = e^(-x^2 / 2) / sqrt(2 pi)
+        approximate    P(x) = (1 + t) / 2                  P'(x) = (1 - t^2) u'(x) / 2
+                       with t = tanh(u), u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
 
     Args:
       approximate: whether to use the approximation with tanh, as GPT-2 does, or the exact form.

@@ -8,10 +8,10 @@ has G gates, which read G numbers of a and G numbers of e, and a state of one pa
 
 Letters in addition to those of `types`:
 
-  H   units                  s(x)    the logistic function, 1 / (1 + e^-x)
-  G   gates of each unit     a, da   the drive and dE/da, [N, G H]: the first gate of all units,
-                                     then the second gate of all units, and so on
-                             e, de   the echo and dE/de, [N, G H], in the same order
+    H   units                  s(x)    the logistic function, 1 / (1 + e^-x)
+    G   gates of each unit     a, da   the drive and dE/da, [N, G H]: the first gate of all units,
+                                       then the second gate of all units, and so on
+                               e, de   the echo and dE/de, [N, G H], in the same order
 """
 
 from collections.abc import Callable
@@ -96,14 +96,14 @@ def simple_rnn(features: int) -> Cell:
 def lstm(features: int, *, forget_bias: float = 1.0) -> Cell:
     """Long short-term memory: a memory c, and gates that write to it, keep it and read it.
 
-      i, f, o = s(a + e)     g = tanh(a + e)     c = f c' + i g     h = o tanh(c)
+        i, f, o = s(a + e)     g = tanh(a + e)     c = f c' + i g     h = o tanh(c)
 
     In `recurrent`, the drive is a = x W + b and the echo is e = h' U. Here h' and c' are the
     previous h and c, s is the logistic function, and each gate has its own part of a and e, in the
     order i, f, g, o. The state is (h, c). Backward, with q = tanh(c) and dc += o (1 - q^2) dh:
 
-      di = i (1 - i) g dc    df = f (1 - f) c' dc    dg = (1 - g^2) i dc    do = o (1 - o) q dh
-      da = de = (di, df, dg, do)                     dc' = f dc
+        di = i (1 - i) g dc    df = f (1 - f) c' dc    dg = (1 - g^2) i dc    do = o (1 - o) q dh
+        da = de = (di, df, dg, do)                     dc' = f dc
 
     where di, df, dg and do are derivatives with respect to the arguments of s and tanh.
 
@@ -159,7 +159,7 @@ def lstm(features: int, *, forget_bias: float = 1.0) -> Cell:
 def gru(features: int) -> Cell:
     """The gated recurrent unit: the gate z mixes the previous state with a new one.
 
-      r, z = s(a + e)     n = tanh(a + r e)     h = (1 - z) n + z h'
+        r, z = s(a + e)     n = tanh(a + r e)     h = (1 - z) n + z h'
 
     In `recurrent`, the drive is a = x W + b and the echo is e = h' U + c. Here h' is the previous
     h, s is the logistic function, and each gate has its own part of a and e, in the order r, z, n.
@@ -168,8 +168,8 @@ def gru(features: int) -> Cell:
     the echo of all gates. (The original form applies r to h', before the product.) The derivatives
     with respect to drive and echo differ:
 
-      dn = (1 - n^2) (1 - z) dh     dz = z (1 - z) (h' - n) dh     dr = r (1 - r) e dn
-      da = (dr, dz, dn)             de = (dr, dz, r dn)            dh' = z dh
+        dn = (1 - n^2) (1 - z) dh     dz = z (1 - z) (h' - n) dh     dr = r (1 - r) e dn
+        da = (dr, dz, dn)             de = (dr, dz, r dn)            dh' = z dh
 
     where dr, dz and dn are derivatives with respect to the arguments of s and tanh, e in dr is the
     echo of n, and dh' leaves out the path through the echo.

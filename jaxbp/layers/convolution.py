@@ -4,7 +4,7 @@ Let s be the stride, d the dilation and p the padding in front. At place k of th
 at t sees the input at u = s t + d k - p (`signals.conv_windows`). Forward and backward are three
 products (`signals.conv_products`):
 
-  y_t = sum_k x_u W_k + b     dE/dW_k = sum_nt x_nu dy_nt^T     dx_u = sum_k dy_t W_k^T
+    y_t = sum_k x_u W_k + b     dE/dW_k = sum_nt x_nu dy_nt^T     dx_u = sum_k dy_t W_k^T
 
 A transposed convolution has the last product, without b, as its forward pass, and the first as its
 backward pass. Channels are the last axis.
@@ -49,9 +49,9 @@ def conv(
 ) -> Layer:
     """A convolution over one, two or three axes of positions: sequences, images or volumes.
 
-      y_t = sum_k x_u W_k + b,   u = s t + d k - p
-      dE/dW_k = sum_nt x_nu dy_nt^T     dE/db = sum_nt dy_nt
-      dx_u = sum of dy_t W_k^T over the t and k with s t + d k - p = u
+        y_t = sum_k x_u W_k + b,   u = s t + d k - p
+        dE/dW_k = sum_nt x_nu dy_nt^T     dE/db = sum_nt dy_nt
+        dx_u = sum of dy_t W_k^T over the t and k with s t + d k - p = u
 
     Inputs are [N, *S, I] and outputs [N, *S', O]. Parameters are
     `{"weight": [*K, I / groups, O], "bias": [O]}`, without the bias if `use_bias` is false. As in
@@ -59,10 +59,10 @@ def conv(
 
     The kernel spans d (K - 1) + 1 positions of an axis. Outside of the inputs it sees zeros:
 
-      padding       p zeros in front, q behind, on each axis    S', the outputs on each axis
-      SAME          p = floor(m / 2), q = ceil(m / 2)           ceil(S / s)
-      VALID         p = q = 0                                   floor((S - span) / s) + 1
-      (p, q), ...   as given                                    floor((S + p + q - span) / s) + 1
+        padding       p zeros in front, q behind, on each axis    S', the outputs on each axis
+        SAME          p = floor(m / 2), q = ceil(m / 2)           ceil(S / s)
+        VALID         p = q = 0                                   floor((S - span) / s) + 1
+        (p, q), ...   as given                                    floor((S + p + q - span) / s) + 1
 
     with m = max(s (S' - 1) + span - S, 0), the positions that are missing for S' = ceil(S / s).
 
@@ -141,18 +141,18 @@ def conv_transpose(
 ) -> Layer:
     """A transposed convolution, which makes images larger: the backward pass of a `conv`.
 
-      y_u = b + sum of x_t W_k over the t and k with s t + d k - p = u
-      dE/dW_k = sum_nt x_nt dy_nu^T     dE/db = sum_nu dy_nu     dx_t = sum_k dy_u W_k^T
+        y_u = b + sum of x_t W_k over the t and k with s t + d k - p = u
+        dE/dW_k = sum_nt x_nt dy_nu^T     dE/db = sum_nu dy_nu     dx_t = sum_k dy_u W_k^T
 
     Consider the `conv` from [N, *S, O] to [N, *S', I] with the same arguments and the kernel W_k^T.
     The forward pass of this layer is the backward pass of that convolution, plus b, and its dx is
     the forward pass of that convolution. Inputs are [N, *S', I] and outputs [N, *S, O]. Parameters
     are `{"weight": [*K, I / groups, O], "bias": [O]}`, without the bias if `use_bias` is false.
 
-      padding       S, the outputs on each axis
-      SAME          s S'
-      VALID         s (S' - 1) + span
-      (p, q), ...   s (S' - 1) + span - p - q
+        padding       S, the outputs on each axis
+        SAME          s S'
+        VALID         s (S' - 1) + span
+        (p, q), ...   s (S' - 1) + span - p - q
 
     with span = d (K - 1) + 1 and p, q the padding of that convolution.
 

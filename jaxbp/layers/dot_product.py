@@ -2,19 +2,19 @@
 
 Each position has queries q, keys k and values v. Letters beside those of `types`:
 
-  H   heads, each with its own query             t   a position that asks
-  G   groups of H / G heads that share a key     s   a position that is seen
-      and a value                                d   size of a query, a key and a value
+    H   heads, each with its own query             t   a position that asks
+    G   groups of H / G heads that share a key     s   a position that is seen
+        and a value                                d   size of a query, a key and a value
 
 Forward, with s over the positions that t may see:
 
-  e_ts = q_t . k_s / sqrt(d)     p_ts = exp(e_ts) / sum_s exp(e_ts)     y_t = sum_s p_ts v_s
+    e_ts = q_t . k_s / sqrt(d)     p_ts = exp(e_ts) / sum_s exp(e_ts)     y_t = sum_s p_ts v_s
 
 Backward, with dp the derivative with respect to the probabilities and de to the scores:
 
-  dp_ts = dy_t . v_s                         de_ts = p_ts (dp_ts - sum_s p_ts dp_ts)
-  dq_t = sum_s de_ts k_s / sqrt(d)           dk_s = sum_t de_ts q_t / sqrt(d)
-                                             dv_s = sum_t p_ts dy_t
+    dp_ts = dy_t . v_s                         de_ts = p_ts (dp_ts - sum_s p_ts dp_ts)
+    dq_t = sum_s de_ts k_s / sqrt(d)           dk_s = sum_t de_ts q_t / sqrt(d)
+                                               dv_s = sum_t p_ts dy_t
 
 Queries are rows [N, G, T H / G, d]: the H / G heads of the first position, then those of the
 second, and so on. They are already divided by sqrt(d). Keys and values are [N, G, T, d].

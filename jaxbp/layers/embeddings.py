@@ -34,7 +34,7 @@ def embedding(
 ) -> Layer:
     """Looks up a vector for each token, y_nt = W[x_nt].
 
-      dE/dW[v] = sum of dy_nt over the n and t with x_nt = v
+        dE/dW[v] = sum of dy_nt over the n and t with x_nt = v
 
     Inputs are integers [N, ...], outputs [N, ..., O], parameters `{"weight": [V, O]}`. Integers
     have no derivative, so dx is None. For a token outside [0, V) the output is nan.
@@ -107,7 +107,7 @@ def learned_positions(
 ) -> Layer:
     """Adds a learned vector to each position, y_nt = x_nt + W[t].
 
-      dE/dW[t] = sum_n dy_nt     dx = dy
+        dE/dW[t] = sum_n dy_nt     dx = dy
 
     Inputs and outputs are [N, T, O] with T at most `length`, parameters `{"weight": [length, O]}`.
 
@@ -161,7 +161,7 @@ def learned_positions(
 def sinusoidal_positions(base: float = 10_000.0) -> Layer:
     """Adds sines and cosines of many wavelengths to each position, y_nt = x_nt + p_t. dx = dy.
 
-      p_t[2 i] = sin(t / base^(2 i / O)),   p_t[2 i + 1] = cos(t / base^(2 i / O))
+        p_t[2 i] = sin(t / base^(2 i / O)),   p_t[2 i + 1] = cos(t / base^(2 i / O))
 
     Inputs and outputs are [N, T, O] with an even O. There are no parameters.
 

@@ -29,7 +29,7 @@ def dense(
 ) -> Layer:
     """An affine map of the last axis, y = x W + b.
 
-      dE/dW = sum_nt x_nt dy_nt^T     dE/db = sum_nt dy_nt     dx = dy W^T
+        dE/dW = sum_nt x_nt dy_nt^T     dE/db = sum_nt dy_nt     dx = dy W^T
 
     Inputs are [N, ..., I] and outputs [N, ..., O]. The axes between, if any, are positions that
     share the weight. Parameters are `{"weight": [I, O], "bias": [O]}`, without the bias if

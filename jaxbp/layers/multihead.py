@@ -41,7 +41,7 @@ def rotary(heads: int, *, base: float = BASE) -> Layer:
 
     Each head has size d and d / 2 pairs. With a = t base^(-2 j / d) the angle of pair j at t:
 
-      y_j = x_j cos a - x_(j + d/2) sin a     y_(j + d/2) = x_(j + d/2) cos a + x_j sin a
+        y_j = x_j cos a - x_(j + d/2) sin a     y_(j + d/2) = x_(j + d/2) cos a + x_j sin a
 
     dx is dy rotated by -a. The product of a rotated query and a rotated key depends on the distance
     between their positions, not on the positions themselves.
@@ -108,23 +108,23 @@ def dot_product_attention(
     In each head, position t has a query q_t, a key k_t and a value v_t of size d. Forward, with the
     sums over the positions s that t sees:
 
-      e_ts = q_t . k_s / sqrt(d)     p_ts = exp(e_ts) / sum_s exp(e_ts)     y_t = sum_s p_ts v_s
+        e_ts = q_t . k_s / sqrt(d)     p_ts = exp(e_ts) / sum_s exp(e_ts)     y_t = sum_s p_ts v_s
 
     Backward:
 
-      dp_ts = dy_t . v_s                   de_ts = p_ts (dp_ts - sum_s p_ts dp_ts)
-      dq_t = sum_s de_ts k_s / sqrt(d)     dk_s = sum_t de_ts q_t / sqrt(d)
-                                           dv_s = sum_t p_ts dy_t
+        dp_ts = dy_t . v_s                   de_ts = p_ts (dp_ts - sum_s p_ts dp_ts)
+        dq_t = sum_s de_ts k_s / sqrt(d)     dk_s = sum_t de_ts q_t / sqrt(d)
+                                             dv_s = sum_t p_ts dy_t
 
     The H heads have queries of their own. Each of the G groups of H / G neighbouring heads shares
     one key and one value: G = H is multi-head attention, G = 1 multi-query attention. Inputs are
     [N, T, (H + 2 G) d]: side by side the H queries, the G keys and the G values of each position.
     Outputs are [N, T, H d].
 
-      by default             each position sees all positions
-      causal                 t sees the positions s <= t
-      mask false at s        no position sees s: x_s changes no other output, and dk_s = dv_s = 0
-      t sees no position     y_t = 0 and dq_t = 0
+        by default             each position sees all positions
+        causal                 t sees the positions s <= t
+        mask false at s        no position sees s: x_s changes no other output, and dk_s = dv_s = 0
+        t sees no position     y_t = 0 and dq_t = 0
 
     The forward pass keeps the probabilities, H T^2 numbers per example without `causal`. The lean
     form keeps only the logarithm of each sum of exponentials, [N, H, T]. Its backward pass computes
@@ -212,7 +212,7 @@ def attention(
 
     It is the same layer, under a name of its own, as
 
-      chain(dense((H + 2 G) d), dot_product_attention(H, ...), dense(features)),  d = features / H
+        chain(dense((H + 2 G) d), dot_product_attention(H, ...), dense(features)),  d = features / H
 
     The formulas of attention are in `dot_product_attention`. Inputs are [N, T, I], outputs
     [N, T, features]. One dense layer computes the queries, keys and values of all heads, as one

@@ -2,11 +2,11 @@
 
 Forward, with means over the values that are normalised together:
 
-  h = (x - mean(x)) r,   r = 1 / sqrt(mean((x - mean(x))^2) + eps),   y = g h + b
+    h = (x - mean(x)) r,   r = 1 / sqrt(mean((x - mean(x))^2) + eps),   y = g h + b
 
 Backward, with dh = g dy:
 
-  dx = r (dh - mean(dh) - h mean(dh h))     dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
+    dx = r (dh - mean(dh) - h mean(dh h))     dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
 
 Shifting or scaling x does not change h (up to eps). The two means in dx therefore remove these
 directions from dh. The cache is h and r.
@@ -38,9 +38,9 @@ __all__ = ["group_norm", "layer_norm", "rms_norm"]
 def layer_norm(*, eps: float = 1e-5, use_bias: bool = True, dtype: DTypeLike = float) -> Layer:
     """Layer normalisation: the O values at each position are normalised together.
 
-      h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
-      dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
-      dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
+        h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
+        dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
+        dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
 
     Inputs are [N, ..., O]. Parameters are `{"gain": [O], "bias": [O]}`, without the bias if
     `use_bias` is false. Means of 16-bit numbers are computed in 32 bits.
@@ -71,8 +71,8 @@ def layer_norm(*, eps: float = 1e-5, use_bias: bool = True, dtype: DTypeLike = f
 def rms_norm(*, eps: float = 1e-6, dtype: DTypeLike = float) -> Layer:
     """Normalisation by the root mean square at each position, without a mean and without a bias.
 
-      h = x r,   r = 1 / sqrt(mean(x^2) + eps),   y = g h
-      dx = r (dh - h mean(dh h)) with dh = g dy     dE/dg = sum_nt h_nt dy_nt
+        h = x r,   r = 1 / sqrt(mean(x^2) + eps),   y = g h
+        dx = r (dh - h mean(dh h)) with dh = g dy     dE/dg = sum_nt h_nt dy_nt
 
     Inputs are [N, ..., O], parameters `{"gain": [O]}`. Means of 16-bit numbers are computed in 32
     bits.
@@ -104,9 +104,9 @@ def group_norm(
 ) -> Layer:
     """Group normalisation: the values of a group of channels are normalised over all positions.
 
-      h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
-      dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
-      dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
+        h = (x - mean(x)) r,   r = 1 / sqrt(variance(x) + eps),   y = g h + b
+        dx = r (dh - mean(dh) - h mean(dh h)) with dh = g dy
+        dE/dg = sum_nt h_nt dy_nt     dE/db = sum_nt dy_nt
 
     The last axis is split into `groups` groups of neighbouring channels. The mean and the variance
     of each group are taken over its channels and all positions of an example. One group gives layer

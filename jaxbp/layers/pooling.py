@@ -32,11 +32,11 @@ def max_pool(
 ) -> Layer:
     """The maximum of the inputs in each window, y_t = max_k x_u with u = s t + k - p.
 
-      dx_u = sum of dy_t over the windows t whose maximum is x_u
+        dx_u = sum of dy_t over the windows t whose maximum is x_u
 
-      several equal maxima    the first one gets all of dy, in the order of the positions in memory
-      a nan in the window     y_t is nan, and a nan gets dy
-      padding                 is never the maximum, even if all inputs are minus infinity
+        several equal maxima    the first of them in memory gets all of dy
+        a nan in the window     y_t is nan, and a nan gets dy
+        padding                 is never the maximum, even if all inputs are minus infinity
 
     Inputs are [N, *S, O] and outputs [N, *S', O], with S' as in `conv`.
 
@@ -100,7 +100,7 @@ def avg_pool(
 ) -> Layer:
     """The mean of the inputs in each window, y_t = sum_k x_u / K_t with u = s t + k - p.
 
-      dx_u = sum of dy_t / K_t over the windows t that see u
+        dx_u = sum of dy_t / K_t over the windows t that see u
 
     K_t is the number of inputs in the window at t, without the padding. Inputs are [N, *S, O] and
     outputs [N, *S', O], with S' as in `conv`. Sums of 16-bit numbers are computed in 32 bits.
@@ -151,8 +151,8 @@ def avg_pool(
 def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
     """Pools all T positions of an example to one, by the mean or the maximum of each channel.
 
-      mean    y = sum_u x_u / T      dx_u = dy / T
-      max     y = max_u x_u          dx_u = dy at the maximum (the first one, if several), else 0
+        mean    y = sum_u x_u / T      dx_u = dy / T
+        max     y = max_u x_u          dx_u = dy at the maximum (the first one, if several), else 0
 
     Inputs are [N, ..., O], outputs [N, O].
 
@@ -207,7 +207,7 @@ def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
 def upsample(factor: int | tuple[int, ...]) -> Layer:
     """Repeats each position f times along each axis, y_u = x_t with t = floor(u / f).
 
-      dx_t = sum of dy_u over the copies u of t
+        dx_t = sum of dy_u over the copies u of t
 
     Inputs are [N, *S, O], outputs [N, *f S, O]. `upsample` followed by `conv` makes images larger
     without the checkerboard patterns of `conv_transpose`.
@@ -334,11 +334,11 @@ def _steps(geometry: Geometry) -> list[slice]:
 
     Times on a CPU for the forward and backward pass of 64 x 28 x 28 x 16:
 
-      window                   all axes at once   axis by axis
-      2 x 2, side by side       0.3 ms             1.4 ms
-      4 x 4, side by side       1.3                1.3
-      3 x 3, strides of 2       3.5                1.7      6 places in two steps instead of 9
-      3 x 3, strides of 1      20                  7
+        window                   all axes at once   axis by axis
+        2 x 2, side by side       0.3 ms             1.4 ms
+        4 x 4, side by side       1.3                1.3
+        3 x 3, strides of 2       3.5                1.7      6 places in two steps instead of 9
+        3 x 3, strides of 1      20                  7
     """
     rank = len(geometry.kernel)
     if _are_side_by_side(geometry) and math.prod(geometry.kernel) <= 16:

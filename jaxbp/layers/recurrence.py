@@ -3,13 +3,13 @@
 Let F be the formulas of the cell (`cells`), a_t its drive, e_t its echo and s_t its state. The
 first part of the state is the output h_t. Forward:
 
-  a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
+    a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
 
 Backward, which is backpropagation through time (BPTT). ds_t comes from step t + 1, and dy_t is
 added to its first part:
 
-  da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
-  dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
+    da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
+    dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
 
 Only the products with U and the elementwise work of the cell have to be done step by step, in the
 loops of `through_time`. Everything else is one product over all steps: the drives before the loop
@@ -73,28 +73,28 @@ def recurrent(
 ) -> Layer:
     """Runs a cell along a sequence and carries its state from step to step.
 
-      a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
+        a_t = x_t W + b     e_t = h_(t-1) U (+ c)     s_t = F(a_t, e_t, s_(t-1))     y_t = h_t
 
     F is the cell, and the output h_t is the first part of its state s_t. The backward pass is
     backpropagation through time (BPTT). With ds_t the derivative with respect to s_t, to whose
     first part dy_t is added:
 
-      da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
-      dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
-      dE/db = sum_nt da_nt                 dE/dc = sum_nt de_nt
+        da_t, de_t, ds_(t-1) = dF^T ds_t     dh_(t-1) += de_t U^T     dx_t = da_t W^T
+        dE/dW = sum_nt x_nt da_nt^T          dE/dU = sum_nt h_(n,t-1) de_nt^T
+        dE/db = sum_nt da_nt                 dE/dc = sum_nt de_nt
 
     Inputs are [N, T, I], outputs [N, T, H]. Parameters are `{"weight": [I, G H], "recurrent":
     [H, G H], "bias": [G H]}`. There is also a `"recurrent_bias"` [G H] if the cell has one (c). If
     `learn_initial` is true, there is an `"initial"`, a tuple of one vector [H] for each part of the
     state.
 
-      mask false at t       the state is unchanged: y_t = h_(t-1) and da_t = de_t = 0. The last
-                            output of a sequence padded at its end is that of its last real step
-      horizon=k             truncated BPTT: ds_(t-1) = 0 if t is a positive multiple of k. The state
-                            itself is carried on
-      segment=k             the forward pass keeps only every k-th state, and the backward pass runs
-                            each segment of k steps again. The numbers are the same
-      reverse               the first step is the last position
+        mask false at t       the state is unchanged: y_t = h_(t-1) and da_t = de_t = 0. The last
+                              output of a sequence padded at its end is that of its last real step
+        horizon=k             truncated BPTT: ds_(t-1) = 0 if t is a positive multiple of k. The
+                              state itself is carried on
+        segment=k             the forward pass keeps only every k-th state, and the backward pass
+                              runs each segment of k steps again. The numbers are the same
+        reverse               the first step is the last position
 
     A segment reduces what is kept between the passes, in addition to the outputs, from O(T) numbers
     per unit to O(T / k + k). The minimum is at k = sqrt(T). After the backward pass the deltas of
@@ -233,7 +233,7 @@ def bidirectional(
 
     It has the formulas of `recurrent` and is the same layer, under a name of its own, as
 
-      parallel(recurrent(cell), recurrent(cell, reverse=True), combine="concatenate")
+        parallel(recurrent(cell), recurrent(cell, reverse=True), combine="concatenate")
 
     The first H outputs at t depend on the inputs up to t, the other H on the inputs from t on.
     Inputs are [N, T, I], outputs [N, T, 2 H]. Parameters are a pair: each direction has its own.

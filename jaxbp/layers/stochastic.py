@@ -13,7 +13,7 @@ __all__ = ["dropout"]
 def dropout(drop_prob: float) -> Layer:
     """Sets each value to zero with probability `drop_prob` and divides the others by 1 - drop_prob.
 
-      y = m x / (1 - drop_prob),   dx = m dy / (1 - drop_prob),   m ~ Bernoulli(1 - drop_prob)
+        y = m x / (1 - drop_prob),   dx = m dy / (1 - drop_prob),   m ~ Bernoulli(1 - drop_prob)
 
     The expectation of y is x. The mask m is drawn from the `key` of forward. Without a key, as at
     inference, y = x and dx = dy.

@@ -1,8 +1,8 @@
 """Through time: the three loops over the steps of a sequence that a recurrent layer is made of.
 
-  run_steps          the forward pass, from the first step to the last
-  sweep_steps        the backward pass, from the last step to the first (BPTT)
-  carry_influences   the same gradients, accumulated from the first step to the last (RTRL)
+    run_steps          the forward pass, from the first step to the last
+    sweep_steps        the backward pass, from the last step to the first (BPTT)
+    carry_influences   the same gradients, accumulated from the first step to the last (RTRL)
 
 Each step of the first two holds one product with U and the elementwise work of the cell. Everything
 that can be one product over all steps stands outside of the loops. Arrays are [N, T, ...] and are
@@ -120,7 +120,7 @@ def carry_influences(
 
     The influence of a parameter theta on the state is M_t = ds_t / d theta. It obeys
 
-      M_t = D_t M_(t-1) + I_t,   D_t = ds_t / ds_(t-1)
+        M_t = D_t M_(t-1) + I_t,   D_t = ds_t / ds_(t-1)
 
     where I_t is the direct effect of theta on s_t in this step. The gradient is sum_t dy_t . M_t,
     with the rows of M_t that belong to h. A cell is elementwise, so one call of `cell.backward`
@@ -129,9 +129,9 @@ def carry_influences(
 
     M is [N, P, H, ...] for the P parts of the state. The axes behind are those of the parameter:
 
-      [I + 1, G, H]   for W and, as last row, b: their input is (x, 1)
-      [H + 1, G, H]   for U and, as last row, c: their input is (h, 1); [H, G, H] without c
-      [P, H]          for the initial state
+        [I + 1, G, H]   for W and, as last row, b: their input is (x, 1)
+        [H + 1, G, H]   for U and, as last row, c: their input is (h, 1); [H, G, H] without c
+        [P, H]          for the initial state
 
     Args:
       loop: that of the forward pass.

@@ -5,9 +5,9 @@ shape may enter. An error is a function `error(loss, outputs, targets, key) -> c
 ...outputs' shape]`: K arrays to propagate side by side, by `backprop(net, loss, error=...)` or by
 your own `jax.vmap`.
 
-  ggn_columns     a square root of the loss's Hessian H: sum_k s_k s_k^T = H, exactly
-  sampled         the same in expectation: deltas at targets drawn from the model
-  jacobian_rows   one-hot: the backward pass computes the rows of the Jacobian
+    ggn_columns     a square root of the loss's Hessian H: sum_k s_k s_k^T = H, exactly
+    sampled         the same in expectation: deltas at targets drawn from the model
+    jacobian_rows   one-hot: the backward pass computes the rows of the Jacobian
 
 With the first two, the readings of `readings.moments` compute the curvature of the loss: the
 generalised Gauss-Newton matrix sum_n J_n^T H_n J_n. For the cross-entropies and the squared error
@@ -35,7 +35,7 @@ def ggn_columns(
 ) -> jax.Array:
     """The columns of a square root of each example's loss Hessian, [K, ...outputs' shape].
 
-      sum_k s_nk s_nk^T = H_n
+        sum_k s_nk s_nk^T = H_n
 
     K is the number of outputs, C for classes. If there are positions, each has its own columns,
     because the loss is a sum over positions: K = T C.
@@ -70,7 +70,7 @@ def sampled(
 ) -> jax.Array:
     """Deltas at targets drawn from the model's own distribution, [draws, ...outputs' shape].
 
-      E[sum_k s_nk s_nk^T] = H_n
+        E[sum_k s_nk s_nk^T] = H_n
 
     Each delta is divided by the square root of `draws`. The Hessian of `huber` depends on the
     target; H_n is then the mean of the Hessian over the drawn targets, not the Hessian at the given

@@ -48,8 +48,8 @@ def _softmax_cross_entropy():
     def terms(outputs, targets):
         """Cross-entropy of a softmax: E = -sum_c t_c log p_c with p = softmax(z). delta = p - t.
 
-          Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
-          sample     integers, c with probability p_c
+            Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
+            sample     integers, c with probability p_c
 
         Args:
           outputs: logits z, [N, ..., C].
@@ -103,8 +103,8 @@ def _sigmoid_cross_entropy():
         p = sigmoid(z), delta = p - t. Use it for two classes with one output, or for O labels that
         do not exclude one another.
 
-          Hessian    diag(p (1 - p))
-          sample     0 or 1, 1 with probability p
+            Hessian    diag(p (1 - p))
+            sample     0 or 1, 1 with probability p
 
         Args:
           outputs: logits z, [N, ..., O].
@@ -142,8 +142,8 @@ def _squared_error():
     def terms(outputs, targets):
         """Half the squared error: E = sum_o (y_o - t_o)^2 / 2. delta = y - t.
 
-          Hessian    the identity
-          sample     normal, with mean y and variance 1
+            Hessian    the identity
+            sample     normal, with mean y and variance 1
 
         Args:
           outputs: y, [N, ..., O].
@@ -173,13 +173,13 @@ squared_error = _squared_error()
 def make_huber(threshold: float) -> Loss:
     """The Huber loss: a squared error up to a threshold h, an absolute error beyond it.
 
-      E = sum_o  r_o^2 / 2            where |r_o| <= h,   r = y - t
-                 h (|r_o| - h / 2)    elsewhere
-      delta = r clipped to [-h, h]
+        E = sum_o  r_o^2 / 2            where |r_o| <= h,   r = y - t
+                   h (|r_o| - h / 2)    elsewhere
+        delta = r clipped to [-h, h]
 
-      Hessian    1 where |r_o| <= h, else 0, on the diagonal
-      sample     y + r, r with a density proportional to e^-E: normal in the middle, exponential in
-                 the tails
+        Hessian    1 where |r_o| <= h, else 0, on the diagonal
+        sample     y + r, r with a density proportional to e^-E: normal in the middle,
+                   exponential in the tails
 
     `bp.huber` is this loss with h = 1.
 

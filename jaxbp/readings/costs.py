@@ -14,8 +14,8 @@ def gram_is_less_work(i: int, o: int, *, pairs: int, rows: int, products: int) -
 
     For gradients [I, O] of the form sum_t x_t d_t^T, the number of multiplications is
 
-      Gram matrices   sum_st (x_s . x_t) (d_s . d_t)            pairs (I + O)
-      gradients       form the gradients and multiply them      (rows + products) I O
+        Gram matrices   sum_st (x_s . x_t) (d_s . d_t)            pairs (I + O)
+        gradients       form the gradients and multiply them      (rows + products) I O
 
     Forming gradients also writes them to memory. Measured on a CPU, both ways take the same time
     where the second has 1.3 to 2 times fewer multiplications (I and O from 64 to 512, T from 2 to
@@ -39,18 +39,18 @@ def by_place_is_less_work(signal: Conv) -> bool:
     There are three ways to compute the norm of an example's gradient, for a kernel with K places
     and G groups:
 
-      Gram matrices   of the patches [T, K I / G] and of the deltas        (`gram_is_less_work`)
-      patches         form the patches, and from them the gradient [K I / G, O / G]
-      places          form the gradient of one place at a time, [I / G, O / G]
+        Gram matrices   of the patches [T, K I / G] and of the deltas        (`gram_is_less_work`)
+        patches         form the patches, and from them the gradient [K I / G, O / G]
+        places          form the gradient of one place at a time, [I / G, O / G]
 
     Patches and places take the same number of multiplications, but patches have to be written to
     memory and are K times as large as the images. So the result is true where Gram matrices are not
     less work and there is more than one input channel. Time of places, measured on a CPU:
 
-      against patches, 8 x 8 to 32 x 32 images, 3 to 64 inputs, kernel of 3 x 3     0.3 to 0.9
-      against patches, sequences, or a kernel of 7 x 7 on 3 inputs                  1.1
-      against patches, one input, where a place leaves only vectors to multiply     1.8
-      against Gram matrices, where those are less work (few positions)              1.4 to 6
+        against patches, 8 x 8 to 32 x 32 images, 3 to 64 inputs, kernel of 3 x 3     0.3 to 0.9
+        against patches, sequences, or a kernel of 7 x 7 on 3 inputs                  1.1
+        against patches, one input, where a place leaves only vectors to multiply     1.8
+        against Gram matrices, where those are less work (few positions)              1.4 to 6
     """
     inputs, outputs, geometry = signal.inputs.shape, signal.deltas.shape, signal.geometry
     if geometry.transposed:

@@ -2,8 +2,8 @@
 
 With g_n the gradient of example n's own loss with respect to all parameters:
 
-  gram                      g_n . g_m    [N, M]   between examples, of one batch or of two
-  directional_derivatives   g_n . v      [N]      along a direction v, a tree like the parameters
+    gram                      g_n . g_m    [N, M]   between examples, of one batch or of two
+    directional_derivatives   g_n . v      [N]      along a direction v, a tree like the parameters
 
 Both compute the products from the operands and form per-example gradients only where that is
 cheaper. They take the tree of signals that a sweep with `read=keep` returns, a part of this tree,
@@ -48,13 +48,13 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
 
     A large product means that a step on one example also lowers the loss of the other.
 
-      weight matrix      (x_n . x_m) (d_n . d_m)
-      with positions     sum_ts (x_nt . x_ms) (d_nt . d_ms), or the product of the gradients,
-                         whichever is less work (`gram_is_less_work`)
-      kernel             as a weight matrix shared by patches, or the product of the gradients
-      table              the pairs of positions that look up the same row, or the product of the
-                         gradients
-      bias, gain         the product of the gradients
+        weight matrix      (x_n . x_m) (d_n . d_m)
+        with positions     sum_ts (x_nt . x_ms) (d_nt . d_ms), or the product of the gradients,
+                           whichever is less work (`gram_is_less_work`)
+        kernel             as a weight matrix shared by patches, or the product of the gradients
+        table              the pairs of positions that look up the same row, or the product of the
+                           gradients
+        bias, gain         the product of the gradients
 
     Numbers of 16 bits are accumulated in 32.
 

@@ -2,20 +2,20 @@
 
 What these readings measure depends on the error signal at which the backward pass starts:
 
-  the loss's delta     the scatter of the gradients over the examples, and the empirical Fisher
-                       information sum_n g_n g_n^T
-  columns s_k with     curvature: the generalised Gauss-Newton matrix sum_nk g_nk g_nk^T, with
-  sum_k s_k s_k^T      g_nk = J_n^T s_nk and J_n the Jacobian of the outputs with respect to the
-  = H                  parameters. H is the Hessian of the loss; `errors` makes the columns
+    the loss's delta     the scatter of the gradients over the examples, and the empirical Fisher
+                         information sum_n g_n g_n^T
+    columns s_k with     curvature: the generalised Gauss-Newton matrix sum_nk g_nk g_nk^T, with
+    sum_k s_k s_k^T      g_nk = J_n^T s_nk and J_n the Jacobian of the outputs with respect to the
+    = H                  parameters. H is the Hessian of the loss; `errors` makes the columns
 
 The readings, with squares taken elementwise:
 
-  diagonal               sum_nk g_nk^2           [shape of the parameter]
-  per_example_diagonal   sum_k g_nk^2            [N, shape of the parameter]
-  second_moment          sum_n g_n^2 / N         [shape of the parameter]
-  variance               sum_n (g_n - m)^2 / N   [shape of the parameter], m the mean
-  kronecker              A [I, I] and G [O, O], whose Kronecker product approximates
-                         sum_nk g_nk g_nk^T / N
+    diagonal               sum_nk g_nk^2           [shape of the parameter]
+    per_example_diagonal   sum_k g_nk^2            [N, shape of the parameter]
+    second_moment          sum_n g_n^2 / N         [shape of the parameter]
+    variance               sum_n (g_n - m)^2 / N   [shape of the parameter], m the mean
+    kronecker              A [I, I] and G [O, O], whose Kronecker product approximates
+                           sum_nk g_nk g_nk^T / N
 
 A reading with an argument `columns` computes the sum over k where it is cheapest. For a weight
 matrix that is before any product is formed. `backprop` passes the argument. Numbers of 16 bits are
@@ -289,17 +289,17 @@ def kronecker(
 
     If positions share the weight, `shared` says how the sum over them is approximated:
 
-      shared     A                              G                            exact, for example,
-      expand     sum_nt a_nt a_nt^T / (N T)     sum_ntk d_ntk d_ntk^T / N    if positions never mix
-      reduce     sum_n b_n b_n^T / N            sum_nk e_nk e_nk^T / N       if they are averaged
+        shared    A                             G                           exact, for example,
+        expand    sum_nt a_nt a_nt^T / (N T)    sum_ntk d_ntk d_ntk^T / N   if positions never mix
+        reduce    sum_n b_n b_n^T / N           sum_nk e_nk e_nk^T / N      if they are averaged
 
     with b_n = sum_t a_nt / T and e_nk = sum_t d_ntk. Without positions the two are the same.
 
     `bias` says whether a bias is treated as one more row of its weight:
 
-      bias       factors of the weight      factors of the bias
-      folded     of a = (x, 1)              none, (): it is the last row of the weight
-      apart      of a = x                   of a = 1, so A = [[1]]
+        bias       factors of the weight      factors of the bias
+        folded     of a = (x, 1)              none, (): it is the last row of the weight
+        apart      of a = x                   of a = 1, so A = [[1]]
 
     A weight's signal does not tell whether there is a bias. With `folded`, A is [I + 1, I + 1] in
     any case, and A[:-1, :-1] is the factor of x alone.

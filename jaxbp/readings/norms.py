@@ -2,9 +2,9 @@
 
 With g_n the gradient of example n's own loss:
 
-  sq_norms         |g_n|^2 for one parameter      a reading
-  layer_norms      |g_n| for each layer           from a tree of squared norms
-  example_norms    |g_n| for the whole network    from a tree of squared norms
+    sq_norms         |g_n|^2 for one parameter      a reading
+    layer_norms      |g_n| for each layer           from a tree of squared norms
+    example_norms    |g_n| for the whole network    from a tree of squared norms
 
 `sq_norms` computes the norm from the operands, without forming g_n, where that is cheaper.
 
@@ -51,13 +51,13 @@ __all__ = ["example_norms", "layer_norms", "sq_norms"]
 def sq_norms(signal: Signal) -> jax.Array:
     """Computes the squared norm of each example's gradient, |g_n|^2.
 
-      weight matrix      |x_n|^2 |d_n|^2
-      with positions     sum_st (x_ns . x_nt) (d_ns . d_nt), from two Gram matrices [N, T, T], or
-                         from the gradient [N, I, O], whichever is less work
-      kernel             as a weight matrix shared by patches, or one place after another
-      table              from the rows that an example looks up; the deltas of a row that it looks
-                         up several times are added first
-      bias, gain         from the gradient
+        weight matrix      |x_n|^2 |d_n|^2
+        with positions     sum_st (x_ns . x_nt) (d_ns . d_nt), from two Gram matrices [N, T, T], or
+                           from the gradient [N, I, O], whichever is less work
+        kernel             as a weight matrix shared by patches, or one place after another
+        table              from the rows that an example looks up; the deltas of a row that it looks
+                           up several times are added first
+        bias, gain         from the gradient
 
     `costs` has the formulas that decide. Numbers of 16 bits are accumulated in 32.
 

@@ -2,9 +2,9 @@
 
 With g_n the gradient of example n's own loss with respect to the parameter, and w_n its weight:
 
-  total          sum_n w_n g_n                  [shape of the parameter]
-  mean           sum_n w_n g_n / sum_n w_n      [shape of the parameter]
-  per_example    g_n                            [N, shape of the parameter]
+    total          sum_n w_n g_n                  [shape of the parameter]
+    mean           sum_n w_n g_n / sum_n w_n      [shape of the parameter]
+    per_example    g_n                            [N, shape of the parameter]
 
 These are readings: each takes the signal of one parameter and returns an array. Pass a reading to
 the backward pass, `backward(..., read=mean)`, and it is applied to each signal as soon as the
@@ -115,8 +115,8 @@ def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
 
     This is the gradient of the mean loss, the one that an optimizer takes.
 
-      weights=None       sum_n g_n / N
-      all weights zero   zero
+        weights=None       sum_n g_n / N
+        all weights zero   zero
 
     Args:
       signal: the operands of one parameter.

@@ -3,9 +3,9 @@
 Both backward passes start from the same forward pass, and are compared by angles. The angle between
 arrays a and b, in degrees, takes all their entries as one vector:
 
-  angle(a, b) = arccos(a . b / (|a| |b|))
+    angle(a, b) = arccos(a . b / (|a| |b|))
 
-      0   the same direction          90   orthogonal          180   opposite directions
+        0   the same direction          90   orthogonal          180   opposite directions
 
 A small step along a gradient within 90 degrees of the exact one still lowers the loss.
 """
@@ -66,8 +66,8 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
 
     Use it to watch whether a rule learns what backpropagation would.
 
-      one vector is zero     90 degrees, and a norm ratio of 0 or inf
-      both are zero          0 degrees, and a norm ratio of 1
+        one vector is zero     90 degrees, and a norm ratio of 0 or inf
+        both are zero          0 degrees, and a norm ratio of 1
 
     Under `direct_feedback`, `weight` and `norm_ratio` describe the trees that carry the error
     inside the blocks, because the rule's own matrices replace no weight.

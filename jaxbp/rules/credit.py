@@ -5,17 +5,17 @@ The rules here instead carry forward how each parameter has influenced the state
 gradient of a step is known at that step. With M_t = ds_t / d theta the influence of a parameter on
 the state, and L_t = dE/dh_t the error that the outputs of step t get from the layers above,
 
-  dE/d theta = sum_t L_t . M_t,     M_t = D_t M_(t-1) + I_t     (L_t multiplies the rows of h)
+    dE/d theta = sum_t L_t . M_t,     M_t = D_t M_(t-1) + I_t     (L_t multiplies the rows of h)
 
 I_t is the direct effect of the parameter on s_t, and D_t = ds_t / ds_(t-1) the effect of each
 unit's state on the next state of all units. The rules differ in how much of D_t and M_t they keep.
 J stands for the part of D_t that does not go through the recurrent weights U: the effect of a
 unit's state on its own next state.
 
-  rule      D_t                                   M has, for each example
-  rtrl      all of it                             all units by all parameters
-  snap1     each unit on itself: J, and U_jj      one number per parameter and part of the state
-  eprop     J only                                the same
+    rule      D_t                                   M has, for each example
+    rtrl      all of it                             all units by all parameters
+    snap1     each unit on itself: J, and U_jj      one number per parameter and part of the state
+    eprop     J only                                the same
 
 For the last two, D_t leads from each unit only to itself, so the sum over t can be taken in either
 order. They are therefore backward passes through a tree in which U is replaced by its diagonal (of

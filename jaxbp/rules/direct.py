@@ -37,7 +37,7 @@ def direct_feedback(
 ) -> Rule:
     """Direct feedback alignment: the error at a chain's outputs goes directly to each block.
 
-      dy_i = delta B_i,   B_i [C, O_i] fixed and random;   the last block gets delta
+        dy_i = delta B_i,   B_i [C, O_i] fixed and random;   the last block gets delta
 
     The network is `chain(*blocks)`. Inside a block, which may be a network, the error is carried
     back exactly, or by another rule. No block waits for another. Only the dx of the first block is

@@ -5,24 +5,24 @@ neuron in a brain could hardly know the weights of other neurons. A backward pas
 them either: it reads one tree, and any tree with the structure of the parameters works. Readings do
 not change: the operands of a gradient are x and dy, dE/dW = x^T dy.
 
-  rule              carries the error by              and after each step
-  exact             W
-  random_feedback   B, fixed                          -
-  sign_symmetric    M sign(W), magnitudes M > 0       -
-  kolen_pollack     B                                 B gets the update and the decay of W
-  weight_mirror     B                                 B moves towards W, estimated from noise
+    rule              carries the error by              and after each step
+    exact             W
+    random_feedback   B, fixed                          -
+    sign_symmetric    M sign(W), magnitudes M > 0       -
+    kolen_pollack     B                                 B gets the update and the decay of W
+    weight_mirror     B                                 B moves towards W, estimated from noise
 
 B is another draw by the network's own initialisers, and the magnitudes have the scale of such a
 draw. The module `direct` has one more rule, which sends the error past the layers in between.
 
 Your own rule is a `Rule`, made from scratch or from another one:
 
-  >>> import optax, jaxbp as bp
-  >>> def noisy(deviation):
-  ...     def choose(state, params, *, key):
-  ...         noise = optax.tree.random_like(key, params)
-  ...         return optax.tree.add_scale(params, deviation, noise)
-  ...     return bp.exact()._replace(name="noisy", choose=choose)
+    >>> import optax, jaxbp as bp
+    >>> def noisy(deviation):
+    ...     def choose(state, params, *, key):
+    ...         noise = optax.tree.random_like(key, params)
+    ...         return optax.tree.add_scale(params, deviation, noise)
+    ...     return bp.exact()._replace(name="noisy", choose=choose)
 """
 
 import math
@@ -142,9 +142,9 @@ def sign_symmetric(
 ) -> Rule:
     """Sign-symmetry: the signs of W, with other magnitudes. dx = dy (M sign(W))^T.
 
-      uniform      M = s, one number for each matrix                       uSF
-      fixed        M = s |xi|, drawn once                                  frSF
-      batchwise    M = s |xi|, drawn anew for each batch                   brSF
+        uniform      M = s, one number for each matrix                       uSF
+        fixed        M = s |xi|, drawn once                                  frSF
+        batchwise    M = s |xi|, drawn anew for each batch                   brSF
 
     with xi ~ Normal(0, 1) for every entry. s is the root mean square of another draw by the
     network's initialisers, times `scale`. The sign of zero is zero.
@@ -216,10 +216,10 @@ def kolen_pollack(*, scale: float = 1.0, where: Where = matrices) -> Rule:
     Any optax optimizer works. It computes the update of B from its state for W, with B as the
     parameters. This has consequences for optimizers that use the parameters:
 
-      weight decay                            that of B
-      weight decay that enters the momentum   that of B in the newest step, that of W before
-      trust ratio, line search                computed from B
-      parameters kept in the state            those of W (`schedule_free`, L-BFGS)
+        weight decay                            that of B
+        weight decay that enters the momentum   that of B in the newest step, that of W before
+        trust ratio, line search                computed from B
+        parameters kept in the state            those of W (`schedule_free`, L-BFGS)
 
     Args:
       scale: a factor of B at the start, as in `random_feedback`.
@@ -276,7 +276,7 @@ def weight_mirror(
 ) -> Rule:
     """Weight mirrors: between training steps, B learns W from noise sent through W. dx = dy B^T.
 
-      xi ~ Normal(0, 1)  [M, I],   zeta = xi W  [M, O],   B += rate (xi^T zeta / M - B)
+        xi ~ Normal(0, 1)  [M, I],   zeta = xi W  [M, O],   B += rate (xi^T zeta / M - B)
 
     In a mirror phase the inputs of each matrix are noise. The expectation of xi^T zeta / M is W, so
     B approaches W. Biases, and the nonlinearity after the matrix, are left out of the phase. In a

@@ -3,9 +3,9 @@
 With u the input that the window at t sees at place k of the kernel (see `conv_windows`), and
 W [*K, I, O] the kernel:
 
-  forward       y_t = sum_k x_u W_k            `convolve`
-  transpose     x_u = sum_k y_t W_k^T          `convolve_transpose`, over the t and k with that u
-  gradient      W_k = sum_nt x_nu y_nt^T       `kernel_gradient`
+    forward       y_t = sum_k x_u W_k            `convolve`
+    transpose     x_u = sum_k y_t W_k^T          `convolve_transpose`, over the t and k with that u
+    gradient      W_k = sum_nt x_nu y_nt^T       `kernel_gradient`
 
 With G groups, the inputs and the outputs are split into G groups of neighbouring channels, and each
 group of outputs sees one group of inputs. W is then [*K, I / G, O].
@@ -208,9 +208,9 @@ def _is_depthwise(weight: jax.Array, geometry: Geometry) -> bool:
     XLA's CPU compiler is slow at grouped convolutions. Times in ms for 64 x 16 x 16 x 64 and a
     kernel of 3 x 3, computed as here against XLA's convolution:
 
-                                    forward        transpose      gradient
-      depthwise, place by place     0.8 / 28       0.6 / 38       4 / 24
-      4 groups, one by one          8 / 33         11 / 56        11 / 880
+                                      forward        transpose      gradient
+        depthwise, place by place     0.8 / 28       0.6 / 38       4 / 24
+        4 groups, one by one          8 / 33         11 / 56        11 / 880
     """
     return weight.shape[-2] == 1 < geometry.groups
 
@@ -232,9 +232,9 @@ def _is_small(sizes: Shape, geometry: Geometry) -> bool:
     XLA's CPU compiler then convolves without matrix products (JAX 0.10.2). Times in ms for 64
     images, by one matrix product for each place against XLA's convolution:
 
-                                          forward       transpose
-      2 x 2 x 128, kernel of 3 x 3        0.9 / 6.7     1.1 / 5.5
-      6 x 6 x 64, kernel of 7 x 7         8 / 69        11 / 67
+                                            forward       transpose
+        2 x 2 x 128, kernel of 3 x 3        0.9 / 6.7     1.1 / 5.5
+        6 x 6 x 64, kernel of 7 x 7         8 / 69        11 / 67
     """
     return any(size < k for size, k in zip(sizes, geometry.kernel, strict=True))
 

@@ -2,7 +2,7 @@
 
 Along each axis of positions, the output at t sees the inputs at
 
-  u = s t + d k - p,   k = 0, ..., K - 1
+    u = s t + d k - p,   k = 0, ..., K - 1
 
 for a kernel with K places (its offsets, also called taps), a stride s, a dilation d, and p
 positions of padding before the first input. A window spans d (K - 1) + 1 positions.

@@ -4,9 +4,9 @@ These matrices have one row per parameter, so they are too large to form. Their 
 vector v costs only a few gradients: the Hessian times v is the derivative of the gradient along v,
 computed as the forward derivative (`jax.jvp`) of the explicit backward pass.
 
-  hessian_vector_product        H v, with H the Hessian of the mean loss
-  gauss_newton_vector_product   sum_n J_n^T H_n J_n v / N, with J_n the Jacobian of the outputs and
-                                H_n the Hessian of example n's loss with respect to its outputs
+    hessian_vector_product        H v, with H the Hessian of the mean loss
+    gauss_newton_vector_product   sum_n J_n^T H_n J_n v / N, with J_n the Jacobian of the outputs
+                                  and H_n the Hessian of example n's loss in its outputs
 
 Sources:
   "Fast Exact Multiplication by the Hessian", Pearlmutter, 1994.
@@ -79,7 +79,7 @@ def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
 def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
     """Makes a function that multiplies the Gauss-Newton matrix of the mean loss by a vector.
 
-      sum_n J_n^T H_n J_n v / N
+        sum_n J_n^T H_n J_n v / N
 
     The Gauss-Newton matrix is the Hessian without the curvature of the network itself. It is
     positive semi-definite if the loss is convex in the outputs, so it can precondition a step where

@@ -1,9 +1,9 @@
 """Gradients: a forward pass, the loss and a backward pass in one call.
 
-  y, cache = net.forward(params, x)               forward pass
-  value, delta = loss(y, targets)                 compare with the targets
-  tree = rule.choose(rule_state, params)          the weights that carry the error; exactly: params
-  _, readings = net.backward(tree, cache, delta)  backward pass
+    y, cache = net.forward(params, x)               forward pass
+    value, delta = loss(y, targets)                 compare with the targets
+    tree = rule.choose(rule_state, params)          the weights that carry the error
+    _, readings = net.backward(tree, cache, delta)  backward pass
 
 `value_and_grad` returns the mean loss and its gradient. `backprop` returns the loss of each example
 and any readings. Both make a pure function; compile it with `jax.jit`, together with the code
@@ -75,7 +75,7 @@ def value_and_grad(
 
     Use it like `jax.value_and_grad`. The gradient comes from the explicit backward pass.
 
-      value = sum_n E_n / N,   grads = sum_n g_n / N
+        value = sum_n E_n / N,   grads = sum_n g_n / N
 
     Args:
       net: a Layer.

@@ -4,8 +4,8 @@ Use it to choose the batch size: up to the noise scale, a larger batch gives a m
 of the gradient; beyond it, the gain is small. G is the expectation of an example's gradient and S
 its covariance. Both are estimated without bias from N per-example gradients g_n with mean m:
 
-  tr S  ~  (sum_n |g_n|^2 / N - |m|^2) N / (N - 1)
-  |G|^2 ~  |m|^2 - tr S / N
+    tr S  ~  (sum_n |g_n|^2 / N - |m|^2) N / (N - 1)
+    |G|^2 ~  |m|^2 - tr S / N
 
 Source:
   "An Empirical Model of Large-Batch Training", McCandlish, Kaplan, Amodei, 2018.

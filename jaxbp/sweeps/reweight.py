@@ -1,6 +1,6 @@
 """Reweighting: sums per-example gradients with weights that depend on their norms.
 
-  sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
+    sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
 
 Clipping is the best-known case, `weigh = clip_weights(max_norm)`. It limits the influence of
 outliers and, together with noise, makes the gradient differentially private (`private_gradient`).
@@ -46,10 +46,10 @@ def clip_weights(max_norm: float | jax.Array) -> Weigh:
 
     Times its weight, each example's gradient has a norm of at most C.
 
-      |g_n| = 0        weight 1 (the gradient is zero anyway)
-      |g_n| = inf      weight 0 (but 0 times an infinite gradient is nan)
-      C = inf          weight 1
-      C = 0            weight 0 (1 where the gradient is zero)
+        |g_n| = 0        weight 1 (the gradient is zero anyway)
+        |g_n| = inf      weight 0 (but 0 times an infinite gradient is nan)
+        C = inf          weight 1
+        C = 0            weight 0 (1 where the gradient is zero)
 
     Args:
       max_norm: C, at least 0.
@@ -140,7 +140,7 @@ def reweighted(
 ) -> SweepFunction[Reweighted]:
     """Makes a function that sums the per-example gradients with weights computed from their norms.
 
-      sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
+        sum_n w_n g_n   with   w = weigh(|g_1|, ..., |g_N|)
 
     It is a sum, not a mean: divide by N for the mean.
 
@@ -246,7 +246,7 @@ def private_gradient(
 
     It clips each example's gradient, sums them, adds Gaussian noise and divides by the batch size:
 
-      (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B,   xi ~ Normal(0, 1) for every entry
+        (sum_n min(1, C / |g_n|) g_n + sigma C xi) / B,   xi ~ Normal(0, 1) for every entry
 
     Adding or removing an example changes the sum by at most C in the Euclidean norm over all
     parameters (the sensitivity). So this is the Gaussian mechanism with noise multiplier sigma,

@@ -1,6 +1,6 @@
 """The empirical neural tangent kernel: how a step on one example changes the outputs of another.
 
-  K[n, c, m, d] = (dy_nc / dp) . (dy'_md / dp), summed over all parameters p
+    K[n, c, m, d] = (dy_nc / dp) . (dy'_md / dp), summed over all parameters p
 
 It is the inner product of Jacobians, which are too large to form. Instead, one backward pass per
 output, with a one-hot error, gives the operands. From them, a weight matrix contributes
@@ -36,7 +36,7 @@ class KernelFunction(Protocol):
 def neural_tangent_kernel(net: Layer) -> KernelFunction:
     """Makes a function that computes the empirical neural tangent kernel of a network.
 
-      K[n, c, m, d] = J_nc . J_md, with J_nc the gradient of output c of example n
+        K[n, c, m, d] = J_nc . J_md, with J_nc the gradient of output c of example n
 
     If only the kernel of each class with itself is needed, use `neural_tangent_kernel_per_class`.
 
@@ -73,7 +73,7 @@ def neural_tangent_kernel(net: Layer) -> KernelFunction:
 def neural_tangent_kernel_per_class(net: Layer) -> KernelFunction:
     """Makes a function that computes the tangent kernel of each class with itself.
 
-      K[n, c, m, c] = J_nc . J_mc
+        K[n, c, m, c] = J_nc . J_mc
 
     The sum over c is the trace form of the kernel, [N, M]. It takes as many backward passes as
     `neural_tangent_kernel`, but C times fewer products between examples.

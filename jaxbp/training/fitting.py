@@ -81,9 +81,9 @@ def fit(
     the validation set `held_out`. Without one it is computed on the training data: the metric with
     the parameters after the epoch, the loss as the mean during the epoch.
 
-      target      stops when the measure is at least as good as this
-      patience    stops when the measure has not improved for this number of epochs
-      epochs      stops after this number of epochs
+        target      stops when the measure is at least as good as this
+        patience    stops when the measure has not improved for this number of epochs
+        epochs      stops after this number of epochs
 
     Args:
       net: a Layer.

@@ -4,13 +4,13 @@ The Fisher information of each dense layer and each convolution is approximated 
 the second moment of the layer's inputs and G that of its error signals (see `readings.moments`; a
 kernel [*K, I, O] counts as a matrix [K I, O]). The natural gradient F^-1 g is then
 
-  A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias.
+    A^-1 g G^-1   for the gradient g [I + 1, O] of a weight and, as its last row, the bias.
 
 Layers are treated as independent. The factors are averaged over steps. Damping by lambda adds
 sqrt(lambda) times the identity to both factors, balanced by pi, the square root of the ratio of
 their mean eigenvalues:
 
-  A + pi sqrt(lambda) I,   G + sqrt(lambda) / pi I,   pi^2 = (tr A / dim A) / (tr G / dim G)
+    A + pi sqrt(lambda) I,   G + sqrt(lambda) / pi I,   pi^2 = (tr A / dim A) / (tr G / dim G)
 
 Source:
   "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse, 2015.

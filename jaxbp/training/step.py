@@ -2,9 +2,9 @@
 
 Each function here returns a pure function, jit-compiled as a whole:
 
-  make_step    one batch: a forward pass, a backward pass, and an update of the parameters
-  make_epoch   every example once, in batches drawn at random: one `lax.scan` of steps
-  evaluate     the mean loss and metric, without an update
+    make_step    one batch: a forward pass, a backward pass, and an update of the parameters
+    make_epoch   every example once, in batches drawn at random: one `lax.scan` of steps
+    evaluate     the mean loss and metric, without an update
 
 `fitting.fit` runs epochs until the network is good enough.
 """
