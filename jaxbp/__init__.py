@@ -16,6 +16,7 @@ inputs, O outputs, C classes.
 from jaxbp.check import *
 from jaxbp.combinators import *
 from jaxbp.layers import *
+from jaxbp.lift import *
 from jaxbp.outputs import *
 from jaxbp.readings import *
 from jaxbp.rules import *

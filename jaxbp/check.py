@@ -8,16 +8,17 @@ a random cotangent u. With f the forward pass, p the parameters and the input, a
     adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, for everything at once
 
 The layers, losses and readings of the package never use automatic differentiation. It appears here,
-and in `sweeps.curvature` as the forward derivative of the explicit backward pass.
+in `lift` for what lies between the parameters of a foreign model, and in `sweeps.curvature` as the
+forward derivative of the explicit backward pass.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from jaxbp.readings.sums import total
 from jaxbp.types import Layer, Loss, PyTree, Shape, show_path
@@ -96,7 +97,7 @@ def check(
     shape: Shape,
     *,
     batch: int = 3,
-    inputs: ArrayLike | None = None,
+    inputs: PyTree | None = None,
     targets: PyTree | None = None,
 ) -> Report:
     """Checks an explicit derivative against autodiff, finite differences and the adjoint identity.
@@ -137,29 +138,38 @@ def check(
         return _check_loss(subject, key, (batch, *shape), targets)
 
 
-def _check_layer(layer: Layer, key: jax.Array, shape: Shape, inputs: ArrayLike | None) -> Report:
+def _check_layer(layer: Layer, key: jax.Array, shape: Any, inputs: PyTree) -> Report:
     init_key, move_key, input_key, draw_key, key = jax.random.split(key, 5)
     params = jax.tree.map(lambda p: p.astype(jnp.float64), layer.init(init_key, shape[1:])[0])
     params = _moved(params, _normal_like(params, move_key), 0.1)
     if inputs is None:
         inputs = jax.random.normal(input_key, shape, jnp.float64)
-    inputs = jnp.asarray(inputs)
-    primals = {"params": params}
-    if jnp.issubdtype(inputs.dtype, jnp.floating):  # integers have no derivative
-        primals["inputs"] = inputs.astype(jnp.float64)
+    inputs = jax.tree.map(jnp.asarray, inputs)
+    leaves, structure = jax.tree.flatten(inputs)
 
-    def run(primals):
-        x = primals.get("inputs", inputs)
-        return layer.forward(primals["params"], x, key=draw_key)
+    def double(x):  # only floating-point inputs have a derivative
+        return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else None
+
+    def inputs_of(primals):
+        own = zip(structure.flatten_up_to(primals["inputs"]), leaves, strict=True)
+        return structure.unflatten([x if double is None else double for double, x in own])
+
+    # A lifted layer knows the function that it was made of, which is the better witness.
+    reference = getattr(layer.forward, "reference", None)
+    draw_key = None if reference is not None else draw_key
 
     def forward(primals):
-        return run(primals)[0]
+        params, x = primals["params"], inputs_of(primals)
+        if reference is not None:
+            return reference(params, x)
+        return layer.forward(params, x, key=draw_key)[0]
 
     def transpose(primals, cotangent):
-        _, cache = run(primals)
+        _, cache = layer.forward(primals["params"], inputs_of(primals), key=draw_key)
         dx, grads = layer.backward(primals["params"], cache, cotangent, read=total)
-        return {"params": grads, "inputs": dx} if "inputs" in primals else {"params": grads}
+        return {"params": grads, "inputs": dx}
 
+    primals = {"params": params, "inputs": jax.tree.map(double, inputs)}
     return _compare(layer.name, forward, transpose, primals, key)
 
 
@@ -181,21 +191,21 @@ def _check_loss(loss: Loss, key: jax.Array, shape: Shape, targets: PyTree) -> Re
 
 def _compare(
     name: str,
-    forward: Callable[[Any], jax.Array],
-    transpose: Callable[[Any, jax.Array], Any],
+    forward: Callable[[Any], PyTree],
+    transpose: Callable[[Any, Any], Any],
     primals: dict[str, PyTree],
     key: jax.Array,
 ) -> Report:
     """Compares `transpose(primals, u)` with J^T u, with J the Jacobian of `forward(primals)`."""
     cotangent_key, direction_key = jax.random.split(key)
     outputs, vjp = jax.vjp(jax.jit(forward), primals)
-    cotangent = jax.random.normal(cotangent_key, outputs.shape, outputs.dtype)
+    cotangent = _normal_like(outputs, cotangent_key)
     explicit, (expected,) = jax.jit(transpose)(primals, cotangent), vjp(cotangent)
     chex.assert_trees_all_equal_shapes_and_dtypes(explicit, expected)
 
     @jax.jit
     def project(primals):
-        return jnp.vdot(forward(primals), cotangent)
+        return _dot(forward(primals), cotangent)
 
     directions = _normal_like(primals, direction_key)
     paths, leaves = zip(*jax.tree.leaves_with_path(directions), strict=True)
@@ -215,12 +225,16 @@ def _compare(
         findings.append(Finding(what, "finite differences", error, FINITE_DIFFERENCE_TOLERANCE))
 
     _, tangent = jax.jvp(jax.jit(forward), (primals,), (directions,))
-    error = _ratio(
-        abs(jnp.vdot(tangent, cotangent) - sum(products)),
-        jnp.linalg.norm(tangent.ravel()) * jnp.linalg.norm(cotangent.ravel()),
-    )
+    scale = jnp.sqrt(_dot(tangent, tangent) * _dot(cotangent, cotangent))
+    error = _ratio(abs(_dot(tangent, cotangent) - sum(products)), scale)
     findings.append(Finding("all together", "adjoint identity", error, AUTODIFF_TOLERANCE))
     return Report(name, tuple(findings))
+
+
+def _dot(tree: PyTree, other: PyTree) -> jax.Array:
+    """The inner product of two trees of arrays."""
+    products = jax.tree.leaves(jax.tree.map(jnp.vdot, tree, other))
+    return functools.reduce(jnp.add, products)
 
 
 def _normal_like(tree: PyTree, key: jax.Array) -> PyTree:

@@ -13,6 +13,8 @@ import numpy as np
 from jax.nn import initializers
 
 import jaxbp as bp
+from jaxbp.lift.routes import Pullback
+from jaxbp.signals.views import View
 
 N = 3
 
@@ -95,6 +97,9 @@ LAYERS = {
     "embedding": Case(lambda: bp.embedding(5, 4), (6,), vocabulary=5),
     "embedding of single tokens": Case(lambda: bp.embedding(3, 4), (), vocabulary=3),
     "embedding of tokens in two axes": Case(lambda: bp.embedding(3, 2), (2, 3), vocabulary=3),
+    "tied_embedding": Case(
+        lambda: bp.tied_embedding(5, 4, bp.dense(4), bp.tanh()), (6,), vocabulary=5
+    ),
     "learned_positions": Case(lambda: bp.learned_positions(7), (5, 4)),
     "sinusoidal_positions": Case(bp.sinusoidal_positions, (5, 4)),
     "rotary": Case(lambda: bp.rotary(2), (3, 8)),
@@ -402,6 +407,15 @@ def convolution(*, i=4, o=6, images=(), **geometry):
     return make
 
 
+# Every move that a view can make, of a matrix [5, 4].
+VIEW = (
+    View((5, 4))
+    .transpose(1, 0)
+    .reshape((2, 2, 5))
+    .flip(0, 2)
+    .embed((0, 1, 2), (2, 4, 11), (1, 2, 2))
+)
+
 # A signal of each kind, by the shape of the positions.
 SIGNALS = {
     "Conv": convolution(
@@ -429,13 +443,41 @@ SIGNALS = {
         jnp.asarray(rng.normal(size=(N, *t, 4))),
         jnp.zeros((5, 0)),
     ),
+    "Through": lambda rng, *t: bp.Through(SIGNALS["Outer"](rng, *t), VIEW),
+    "Through, a rank of its own": lambda rng, *t: bp.Through(
+        SIGNALS["Lookup"](rng, *t), View((5, 4)).reshape((5, 2, 2))
+    ),
+    "Through, by pull-back": lambda rng, *t: bp.Through(
+        SIGNALS["Outer"](rng, *t), pullback(lambda w: w / jnp.linalg.norm(w), (5, 4), rng)
+    ),
+    "Sum": lambda rng, *t: bp.Sum((SIGNALS["Lookup"](rng, *t), transposed(rng, *t))),
+    "Sum, of matrices": lambda rng, *t: bp.Sum((SIGNALS["Outer"](rng, *t), transposed(rng, *t))),
+    "Sum, of what is looked up": lambda rng, *t: bp.Sum(
+        (SIGNALS["Outer"](rng, *t), SIGNALS["Lookup"](rng, *t))
+    ),
 }
+
+
+def transposed(rng, *t):
+    """The signal of a matrix [5, 4] that is used as its transpose."""
+    inputs, deltas = rng.normal(size=(N, *t, 4)), rng.normal(size=(N, *t, 5))
+    outer = bp.Outer(jnp.asarray(inputs), jnp.asarray(deltas))
+    return bp.Through(outer, View((4, 5)).transpose(1, 0))
+
+
+def pullback(f, shape, rng):
+    """The pull-back of a parameter that is used as f(W)."""
+    w = jnp.asarray(rng.normal(size=shape))
+    return Pullback(jax.vjp(lambda leaves: f(leaves[0]), [w])[1], 0, w.dtype)
+
+
 POSITIONS = ((), (1,), (2,), (7,), (2, 3))
-# Convolutions have positions in any case, and take the longest to compile.
+# Convolutions have positions in any case, and take the longest to compile. What is made of other
+# kinds reads those.
 SIGNALS_AT_POSITIONS = [
     (kind, t)
     for kind in SIGNALS
-    for t in (POSITIONS[-1:] if kind.startswith("Conv") else POSITIONS)
+    for t in (POSITIONS if kind in ("Outer", "Bias", "Scale", "Lookup") else POSITIONS[-1:])
 ]
 
 

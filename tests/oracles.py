@@ -33,7 +33,34 @@ def assert_close(got, want):
 
 def in_dtype(tree, dtype):
     """A tree with its floating-point arrays in another dtype."""
-    return jax.tree.map(lambda a: a.astype(dtype) if is_float(a) else a, tree)
+    return map_operands(lambda a: a.astype(dtype) if is_float(a) else a, tree)
+
+
+def map_operands(function, tree):
+    """A tree with a function applied to every array, but not to the way back of a `Through`."""
+
+    def visit(node):
+        if isinstance(node, bp.Through):
+            return node._replace(signal=map_operands(function, node.signal))
+        return function(node)
+
+    return jax.tree.map(visit, tree, is_leaf=lambda node: isinstance(node, bp.Through))
+
+
+def deltas_of(signal):
+    """The deltas of a signal, of all of its uses."""
+    if isinstance(signal, bp.Through):
+        return deltas_of(signal.signal)
+    return tuple(map(deltas_of, signal.signals)) if isinstance(signal, bp.Sum) else signal.deltas
+
+
+def with_deltas(signal, deltas):
+    """A signal with other deltas."""
+    if isinstance(signal, bp.Through):
+        return signal._replace(signal=with_deltas(signal.signal, deltas))
+    if isinstance(signal, bp.Sum):
+        return bp.Sum(tuple(map(with_deltas, signal.signals, deltas)))
+    return signal._replace(deltas=deltas)
 
 
 def is_float(array):
@@ -197,6 +224,10 @@ def convolution_operands(signal):
 
 def signal_gradients(signal):
     """The gradient of each example by its definition: a loop over examples and positions."""
+    if isinstance(signal, bp.Through):
+        return jnp.stack([signal.back(g) for g in signal_gradients(signal.signal)])
+    if isinstance(signal, bp.Sum):
+        return sum(map(signal_gradients, signal.signals))
     if isinstance(signal, bp.Conv):
         return jnp.asarray(convolution_gradients(signal))
     deltas = np.asarray(signal.deltas)

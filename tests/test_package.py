@@ -33,6 +33,7 @@ CHAPTERS = {
     "layers": {"types", "require", "signals", "combinators"},
     "outputs": {"types"},
     "readings": {"types", "signals"},
+    "lift": {"types", "signals", "readings"},
     "rules": {"types", "signals", "combinators", "layers", "readings"},
     "sweeps": {"types", "signals", "outputs", "readings", "rules"},
     "training": {"types", "signals", "outputs", "readings", "rules", "sweeps"},
@@ -69,7 +70,17 @@ def autodiff_in(source):
 @pytest.mark.parametrize("module", MODULES)
 def test_autodiff_stays_in_the_check(module):
     # Pearlmutter's product is the forward derivative of the explicit sweep, which stays explicit.
-    allowed = {"check": {"vjp", "jvp"}, "sweeps.curvature": {"jvp"}}
+    # A layer inside a foreign program gets its derivative by custom_vjp, and lifted functions have
+    # autodiff between their parameters.
+    allowed = {
+        "check": {"vjp", "jvp"},
+        "sweeps.curvature": {"jvp"},
+        "sweeps.differentiable": {"custom_vjp"},
+        "lift.operation": {"vjp"},
+        "lift.plain": {"vjp"},
+        "lift.program": {"vjp"},
+        "lift.routes": {"vjp"},
+    }
     assert autodiff_in(MODULES[module].read_text()) == allowed.get(module, set())
 
 
@@ -175,8 +186,8 @@ def made_by(layer):
 
 def test_every_layer_is_in_the_registry():
     named = set().union(*(made_by(case.make()) for case in cases.LAYERS.values()))
-    # `masked` has tests of its own: its inputs are a pair.
-    assert public("layers", "combinators") - {"masked"} <= named
+    # With tests of their own: `masked`, whose inputs are a pair, and `freeze`, which is no factory.
+    assert public("layers", "combinators") - {"masked", "freeze"} <= named
 
 
 def test_every_loss_is_in_the_registry():

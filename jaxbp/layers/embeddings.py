@@ -11,18 +11,22 @@ from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from jaxbp.combinators.compose import chain
 from jaxbp.require import (
+    placed,
     require_count,
     require_delta,
     require_floats,
     require_leaves,
     require_positive,
+    require_same_shape,
     require_shape,
 )
-from jaxbp.signals.kinds import Lookup, keep
+from jaxbp.signals.kinds import Lookup, Outer, Sum, Through, keep
+from jaxbp.signals.views import View
 from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
 
-__all__ = ["embedding", "learned_positions", "sinusoidal_positions"]
+__all__ = ["embedding", "learned_positions", "sinusoidal_positions", "tied_embedding"]
 
 
 def embedding(
@@ -95,6 +99,78 @@ def embedding(
         require(params)
         require_delta(name, dy, (*x.shape, features))
         return None, {"weight": read(Lookup(x, dy, params["weight"][:, :0]))}
+
+    return Layer(name, init, forward, backward)
+
+
+def tied_embedding(
+    vocabulary: int,
+    features: int,
+    *layers: Layer,
+    weight_init: Initializer = initializers.normal(0.02),  # noqa: B008 -- a pure function
+    dtype: DTypeLike = float,
+) -> Layer:
+    """Embeds tokens, applies layers, and maps the result to logits by the same table, transposed.
+
+        y_nt = f(W[x_nt]) W^T
+
+    The gradient of the table is the sum of both uses, and its signal is a `Sum`: a per-example norm
+    has the inner product of the two uses in it. Inputs are integers [N, ...], outputs
+    [N, ..., V], parameters a tuple of
+    `{"weight": [V, O]}` and those of f, a chain of the layers.
+
+    Args:
+      vocabulary: V, the number of different tokens.
+      features: O, the size of a vector.
+      *layers: they have to map [..., O] to [..., O].
+      weight_init: an initialiser in the form of `jax.nn.initializers`.
+      dtype: the dtype of the table.
+
+    Raises:
+      TypeError: one of the layers is not a Layer.
+      ValueError: `vocabulary` or `features` is not a positive integer.
+      LayerError: the inputs or the parameters do not fit.
+
+    References:
+      "Using the Output Embedding to Improve Language Models", Press, Wolf, 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.tied_embedding(5, 4, bp.residual(bp.layer_norm(), bp.dense(4)))
+      >>> params, out_shape = net.init(jax.random.key(0), (3,))
+      >>> tokens = jnp.array([[4, 0, 4], [1, 2, 3]])
+      >>> sweep = bp.backprop(net, bp.softmax_cross_entropy, read=bp.sq_norms)
+      >>> values, sq_norms = sweep(params, tokens, tokens)
+      >>> out_shape, sq_norms[0]["weight"].shape
+      ((3, 5), (2,))
+    """
+    table = embedding(vocabulary, features, weight_init=weight_init, dtype=dtype)
+    body = chain(*layers)
+    name = f"tied_embedding({vocabulary}, {features})"
+
+    def init(key, shape):
+        table_key, body_key = jax.random.split(key)
+        own, body_shape = table.init(table_key, shape)
+        with placed(name, body):
+            params, out_shape = body.init(body_key, body_shape)
+        require_same_shape(name, body_shape, out_shape, "what a table maps back to tokens")
+        return (own, *params), (*shape, vocabulary)
+
+    def forward(params, x, *, key=None):
+        own, *rest = params
+        h, tokens = table.forward(own, x)
+        with placed(name, body):
+            h, cache = body.forward(tuple(rest), h, key=key)
+        return h @ own["weight"].T, (tokens, h, cache)
+
+    def backward(params, caches, dy, *, read=keep):
+        (own, *rest), (tokens, h, cache) = params, caches
+        require_delta(name, dy, (*h.shape[:-1], vocabulary))
+        with placed(name, body):
+            dh, readings = body.backward(tuple(rest), cache, dy @ own["weight"], read=read)
+        _, lookup = table.backward(own, tokens, dh)
+        head = Through(Outer(h, dy), View((features, vocabulary)).transpose(1, 0))
+        return None, ({"weight": read(Sum((lookup["weight"], head)))}, *readings)
 
     return Layer(name, init, forward, backward)
 

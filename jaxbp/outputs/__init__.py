@@ -7,11 +7,13 @@ the loss's Hessian, rows of the Jacobian.
 This chapter imports only `types`. A new loss goes into `losses`, a new error into `errors`.
 """
 
-from jaxbp.outputs import errors, losses
+from jaxbp.outputs import errors, joint, losses
 from jaxbp.outputs.errors import *
+from jaxbp.outputs.joint import *
 from jaxbp.outputs.losses import *
 
 __all__ = [
     *errors.__all__,
+    *joint.__all__,
     *losses.__all__,
 ]

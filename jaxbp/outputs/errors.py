@@ -25,14 +25,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbp.outputs.joint import JointLoss
 from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["ggn_columns", "jacobian_rows", "sampled"]
 
 
 def ggn_columns(
-    loss: Loss, outputs: jax.Array, targets: PyTree, key: jax.Array | None = None
-) -> jax.Array:
+    loss: Loss, outputs: PyTree, targets: PyTree, key: jax.Array | None = None
+) -> PyTree:
     """The columns of a square root of each example's loss Hessian, [K, ...outputs' shape].
 
         sum_k s_nk s_nk^T = H_n
@@ -59,6 +60,8 @@ def ggn_columns(
     """
     del key
     _require_loss("ggn_columns", loss)
+    if isinstance(loss, JointLoss):
+        return loss.columns(ggn_columns, outputs, targets)
     columns = loss.hessian_factor(outputs, targets)
     places = outputs.shape[1:-1]
     at = jnp.eye(math.prod(places), dtype=outputs.dtype).reshape(-1, 1, 1, *places, 1)
@@ -66,8 +69,8 @@ def ggn_columns(
 
 
 def sampled(
-    loss: Loss, outputs: jax.Array, targets: PyTree, key: jax.Array | None, *, draws: int = 1
-) -> jax.Array:
+    loss: Loss, outputs: PyTree, targets: PyTree, key: jax.Array | None, *, draws: int = 1
+) -> PyTree:
     """Deltas at targets drawn from the model's own distribution, [draws, ...outputs' shape].
 
         E[sum_k s_nk s_nk^T] = H_n
@@ -107,17 +110,20 @@ def sampled(
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"sampled: draws is {draws!r}; it takes a positive integer.")
 
-    wide = widened(outputs)  # in 16 bits the draws would be rounded, and so biased
+    # In 16 bits the draws would be rounded, and so biased.
+    wide = jax.tree.map(widened, outputs)
 
     def draw(key):
-        return loss(wide, loss.sample(key, wide, targets))[1].astype(outputs.dtype)
+        _, delta = loss(wide, loss.sample(key, wide, targets))
+        return jax.tree.map(lambda d, y: d.astype(y.dtype), delta, outputs)
 
-    return jax.vmap(draw)(jax.random.split(key, draws)) / math.sqrt(draws)
+    deltas = jax.vmap(draw)(jax.random.split(key, draws))
+    return jax.tree.map(lambda d: d / math.sqrt(draws), deltas)
 
 
 def jacobian_rows(
-    loss: Any, outputs: jax.Array, targets: PyTree, key: jax.Array | None = None
-) -> jax.Array:
+    loss: Any, outputs: PyTree, targets: PyTree, key: jax.Array | None = None
+) -> PyTree:
     """One-hot errors, one for each output of an example, [K, ...outputs' shape].
 
     Column k propagates back to the gradient of output k of each example, so `per_example` reads the
@@ -139,9 +145,14 @@ def jacobian_rows(
       (3, 5, 4, 3)
     """
     del loss, targets, key
-    shape = outputs.shape[1:]
-    rows = jnp.eye(math.prod(shape), dtype=outputs.dtype).reshape(-1, 1, *shape)
-    return jnp.broadcast_to(rows, (len(rows), *outputs.shape))
+    leaves, structure = jax.tree.flatten(outputs)
+    sizes = [math.prod(y.shape[1:]) for y in leaves]
+    at, rows = 0, []
+    for y, size in zip(leaves, sizes, strict=True):
+        own = jnp.eye(sum(sizes), size, k=-at, dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
+        rows.append(jnp.broadcast_to(own, (len(own), *y.shape)))
+        at += size
+    return structure.unflatten(rows)
 
 
 def _require_loss(name, loss):

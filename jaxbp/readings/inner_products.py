@@ -32,10 +32,13 @@ from jaxbp.signals.kinds import (
     Outer,
     Scale,
     Signal,
+    Sum,
+    Through,
     as_positions,
     is_signal,
     map_signals,
     not_a_signal,
+    widen,
 )
 from jaxbp.signals.stacked import sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
@@ -139,6 +142,25 @@ def _(signal: Conv, other):
     return jnp.sum(jax.vmap(_gram)(first, patched(other)), axis=0)
 
 
+@_gram.register
+def _(signal: Through, other):
+    if signal.back.moves:
+        same = other is signal
+        return _gram(signal.signal, signal.signal if same else other.signal)
+    return _gram_of_formed(signal, other)
+
+
+@_gram.register
+def _(signal: Sum, other):
+    return _gram_of_formed(signal, other)
+
+
+def _gram_of_formed(signal, other):
+    """Products of gradients that have to be formed for each example."""
+    gradients, others = per_example(signal), per_example(other)
+    return gradients.reshape(len(gradients), -1) @ others.reshape(len(others), -1).T
+
+
 def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
     """Computes the derivative of each example's loss along a direction of the parameters, g_n . v.
 
@@ -209,13 +231,26 @@ def _(signal: Conv, direction):
     return jnp.sum((moved.reshape(y.shape) * y).reshape(len(y), -1), axis=1)
 
 
+@_along.register
+def _(signal: Through, direction):
+    if signal.back.moves:
+        return _along(signal.signal, signal.back.take(direction))
+    gradients = per_example(signal)
+    return gradients.reshape(len(gradients), -1) @ direction.ravel()
+
+
+@_along.register
+def _(signal: Sum, direction):
+    return functools.reduce(jnp.add, (_along(use, direction) for use in signal.signals))
+
+
 def _wide_signals(name: str, tree: PyTree) -> PyTree:
     """Converts a tree of signals to at least 32 bits; raises if a leaf is not a signal."""
 
     def wide(signal):
         if not is_signal(signal):
             raise not_a_signal(name, signal)
-        return jax.tree.map(widened, signal)
+        return widen(signal)
 
     if not jax.tree.leaves(tree):
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")

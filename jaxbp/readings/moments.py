@@ -51,11 +51,14 @@ from jaxbp.signals.kinds import (
     Outer,
     Scale,
     Signal,
+    Sum,
+    Through,
     as_positions,
     as_rows,
     each_row_once,
     is_signal,
     not_a_signal,
+    widen,
 )
 from jaxbp.types import widened
 
@@ -129,6 +132,24 @@ def _(signal: Conv, *, columns=None):
     return _sum_squares(
         lambda d: per_example(signal._replace(deltas=d)), _every_column(signal.deltas, columns)
     )
+
+
+@per_example_diagonal.register
+def _(signal: Through, *, columns=None):
+    if signal.back.moves:
+        return jax.vmap(signal.back)(per_example_diagonal(signal.signal, columns=columns))
+    return _squares_of_formed(signal, columns)
+
+
+@per_example_diagonal.register
+def _(signal: Sum, *, columns=None):
+    return _squares_of_formed(signal, columns)
+
+
+def _squares_of_formed(signal, columns):
+    """The squares of gradients that have to be formed for each example, summed over the columns."""
+    squares = jnp.square(per_example(widen(signal)))
+    return squares if columns is None else jax.lax.psum(squares, columns)
 
 
 def _squared(signal: Lookup, columns: str | None) -> Lookup:
@@ -213,6 +234,18 @@ def _(signal: Conv, *, columns=None):
     return _sum_squares(gradient, (example, d.reshape(-1, *d.shape[2:])))
 
 
+@diagonal.register
+def _(signal: Through, *, columns=None):
+    if signal.back.moves:
+        return signal.back(diagonal(signal.signal, columns=columns))
+    return jnp.sum(_squares_of_formed(signal, columns), axis=0)
+
+
+@diagonal.register
+def _(signal: Sum, *, columns=None):
+    return jnp.sum(_squares_of_formed(signal, columns), axis=0)
+
+
 def second_moment(signal: Signal) -> jax.Array:
     """Computes the mean over examples of the squared gradient, sum_n g_n^2 / N, elementwise.
 
@@ -259,7 +292,7 @@ def variance(signal: Signal) -> jax.Array:
     """
     if not is_signal(signal):
         raise not_a_signal("variance", signal)
-    return jnp.maximum(second_moment(signal) - jnp.square(mean(jax.tree.map(widened, signal))), 0)
+    return jnp.maximum(second_moment(signal) - jnp.square(mean(widen(signal))), 0)
 
 
 class Kronecker(NamedTuple):
@@ -372,10 +405,19 @@ def _(signal: Bias, *, bias="folded", shared="expand", columns=None):
 
 @kronecker.register(Scale)
 @kronecker.register(Lookup)
+@kronecker.register(Sum)
 def _(signal, *, bias="folded", shared="expand", columns=None):
     del signal, columns
     _require_choices(bias, shared)
     return ()
+
+
+@kronecker.register
+def _(signal: Through, *, bias="folded", shared="expand", columns=None):
+    _require_choices(bias, shared)
+    if not signal.back.moves:
+        return ()
+    return kronecker(signal.signal, bias=bias, shared=shared, columns=columns)
 
 
 def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:

@@ -23,6 +23,7 @@ Sources:
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,12 @@ from jaxbp.signals.kinds import (
     Outer,
     Scale,
     Signal,
+    Sum,
+    Through,
     as_positions,
     each_row_once,
     not_a_signal,
+    widen,
 )
 from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
@@ -113,6 +117,42 @@ def _(signal: Conv):
         squares = map_place_gradients(lambda g: jnp.sum(g * g, axis=(0, 2, 3)), signal)
         return jnp.sum(squares, axis=0)
     return jnp.sum(jax.vmap(sq_norms)(patched(signal)), axis=0)
+
+
+@sq_norms.register
+def _(signal: Through):
+    if signal.back.moves:
+        return sq_norms(signal.signal)
+    return _sq_norm(per_example(widen(signal)))
+
+
+@sq_norms.register
+def _(signal: Sum):
+    # |sum_i g_i|^2 = sum_i |g_i|^2 + 2 sum_(i > j) g_i . g_j, if all products have a closed form.
+    uses, terms = [widen(use) for use in signal.signals], []
+    for use, other in itertools.combinations(uses, 2):
+        product = _product(use, other)
+        if product is None:
+            return _sq_norm(per_example(Sum(tuple(uses))))
+        terms.append(2 * product)
+    return functools.reduce(jnp.add, [*map(sq_norms, uses), *terms])
+
+
+def _product(use, other):
+    """g_n . h_n of a table whose rows are looked up in one use and are a matrix in the other."""
+    if isinstance(other, Lookup):
+        use, other = other, use
+    if not isinstance(use, Lookup) or not isinstance(other, Through | Outer):
+        return None
+    if isinstance(other, Outer):  # the row with index v is that of input v
+        rows, columns = other.inputs, other.deltas
+    elif isinstance(other.signal, Outer) and getattr(other.back, "transposes", False):
+        rows, columns = other.signal.deltas, other.signal.inputs
+    else:
+        return None
+    d, rows, columns = map(as_positions, (use.deltas, rows, columns))
+    at = jnp.take_along_axis(rows, use.indices.reshape(len(d), 1, -1), axis=2)
+    return jnp.einsum("nso,nto,nts->n", d, columns, at)
 
 
 def example_norms(readings: PyTree) -> jax.Array:

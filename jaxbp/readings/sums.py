@@ -40,6 +40,8 @@ from jaxbp.signals.kinds import (
     Outer,
     Scale,
     Signal,
+    Sum,
+    Through,
     as_positions,
     as_rows,
     is_signal,
@@ -108,6 +110,16 @@ def _(signal: Conv, *, weights=None):
     if signal.geometry.transposed:
         gradient = exchanged(gradient, signal.geometry.groups)
     return gradient
+
+
+@total.register
+def _(signal: Through, *, weights=None):
+    return signal.back(total(signal.signal, weights=weights))
+
+
+@total.register
+def _(signal: Sum, *, weights=None):
+    return functools.reduce(jnp.add, (total(use, weights=weights) for use in signal.signals))
 
 
 def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
@@ -204,3 +216,13 @@ def _(signal: Conv):
     else:
         gradients = jax.vmap(per_example)(patched(signal))
     return as_kernel(gradients, signal.geometry)
+
+
+@per_example.register
+def _(signal: Through):
+    return jax.vmap(signal.back)(per_example(signal.signal))
+
+
+@per_example.register
+def _(signal: Sum):
+    return functools.reduce(jnp.add, map(per_example, signal.signals))

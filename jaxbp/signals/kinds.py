@@ -9,6 +9,7 @@ far less than forming the gradient of each example first.
 There are many layers, but only five kinds of signal. A reading is written once per kind.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -17,9 +18,20 @@ import jax.numpy as jnp
 
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.stacked import map_layers
-from jaxbp.types import PyTree
+from jaxbp.types import PyTree, widened
 
-__all__ = ["Bias", "Conv", "Lookup", "Outer", "Scale", "Signal", "keep", "map_signals"]
+__all__ = [
+    "Bias",
+    "Conv",
+    "Lookup",
+    "Outer",
+    "Scale",
+    "Signal",
+    "Sum",
+    "Through",
+    "keep",
+    "map_signals",
+]
 
 
 class Outer(NamedTuple):
@@ -94,8 +106,45 @@ class Conv(NamedTuple):
     geometry: Geometry
 
 
-KINDS = (Outer, Bias, Scale, Lookup, Conv)
-Signal: TypeAlias = Outer | Bias | Scale | Lookup | Conv
+class Through(NamedTuple):
+    """The signal of a parameter W that is used in another form V = f(W), such as its transpose.
+
+    dE_n/dW = back(dE_n/dV), with `back` the transpose of the derivative of f.
+
+    Attributes:
+      signal: the signal of V.
+      back: takes a gradient of V to one of W. A `View` only moves entries (`back.moves`), so that
+        norms and inner products are those of `signal`.
+    """
+
+    signal: Any
+    back: Any
+
+    @property
+    def deltas(self) -> jax.Array:
+        """The derivative of the loss with respect to what V is used for, [N, ...]."""
+        return self.signal.deltas
+
+
+class Sum(NamedTuple):
+    """The signal of a parameter that is used in several ways: dE_n/dW is the sum over its uses.
+
+    An example is a table that embeds tokens and also maps features back to tokens.
+
+    Attributes:
+      signals: one for each way.
+    """
+
+    signals: tuple[Any, ...]
+
+    @property
+    def deltas(self) -> jax.Array:
+        """The derivative of the loss where the parameter is used first, [N, ...]."""
+        return self.signals[0].deltas
+
+
+KINDS = (Outer, Bias, Scale, Lookup, Conv, Through, Sum)
+Signal: TypeAlias = Outer | Bias | Scale | Lookup | Conv | Through | Sum
 
 
 def is_signal(node: Any) -> TypeGuard[Signal]:
@@ -160,14 +209,45 @@ def as_images(signal: Conv, x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1, *x.shape[-1 - len(signal.geometry.kernel) :])
 
 
+def widen(signal: Signal) -> Signal:
+    """The same signal with operands of 16 bits in 32, for sums that would round or overflow."""
+    if isinstance(signal, Through):
+        return signal._replace(signal=widen(signal.signal))
+    if isinstance(signal, Sum):
+        return Sum(tuple(map(widen, signal.signals)))
+    return jax.tree.map(widened, signal)
+
+
+def uses_of(signal: Signal) -> tuple[Signal, ...]:
+    """The signals of a `Sum`, one by one, or the only signal that there is."""
+    return signal.signals if isinstance(signal, Sum) else (signal,)
+
+
 def joined(signals: Sequence[Any]) -> Signal:
     """Joins the signals of several uses of one parameter: the uses become further positions.
 
     The gradient of a parameter is the sum over its uses, just as it is the sum over positions. The
     squared norm of a sum is not the sum of the squared norms, so a reading has to see all uses at
-    once.
+    once. Uses of different kinds, or in different layouts, become a `Sum`.
     """
+    groups = {}
+    for signal in itertools.chain(*map(uses_of, signals)):
+        groups.setdefault(_layout(signal), []).append(signal)
+    ways = tuple(_side_by_side(group) if len(group) > 1 else group[0] for group in groups.values())
+    return ways[0] if len(ways) == 1 else Sum(ways)
+
+
+def _layout(signal):
+    """What has to be equal for the operands of two signals to stand side by side."""
+    if isinstance(signal, Through):
+        return (signal.back, _layout(signal.signal)) if signal.back.moves else id(signal)
+    return type(signal), signal.geometry if isinstance(signal, Conv) else None
+
+
+def _side_by_side(signals):
     first = signals[0]
+    if isinstance(first, Through):
+        return first._replace(signal=_side_by_side([s.signal for s in signals]))
     if isinstance(first, Lookup):
         indices = [s.indices.reshape(len(s.indices), -1) for s in signals]
         deltas = [as_positions(s.deltas) for s in signals]

@@ -106,7 +106,9 @@ def value_and_grad(
         values, delta = loss(outputs, targets)
         tree = rule.choose(rule_state, params, key=rule_key)
         # The backward pass is linear in delta, so the total of delta / N is the mean gradient.
-        _, grads = net.backward(tree, cache, delta / len(delta), read=total)
+        n = len(values)
+        delta = jax.tree.map(lambda d: d / n, delta)
+        _, grads = net.backward(tree, cache, delta, read=total)
         return jnp.mean(values), grads
 
     return function
@@ -175,15 +177,22 @@ def backprop(
             answers = sweep(net, params, tree, cache, delta, readings)
         else:
             columns = error(loss, outputs, targets, error_key)
-            if jnp.shape(columns)[1:] != outputs.shape:
-                raise ValueError(
-                    f"backprop: the error has shape {show_shape(jnp.shape(columns))}, expected "
-                    f"columns of the outputs' shape, {show_shape(('K', *outputs.shape))}."
-                )
+            _require_columns(columns, outputs)
             answers = sweep_columns(net, params, tree, cache, columns, readings)
         return values, answers if several else answers["one"]
 
     return function
+
+
+def _require_columns(columns, outputs):
+    """Refuses an error that is not K arrays of the outputs' shape, for each output."""
+    pairs = zip(jax.tree.leaves(columns), jax.tree.leaves(outputs), strict=True)
+    for column, y in pairs:
+        if jnp.shape(column)[1:] != y.shape:
+            raise ValueError(
+                f"backprop: the error has shape {show_shape(jnp.shape(column))}, expected columns "
+                f"of the outputs' shape, {show_shape(('K', *y.shape))}."
+            )
 
 
 def sweep(

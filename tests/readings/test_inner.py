@@ -36,7 +36,9 @@ def test_its_diagonal_is_the_squared_norms(signal):
 
 
 @pytest.mark.parametrize("s", [(), (3,)])
-@pytest.mark.parametrize(("kind", "t"), SIGNALS_AT_POSITIONS)
+@pytest.mark.parametrize(
+    ("kind", "t"), [case for case in SIGNALS_AT_POSITIONS if "pull-back" not in case[0]]
+)
 def test_gram_of_two_batches_of_different_sizes_and_lengths(kind, t, s):
     rng = np.random.default_rng(3)
     first, second = SIGNALS[kind](rng, *t), SIGNALS[kind](rng, *s)

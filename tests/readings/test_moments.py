@@ -9,7 +9,16 @@ import pytest
 from cases import SIGNALS, N
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_close, convolution_operands, in_dtype, is_float, signal_gradients
+from oracles import (
+    assert_close,
+    convolution_operands,
+    deltas_of,
+    in_dtype,
+    is_float,
+    map_operands,
+    signal_gradients,
+    with_deltas,
+)
 
 import jaxbp as bp
 
@@ -41,13 +50,23 @@ def test_per_example_diagonal_is_of_the_squares(signal):
 def columns_of(signal):
     """K columns of deltas, of which one is zero."""
     rng = np.random.default_rng(5)
-    return jnp.asarray(rng.normal(size=(K, *signal.deltas.shape))).at[1].set(0)
+    return jax.tree.map(
+        lambda d: jnp.asarray(rng.normal(size=(K, *d.shape))).at[1].set(0), deltas_of(signal)
+    )
+
+
+def each_column(read, signal, columns):
+    """What is read for each column by itself."""
+    return [
+        read(with_deltas(signal, jax.tree.map(lambda column, k=k: column[k], columns)))
+        for k in range(K)
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def read_columns(reading, signal, columns):
     return jax.vmap(
-        lambda deltas: reading(signal._replace(deltas=deltas), columns="k"),
+        lambda deltas: reading(with_deltas(signal, deltas), columns="k"),
         axis_name="k",
         out_axes=None,
     )(columns)
@@ -56,14 +75,14 @@ def read_columns(reading, signal, columns):
 @pytest.mark.parametrize("name", ["diagonal", "per_example_diagonal"])
 def test_columns_are_summed(name, signal):
     columns, read = columns_of(signal), jax.jit(SUMMED[name])
-    each = [read(signal._replace(deltas=column)) for column in columns]
+    each = each_column(read, signal, columns)
     assert_close(read_columns(SUMMED[name], signal, columns), sum(each))
 
 
 @pytest.mark.parametrize("name", [name for name in SUMMED if "kronecker" in name])
 def test_columns_are_summed_in_the_factor_of_the_deltas_alone(name, signal):
     columns, read = columns_of(signal), jax.jit(SUMMED[name])
-    each = [read(signal._replace(deltas=column)) for column in columns]
+    each = each_column(read, signal, columns)
     got = read_columns(SUMMED[name], signal, columns)
     if each[0] == ():
         assert got == ()
@@ -85,7 +104,9 @@ def factors_by_loops(inputs, deltas, shared):
 @pytest.mark.parametrize("bias", ["folded", "apart"])
 def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias, shared):
     got = jax.jit(functools.partial(bp.kronecker, bias=bias, shared=shared))(signal)
-    if isinstance(signal, bp.Scale | bp.Lookup) or (
+    if isinstance(signal, bp.Through) and signal.back.moves:
+        signal = signal.signal
+    if isinstance(signal, bp.Scale | bp.Lookup | bp.Through | bp.Sum) or (
         isinstance(signal, bp.Bias) and bias == "folded"
     ):
         assert got == ()
@@ -138,9 +159,8 @@ def test_16_bits_are_accumulated_in_32(signal, reading, dtype):
     reading, short = jax.jit(reading), in_dtype(signal, dtype)
     wide = in_dtype(short, jnp.float32)
     assert_close(reading(short), reading(wide))
-    big = jax.tree.map(
-        lambda a: jnp.full_like(a, 300) if is_float(a) else a, short
-    )  # of which squares overflow float16
+    # Squares of 300 overflow float16.
+    big = map_operands(lambda a: jnp.full_like(a, 300) if is_float(a) else a, short)
     assert all(bool(jnp.all(jnp.isfinite(a))) for a in jax.tree.leaves(reading(big)))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import READINGS, SIGNALS, N
-from oracles import assert_close, in_dtype, is_float, signal_gradients
+from oracles import assert_close, in_dtype, is_float, map_operands, signal_gradients
 
 import jaxbp as bp
 from jaxbp.readings import costs, norms
@@ -104,7 +104,7 @@ def test_norms_of_16_bits_are_accumulated_in_32(dtype, positions, kind):
     assert got.dtype == jnp.float32
     assert_close(got, sq_norms(widened))
     # 300 squares of 300 would overflow float16.
-    big = jax.tree.map(lambda a: jnp.full_like(a, 300) if is_float(a) else a, signal)
+    big = map_operands(lambda a: jnp.full_like(a, 300) if is_float(a) else a, signal)
     assert bool(jnp.all(jnp.isfinite(sq_norms(big))))
 
 

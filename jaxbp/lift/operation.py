@@ -1,0 +1,146 @@
+"""An operation in which parameters meet the example: its error, and the signals it makes.
+
+The error goes on to the example's operands by the parameters that carry it. The operation is linear
+in dy, whatever it is, so its own derivative with respect to those operands is all that is needed.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+
+from jaxbp.lift.program import formed
+from jaxbp.lift.trace import EXAMPLE, PARAMETER, is_float, run, variables
+from jaxbp.lift.uses import Recipe, recipe_of
+
+# Their derivatives, and the signals they make, do not depend on the operands of the example.
+_NEED_NO_OPERANDS = ("add", "sub", "add_any")
+
+
+@dataclasses.dataclass(eq=False)
+class Operation:
+    """One equation.
+
+    Attributes:
+      equation: the operation.
+      kinds: of its operands.
+      recipe: how it uses its only parameter, or None: the gradient of each example is formed.
+    """
+
+    equation: Any
+    kinds: tuple[str, ...]
+    recipe: Recipe | None
+
+    is_operation = True
+
+    @property
+    def is_formed(self):
+        """Whether the gradient of each example is formed."""
+        return self.recipe is None
+
+    @classmethod
+    def of(cls, equation, kinds, made_by):
+        """The operation with its recipe, if it has one."""
+        recipe = None
+        if kinds.count(PARAMETER) == 1:
+            recipe = recipe_of(equation, kinds.index(PARAMETER), made_by)
+        return cls(equation, kinds, recipe)
+
+    @property
+    def remembers(self):
+        """The operands that backward needs, by their numbers."""
+        if self.equation.primitive.name in _NEED_NO_OPERANDS:
+            return ()
+        return range(len(self.kinds))
+
+    def forward(self, operands, n):
+        """The results for all examples, and nothing to keep."""
+        return self._mapped(n)(*operands), ()
+
+    def backward(self, operands, carriers, cache, errors, live, readers, sweep):
+        """The derivative at each operand of the example, and pairs of a value and its signal."""
+        del cache, readers
+        wanted = [
+            i
+            for i, kind in enumerate(self.kinds)
+            if kind == EXAMPLE and live[i] and is_float(operands[i])
+        ]
+        outs = [j for j, v in enumerate(self.equation.outvars) if is_float(v.aval)]
+        errors = [errors[j] for j in outs]
+        dxs = [None] * len(operands)
+        if wanted:
+
+            def results(*xs):
+                inputs = list(carriers)
+                for i, x in zip(wanted, xs, strict=True):
+                    inputs[i] = x
+                results = self._mapped(sweep.n)(*inputs)
+                return [results[j] for j in outs]
+
+            _, vjp = jax.vjp(results, *(operands[i] for i in wanted))
+            for i, dx in zip(wanted, vjp(errors), strict=True):
+                dxs[i] = dx
+        if self.recipe is not None:
+            found = [(self.recipe.operand, self.recipe.make(operands, errors[0]))]
+        else:
+            found = self._formed(operands, errors, outs, sweep.n)
+        return dxs, found
+
+    def _mapped(self, n):
+        """The operation on all examples."""
+        axes = tuple(0 if kind == EXAMPLE else None for kind in self.kinds)
+        return jax.vmap(self._call, axes, axis_size=n)
+
+    def _call(self, *operands):
+        pairs = zip(operands, self.equation.invars, strict=True)
+        inputs = [x for x, v in pairs if not isinstance(v, core.Literal)]
+        names = variables(self.equation.invars)
+        return run([self.equation], names, self.equation.outvars)(*inputs)
+
+    def _formed(self, operands, errors, outs, n):
+        """The gradient of each example at every operand that is made of parameters."""
+        pairs = zip(self.equation.invars, self.kinds, strict=True)
+        # One operand may stand in several places; its gradient is that of all of them.
+        first = {}
+        for i, (v, kind) in enumerate(pairs):
+            if kind == PARAMETER:
+                first.setdefault(v, i)
+
+        def gradient(operands, errors):
+            def results(values):
+                own = dict(zip(first, values, strict=True))
+                atoms = zip(self.equation.invars, operands, strict=True)
+                results = self._call(
+                    *(x if isinstance(v, core.Literal) else own.get(v, x) for v, x in atoms)
+                )
+                return [results[j] for j in outs]
+
+            _, vjp = jax.vjp(results, [operands[i] for i in first.values()])
+            return vjp(errors)[0]
+
+        axes = [0 if kind == EXAMPLE else None for kind in self.kinds]
+        gradients = jax.vmap(gradient, (axes, 0), axis_size=n)(list(operands), errors)
+        return [(v, formed(g)) for v, g in zip(first, gradients, strict=True)]
+
+
+class AsExample:
+    """A parameter that becomes a value of each example, such as an output or a first state."""
+
+    remembers = ()
+    is_operation = is_formed = True
+
+    def __init__(self, operand):
+        """Takes the value made of parameters."""
+        self.operand = operand
+
+    def forward(self, operands, n):
+        """The same value for all examples."""
+        (x,) = operands
+        return [jnp.broadcast_to(x, (n, *x.shape))], ()
+
+    def backward(self, operands, carriers, cache, errors, live, readers, sweep):
+        """The error of each example is its gradient."""
+        del operands, carriers, cache, live, readers, sweep
+        return [None], [(self.operand, formed(errors[0]))]
