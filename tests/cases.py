@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.nn import initializers
 
 import jaxbp as bp
@@ -229,12 +230,23 @@ NETWORKS = {
 }
 
 
-# Those of which each has something that the others have not, for what takes long to compile.
+# Each of these has something that the others have not. The rest are left to the thorough run of
+# what takes long to compile.
 FEW_NETWORKS = {
     name: case
     for name, case in NETWORKS.items()
     if name not in ("perceptron", "two layers", "images", "nested", "deep")
 }
+SOON_NETWORKS = {"classifier", "recurrent", "branching", "transformer", "convolutional"}
+
+
+def every(argument, cases, soon):
+    """A test for each case. All but those named in `soon` are left to the thorough run."""
+    params = [
+        pytest.param(case, id=name, marks=() if name in soon else pytest.mark.thorough)
+        for name, case in cases.items()
+    ]
+    return pytest.mark.parametrize(argument, params)
 
 
 class LossCase(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import every
 
 from experiments.bench import quantities, runner
 from experiments.bench.networks import convnets
@@ -101,7 +102,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("name", ROWS)
+@every("name", {name: name for name in ROWS}, soon=("gradient",))
 def test_a_table_is_printed_and_its_figures_are_saved_without_the_peers(
     name, tmp_path, capsys, monkeypatch
 ):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import every
 from oracles import assert_close
 
 import jaxbp as bp
@@ -284,7 +285,7 @@ def test_every_table_is_here():
     assert list(ROWS) == list(transformers.TABLES) == list(runner.SECTIONS["transformers"])
 
 
-@pytest.mark.parametrize("name", ROWS)
+@every("name", {name: name for name in ROWS}, soon=("gradient",))
 def test_a_table_is_printed_and_its_figures_are_saved_without_the_peers(
     name, tmp_path, capsys, monkeypatch
 ):

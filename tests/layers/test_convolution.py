@@ -75,8 +75,9 @@ def layers(draw):
     return make, arguments, each(5 if rank < 3 else 4), inputs
 
 
+@pytest.mark.thorough
 @given(layers(), st.integers(0, 99))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=24, deadline=None)
 def test_every_geometry_agrees_with_loops_and_autodiff(drawn, seed):
     make, arguments, sizes, i = drawn
     layer = make(**arguments)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LAYERS, NETWORKS, N, make_inputs, output_shape, prepare
+from cases import LAYERS, NETWORKS, N, every, make_inputs, output_shape, prepare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import (
@@ -29,6 +29,7 @@ every_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 # Where variants and networks would say no more.
 PLAIN = {name: case for name, case in LAYERS.items() if hasattr(bp, name)}
 every_plain_layer = pytest.mark.parametrize("case", PLAIN.values(), ids=PLAIN.keys())
+every_layer_thoroughly = every("case", CASES, soon=PLAIN)
 
 
 @functools.partial(jax.jit, static_argnames=("layer", "read"))
@@ -61,7 +62,7 @@ def test_autodiff_agrees_with_finite_differences(case, key):
     check_layer_by_finite_differences(layer, params, x, draw_key)
 
 
-@every_layer
+@every_layer_thoroughly
 def test_backward_is_the_adjoint_of_the_tangent(case, key):
     layer, params, x, draw_key = prepare(case, key)
     _, params_dot, x_dot, _ = prepare(case, jax.random.fold_in(key, 1))
@@ -73,7 +74,7 @@ def test_backward_is_the_adjoint_of_the_tangent(case, key):
     assert_close(sum(jax.tree.leaves(products)), there)
 
 
-@every_layer
+@every_layer_thoroughly
 def test_backward_is_linear_in_dy(case, key):
     layer, params, x, draw_key = prepare(case, key)
     a, b = (cotangent(layer, params, x, k) for k in jax.random.split(key))
@@ -85,7 +86,7 @@ def test_backward_is_linear_in_dy(case, key):
     assert_close(sweep(layer, params, x, 2 * a - 3 * b, draw_key), sum_of_sweeps)
 
 
-@every_layer
+@every_layer_thoroughly
 def test_per_example_gradients_agree_with_autodiff(case, key):
     layer, params, x, draw_key = prepare(case, key)
     dy = cotangent(layer, params, x, key)
@@ -93,7 +94,7 @@ def test_per_example_gradients_agree_with_autodiff(case, key):
     assert_close(by_example(got), layer_per_example_grads(layer, params, x, dy, draw_key))
 
 
-@every_layer
+@every_layer_thoroughly
 def test_examples_do_not_see_each_other(case, key):
     layer, params, x, _ = prepare(case, key)
     dy = cotangent(layer, params, x, key)
@@ -108,7 +109,7 @@ def test_examples_do_not_see_each_other(case, key):
     assert_close(*(jax.tree.map(lambda a: a[others], r) for r in (before, after)))
 
 
-@every_layer
+@every_layer_thoroughly
 def test_permuted_examples_permute_what_is_read(case, key):
     layer, params, x, _ = prepare(case, key)
     dy = cotangent(layer, params, x, key)
@@ -129,7 +130,7 @@ def test_compiled_or_not_is_the_same(case, key):
     assert_close(sweep(layer, params, x, dy, draw_key), plain)
 
 
-@every_layer
+@every_layer_thoroughly
 def test_init_says_what_forward_gives(case, key):
     layer, *_ = prepare(case, key)
     params, out_shape = layer.init(key, case.shape)
@@ -154,7 +155,7 @@ def test_dtypes_and_structure_are_kept(case, key, dtype):
     )
 
 
-@every_layer
+@every_layer_thoroughly
 def test_another_tree_changes_what_is_carried_and_nothing_above(case, key):
     """The first argument of backward carries the error: the gradients at the top stay exact."""
     layer, params, x, draw_key = prepare(case, key)

@@ -7,13 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import ERRORS, FEW_NETWORKS, LOSSES, NETWORKS, READINGS, N, output_shape, prepare
+from cases import (
+    ERRORS,
+    FEW_NETWORKS,
+    LOSSES,
+    NETWORKS,
+    READINGS,
+    SOON_NETWORKS,
+    N,
+    every,
+    output_shape,
+    prepare,
+)
 from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_examples
 
 import jaxbp as bp
 
 every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
-every_network = pytest.mark.parametrize("case", FEW_NETWORKS.values(), ids=FEW_NETWORKS.keys())
+every_network = every("case", FEW_NETWORKS, soon=SOON_NETWORKS)
 CURVATURE = {"diagonal": bp.diagonal, "per_example": bp.per_example_diagonal}
 
 

@@ -4,7 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import FEW_NETWORKS, SIGNALS, SIGNALS_AT_POSITIONS, N, output_shape, prepare
+from cases import (
+    FEW_NETWORKS,
+    SIGNALS,
+    SIGNALS_AT_POSITIONS,
+    SOON_NETWORKS,
+    N,
+    every,
+    output_shape,
+    prepare,
+)
 from oracles import (
     assert_close,
     in_dtype,
@@ -19,7 +28,7 @@ import jaxbp as bp
 from jaxbp.readings import costs
 from jaxbp.readings import inner_products as inner
 
-every_network = pytest.mark.parametrize("case", FEW_NETWORKS.values(), ids=FEW_NETWORKS.keys())
+every_network = every("case", FEW_NETWORKS, soon=SOON_NETWORKS)
 
 
 def flat(signal):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BLOCKS, READINGS, RULES, N
+from cases import BLOCKS, READINGS, RULES, N, every
 from oracles import angle, assert_close, per_example_grads_by_rule, squared
 
 import jaxbp as bp
@@ -23,7 +23,7 @@ SOME = {
     )
 }
 some_rules = pytest.mark.parametrize("make_rule", SOME.values(), ids=SOME.keys())
-every_blocks = pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS.keys())
+every_blocks = every("blocks", BLOCKS, soon=("vectors", "positions that end"))
 
 VECTORS = BLOCKS["vectors"]
 NET = bp.chain(*VECTORS.parts)

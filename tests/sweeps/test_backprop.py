@@ -5,12 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, READINGS, N, make_inputs, output_shape, prepare
+from cases import NETWORKS, READINGS, SOON_NETWORKS, N, every, make_inputs, output_shape, prepare
 from oracles import assert_close, per_example_grads, squared, value_and_grad
 
 import jaxbp as bp
 
-every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+every_network = every("case", NETWORKS, soon=SOON_NETWORKS)
 
 
 def problem(case, key):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, N, output_shape, prepare
+from cases import NETWORKS, SOON_NETWORKS, N, every, output_shape, prepare
 from oracles import assert_close, per_example_grads, ravel_examples, squared
 
 import jaxbp as bp
@@ -16,7 +16,7 @@ def read_noise(net, params, x, targets):
     return bp.gradient_noise(answers["signals"], answers["grads"])
 
 
-@pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+@every("case", NETWORKS, soon=SOON_NETWORKS)
 def test_every_scalar_is_its_formula(case, key):
     net, params, x, _ = prepare(case, key)
     targets = jnp.zeros(output_shape(net, params, x))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import NETWORKS, N, output_shape, prepare
+from cases import NETWORKS, SOON_NETWORKS, N, every, output_shape, prepare
 from oracles import assert_close, per_example_grads, ravel, ravel_examples, squared, value_and_grad
 
 import jaxbp as bp
 
-every_network = pytest.mark.parametrize("case", NETWORKS.values(), ids=NETWORKS.keys())
+every_network = every("case", NETWORKS, soon=SOON_NETWORKS)
 both_ways = pytest.mark.parametrize("sweeps", [1, 2])
 
 
