@@ -314,7 +314,7 @@ class Kronecker(NamedTuple):
 @functools.singledispatch
 def kronecker(
     signal: Signal, *, bias: str = "folded", shared: str = "expand", columns: str | None = None
-) -> Kronecker | tuple[()]:
+) -> Kronecker | Through | tuple[()]:
     """Computes the Kronecker factors of a weight's curvature, A = E[a a^T] and G = E[d d^T].
 
     Their Kronecker product approximates the Gauss-Newton block of the mean loss,
@@ -338,8 +338,12 @@ def kronecker(
     any case, and A[:-1, :-1] is the factor of x alone.
 
     A kernel [*K, I, O] gets the factors of the matrix [K I, O] that it is on patches, with one
-    patch for each output. With several groups, both factors have the groups as first axis. A gain
-    (`Scale`) and a table (`Lookup`) have no such factors, and get ().
+    patch for each output. With several groups, both factors have the groups as first axis. A weight
+    that is stored in another layout, behind a `View`, gets `Through(Kronecker(A, G), view)`:
+    `view.take` brings a gradient into the layout of the factors, and `view` brings it back.
+
+    A gain (`Scale`), a table (`Lookup`), a parameter used in several ways (`Sum`) and a parameter
+    behind a `Through` that does more than move entries have no such factors, and get ().
 
     Args:
       signal: the operands of one parameter.
@@ -349,7 +353,7 @@ def kronecker(
         there is one column.
 
     Returns:
-      `Kronecker(inputs=A, deltas=G)`, or ().
+      `Kronecker(inputs=A, deltas=G)`, the same in a `Through`, or ().
 
     Raises:
       TypeError: `signal` is not a signal of a known kind.
@@ -417,7 +421,9 @@ def _(signal: Through, *, bias="folded", shared="expand", columns=None):
     _require_choices(bias, shared)
     if not signal.back.moves:
         return ()
-    return kronecker(signal.signal, bias=bias, shared=shared, columns=columns)
+    factors = kronecker(signal.signal, bias=bias, shared=shared, columns=columns)
+    # Only a View moves entries, and lift joins two that follow each other to one.
+    return signal._replace(signal=factors) if isinstance(factors, Kronecker) else ()
 
 
 def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:

@@ -87,6 +87,9 @@ def test_columns_are_summed_in_the_factor_of_the_deltas_alone(name, signal):
     if each[0] == ():
         assert got == ()
         return
+    if isinstance(signal, bp.Through):
+        assert got.back == signal.back
+        got, each = got.signal, [factors.signal for factors in each]
     assert_close(got, bp.Kronecker(each[0].inputs, sum(factors.deltas for factors in each)))
 
 
@@ -105,7 +108,10 @@ def factors_by_loops(inputs, deltas, shared):
 def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias, shared):
     got = jax.jit(functools.partial(bp.kronecker, bias=bias, shared=shared))(signal)
     if isinstance(signal, bp.Through) and signal.back.moves:
-        signal = signal.signal
+        back, signal = signal.back, signal.signal
+        if got != ():
+            assert got.back == back
+            got = got.signal
     if isinstance(signal, bp.Scale | bp.Lookup | bp.Through | bp.Sum) or (
         isinstance(signal, bp.Bias) and bias == "folded"
     ):
