@@ -49,7 +49,7 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import digits
-from experiments.common import data, figures
+from experiments.common import data, figures, lifted
 from experiments.common.files import whole
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
@@ -71,6 +71,8 @@ class Config:
     """The number of suspects in the table."""
     hidden: tuple[int, ...] = (128,)
     """The number of units of each hidden layer."""
+    model: Literal["jaxbp", "flax"] = "jaxbp"
+    """The network: the library's layers, or the same architecture in Flax, by `bp.lift`."""
     activation: Literal[*digits.ACTIVATIONS] = "relu"
     """The activation of the hidden layers."""
     dropout: float = 0.4
@@ -120,10 +122,10 @@ def main(config: Config) -> Ranking:
     classes = len(dataset.class_names)
     inputs, original = dataset.train
     given = flip_labels(original, classes, config.flip, config.seed)
-    _, net = digits.make_network(
-        digits.Config(hidden=config.hidden, activation=config.activation, dropout=config.dropout),
-        classes,
+    settings = digits.Config(
+        hidden=config.hidden, activation=config.activation, dropout=config.dropout
     )
+    net = lifted.make_network(config.model, settings, dataset)
 
     flips = int(np.sum(given != original))
     print(

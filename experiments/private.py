@@ -38,7 +38,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import dp_accounting
 import jax
@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import digits
-from experiments.common import data, figures
+from experiments.common import data, figures, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 LOSS = digits.LOSS
@@ -82,6 +82,8 @@ class Config:
     """The number of epochs. Each example is used once per epoch on average."""
     hidden: tuple[int, ...] = (128,)
     """The number of units of each hidden layer."""
+    model: Literal["jaxbp", "flax"] = "jaxbp"
+    """The network: the library's layers, or the same architecture in Flax, by `bp.lift`."""
     seed: int = 0
     """The seed of the split, the initial weights, the batches and the noise."""
     data: Path | None = None
@@ -130,9 +132,8 @@ def main(config: Config) -> list[float]:
     dataset = data.load(config.data, target=config.target, seed=config.seed)
     n = len(dataset.train[0])
     require(config, n)
-    _, net = digits.make_network(
-        digits.Config(hidden=config.hidden, activation="tanh", dropout=0), len(dataset.class_names)
-    )
+    settings = digits.Config(hidden=config.hidden, activation="tanh", dropout=0)
+    net = lifted.make_network(config.model, settings, dataset)
     print(f"{dataset.name}: {n} training examples, {len(dataset.class_names)} classes")
     if dataset.image_shape is None:
         print(
