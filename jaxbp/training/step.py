@@ -21,7 +21,7 @@ from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, Shape
 
-__all__ = ["TrainState", "evaluate", "init_state", "make_epoch", "make_step"]
+__all__ = ["TrainState", "deferred", "evaluate", "init_state", "make_epoch", "make_step"]
 
 # `metric(outputs, targets) -> [N]`.
 Metric: TypeAlias = Callable[[Any, Any], jax.Array]
@@ -109,7 +109,7 @@ def make_step(
         the step. What they share with the step, such as the forward pass, is computed once.
       extra_args: a dict of other arguments for the optimizer's update, by name. Each is computed by
         a `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` returns. The
-        key is that of the forward pass.
+        key is that of the forward pass. The optimizer itself computes those that are `deferred`.
       donate: whether the new state may use the memory of the old one. The old state can then no
         longer be read.
 
@@ -171,6 +171,33 @@ def make_step(
         return after, {"loss": value, **record}
 
     return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """An extra argument that the optimizer computes itself, where it needs it.
+
+    Use it in `extra_args` for an optimizer that takes a function instead of a value, such as
+    `scale_by_kfac` with `factors_every`. In steps in which the optimizer does not call the
+    function, nothing is computed.
+
+    Args:
+      function: `function(params, inputs, targets, *, key) -> value`, as `extra_args` takes it.
+
+    Returns:
+      `function(params, inputs, targets, *, key) -> (function() -> value)`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> later = bp.deferred(lambda params, inputs, targets, *, key: jnp.mean(inputs))
+      >>> value = later((), jnp.ones(3), jnp.ones(3), key=jax.random.key(0))
+      >>> float(value())
+      1.0
+    """
+
+    def defer(params, inputs, targets, *, key):
+        return lambda: function(params, inputs, targets, key=key)
+
+    return defer
 
 
 def make_epoch(
