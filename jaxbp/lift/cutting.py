@@ -70,7 +70,7 @@ class _Cutter:
         if EXAMPLE not in met:
             self.unbatched.append(equation)
             for v in equation.outvars:
-                made = PARAMETER in met and is_float(v.aval)
+                made = PARAMETER in met and is_float(v.aval) and not _stops(equation)
                 self.kinds[v] = PARAMETER if made else CONSTANT
                 self.made_by[v] = equation
             return
@@ -148,7 +148,8 @@ class _Cutter:
         """
         active = {v for v in self.jaxpr.invars if self._kind(v) == EXAMPLE and is_float(v.aval)}
         for step in self.steps:
-            if isinstance(step, Cut) or active & set(self._of_example(step)):
+            goes_on = active & set(self._of_example(step)) and not _stops(step)
+            if isinstance(step, Cut) or goes_on:
                 active |= {v for v in step.outvars if is_float(v.aval)}
         needed = set(variables(outs))
         live, kept = needed & active, []
@@ -211,3 +212,8 @@ class _Cutter:
 
     def _of_example(self, step):
         return [v for v in variables(step.invars) if self.kinds[v] == EXAMPLE]
+
+
+def _stops(equation):
+    """Whether no error goes back through an operation of the user's program."""
+    return not isinstance(equation, Cut) and equation.primitive.name == "stop_gradient"

@@ -119,7 +119,9 @@ def _where(here, x, other):
 def _where_taken(here, signal):
     """A signal whose operands are zero for the examples that do not take the branch."""
     if isinstance(signal, Through):
-        return signal._replace(signal=_where_taken(here, signal.signal))
+        back = signal.back
+        back = back if back.moves else dataclasses.replace(back, guarded=True)
+        return Through(_where_taken(here, signal.signal), back)
     if isinstance(signal, Sum):
         return Sum(tuple(_where_taken(here, use) for use in signal.signals))
     if isinstance(signal, Lookup):

@@ -292,7 +292,8 @@ def _hinted(name, per_example):
         )
         if per_example:
             called, hint = "one example, without N", "takes a batch, leave out per_example"
-        raise LayerError(name, f"failed on {called}: {error} If it {hint}?") from error
+        problem = str(error).rstrip(". ")
+        raise LayerError(name, f"failed on {called}: {problem}. If it {hint}?") from error
 
 
 def _require_batch_of_one(name, y):

@@ -39,16 +39,20 @@ class Pullback:
       index: which parameter.
       dtype: of the value at the end of the route.
       moves: false: norms are not kept.
+      guarded: whether zero goes back to zero even where the derivative is infinite. It is in a
+        branch, which other examples may not have taken.
     """
 
     vjp: Any
     index: int = dataclasses.field(metadata={"static": True})
     dtype: Any = dataclasses.field(metadata={"static": True})
     moves: bool = dataclasses.field(default=False, metadata={"static": True})
+    guarded: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def __call__(self, gradient):
         """The gradient of the parameter."""
-        return self.vjp(gradient.astype(self.dtype))[0][self.index].astype(gradient.dtype)
+        out = self.vjp(gradient.astype(self.dtype))[0][self.index].astype(gradient.dtype)
+        return jnp.where(jnp.any(gradient != 0), out, 0) if self.guarded else out
 
 
 def pull(program: Any, v: Any, signal: Any, fixed: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
@@ -250,5 +254,4 @@ _RULES = {
     "mul": _by_number,
     "dot_general": _by_matrix,
     "concatenate": _parts,
-    "stop_gradient": lambda program, equation, v, signal, fixed: [],
 }

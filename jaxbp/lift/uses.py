@@ -163,9 +163,10 @@ def _rows(equation, i, made_by):
         rows = jnp.asarray(operands[1])
         rows = rows[..., 0] if in_row else rows
         deltas = dy.transpose([a for a in range(dy.ndim) if a not in offsets] + [*offsets])
-        if not fills:
-            rows = jnp.clip(rows, 0, table[0] - 1)
         deltas = deltas.reshape(*rows.shape, -1)
+        if fills:  # what lies outside the table is filled in, and no row has an error from there
+            deltas = jnp.where(((rows >= 0) & (rows < table[0]))[..., None], deltas, 0)
+        rows = jnp.clip(rows, 0, table[0] - 1)
         return _viewed(Lookup(rows, deltas, jnp.zeros((table[0], 0), dy.dtype)), view)
 
     return Recipe(equation.invars[0], make)
