@@ -77,9 +77,10 @@ def kfac_factors(
         anything else, rest="identity"       None: its gradient stays as it is
 
     A vector that is added is the bias of a weight if the two are the only parameters in their dict,
-    list or tuple, and it has as many entries as the weight has outputs. A kernel with groups has
-    a pair of factors for each group. Anything else means gains, tables, parameters that are used in
-    several ways, parameters behind a norm or another function, and a part of a larger array.
+    list or tuple, and it has an entry for each output of the weight. It may have several axes, if
+    they are the last axes of the weight. A kernel with groups has a pair of factors for each group.
+    Anything else means gains, tables, parameters that are used in several ways, parameters behind a
+    norm or another function, and arrays of which only a part is used.
 
     The diagonal of a parameter that is used in several ways or behind a function needs the gradient
     of each example, [N, ...]. Use `identity` where there is no memory for this.
@@ -218,12 +219,13 @@ def _is_pair(node):
 
 
 def _is_bias_of_weight(factors, shapes):
-    """Whether the second parameter of a pair has an entry for each output of the weight."""
+    """Whether the second parameter of a pair has an entry for each output, in the same order."""
     found, shapes = map(_bare, _parts(factors)), map(_bare, _parts(shapes))
     pairs = sorted(zip(found, shapes, strict=True), key=lambda pair: isinstance(pair[0], _Added))
     (factors, weight), (_, bias) = pairs
     outputs = math.prod(factors.deltas.shape[:-1])  # [O, O], or [G, O / G, O / G]
-    return bias.size == outputs and _extent(weight) > _extent(bias)
+    same_order = bias.ndim == 1 or weight.shape[-bias.ndim :] == bias.shape
+    return bias.size == outputs and same_order and _extent(weight) > _extent(bias)
 
 
 class KfacState(NamedTuple):
@@ -326,11 +328,10 @@ def scale_by_kfac(
         elif callable(like):
             _require_unmasked(params)
 
-        def shapes(params):
-            factors = like(params) if callable(like) else like
-            return _own_factors(params, _by_name(params) if factors is None else factors)
-
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(shapes, params))
+        find = _by_name if like is None else like if callable(like) else None
+        factors = like if find is None else jax.eval_shape(find, params)
+        shapes = jax.eval_shape(_own_factors, params, factors)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(updates, state, params=None, *, factors=None, **extra_args):
@@ -532,7 +533,7 @@ def _own_factors(params: PyTree, factors: PyTree) -> PyTree:
         if _is_layer(factors):
             return _of_layer(factors, leaves)
         (leaf,) = leaves
-        if jnp.shape(factors) != leaf.shape:
+        if _is_nothing(factors) or factors.shape != leaf.shape:
             raise ValueError(WRONG_FACTORS)
         return factors.astype(widened(leaf).dtype)
 
@@ -544,10 +545,11 @@ def _own_factors(params: PyTree, factors: PyTree) -> PyTree:
 
 def _of_layer(node, leaves):
     """The factors of a layer with these parameters, without a row for a bias if it has none."""
-    (factors,) = (part for part in (node, *_parts(node)) if _is_factors(part))
-    (a, g), view = _matrices(factors)
+    factors = node if _is_factors(node) else next(filter(_is_factors, _parts(node)))
+    matrices, view = _matrices(factors)
+    a, g = matrices
     _, weight, bias = _weight_and_bias(leaves)
-    rows = _as_rows(weight, bias, Kronecker(a, g), view).shape[-2]
+    rows = _as_rows(weight, bias, matrices, view).shape[-2]
     if bias is None and a.shape[-1] == rows + 1:  # A is that of (x, 1)
         a = a[..., :-1, :-1]
     if a.shape[-1] != rows:

@@ -305,3 +305,470 @@ def test_what_is_wrong_is_said(batch, key):
         kfac.update(grads, state, params, factors=factors)
     with pytest.raises(ValueError, match="not those of this network's layers"):
         kfac.update(grads, state, params, factors=factors[:1])
+
+
+# Any network: the factors say which parameters are matrices.
+
+
+def natural_gradient(net, params, x, labels, **options):
+    """The natural gradient by exact factors, which do not depend on a key, and the factors."""
+    factors_of = bp.kfac_factors(net, LOSS, error=bp.ggn_columns, **options)
+
+    def factors_on_batch(params):
+        return factors_of(params, x, labels, key=jax.random.key(0))
+
+    @jax.jit
+    def solve(params):
+        kfac = bp.scale_by_kfac(factors_on_batch, damping=0.03)
+        _, grads = bp.value_and_grad(net, LOSS)(params, x, labels)
+        factors = factors_on_batch(params)
+        got, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+        return got, factors, grads
+
+    return solve(params)
+
+
+def rows_of_dense(params, x):
+    hidden = jnp.tanh(x @ params[0]["kernel"] + params[0]["bias"])
+    return hidden @ params[1]["kernel"] + params[1]["bias"]
+
+
+def transposed(params, x):
+    hidden = jnp.tanh(x @ params[0]["kernel"].T + params[0]["bias"])
+    return jnp.einsum("oi,ni->no", params[1]["kernel"], hidden) + params[1]["bias"]
+
+
+def of_heads(params, x):
+    hidden = jnp.einsum("ni,ihd->nhd", x, params[0]["kernel"]) + params[0]["bias"]
+    return jnp.einsum("nhd,hdo->no", jnp.tanh(hidden), params[1]["kernel"]) + params[1]["bias"]
+
+
+def to_layout(name, layers):
+    """The weights and biases of dense layers 5 -> 4 -> 3 as a lifted model has them."""
+    first, second = ({"kernel": p["weight"], "bias": p["bias"]} for p in layers)
+    if name == "transposed":
+        first, second = ({**p, "kernel": p["kernel"].T} for p in (first, second))
+    if name == "of_heads":
+        first = {"kernel": first["kernel"].reshape(5, 2, 2), "bias": first["bias"].reshape(2, 2)}
+        second = {**second, "kernel": second["kernel"].reshape(2, 2, 3)}
+    return [first, second]
+
+
+@pytest.mark.parametrize("model", [rows_of_dense, transposed, of_heads])
+def test_a_lifted_model_has_the_natural_gradient_of_its_layers_in_any_layout(model, batch):
+    params, x, labels, _ = batch
+    want, _, _ = natural_gradient(NET, params, x, labels)
+    own = to_layout(model.__name__, params[::2])
+    net, own = bp.lift(model, own, x)
+    got, factors, _ = natural_gradient(net, own, x, labels)
+    assert_close(got, to_layout(model.__name__, want[::2]))
+    assert [layer["bias"] for layer in factors] == [(), ()]
+
+
+def test_parameters_in_tuples_have_no_names_at_all(batch):
+    params, x, labels, _ = batch
+    own = [(p["weight"], p["bias"]) for p in params[::2]]
+
+    def model(params, x):
+        (w, b), (v, c) = params
+        return jnp.tanh(x @ w + b) @ v + c
+
+    want, _, _ = natural_gradient(NET, params, x, labels)
+    got, _, _ = natural_gradient(*bp.lift(model, own, x), x, labels)
+    assert_close(got, [(p["weight"], p["bias"]) for p in want[::2]])
+
+
+def test_a_loop_over_layers_is_a_stack(key):
+    block = bp.chain(bp.layer_norm(eps=1e-5), bp.dense(4), bp.tanh())
+    net = bp.chain(bp.dense(4), bp.stack(block, 3), bp.dense(3))
+    params, _ = net.init(key, (5,))
+    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+
+    def model(params, x):
+        def step(x, p):
+            x = x - jnp.mean(x, -1, keepdims=True)
+            x = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-5)
+            x = x * p["norm"]["scale"] + p["norm"]["shift"]
+            return jnp.tanh(x @ p["dense"]["kernel"] + p["dense"]["bias"]), None
+
+        x = x @ params["first"]["kernel"] + params["first"]["bias"]
+        x, _ = jax.lax.scan(step, x, params["loop"])
+        return x @ params["last"]["kernel"] + params["last"]["bias"]
+
+    def as_lifted(params):
+        first, stack, last = params
+        norm, dense, _ = stack.layers
+        first, dense, last = (
+            {"kernel": p["weight"], "bias": p["bias"]} for p in (first, dense, last)
+        )
+        loop = {"norm": {"scale": norm["gain"], "shift": norm["bias"]}, "dense": dense}
+        return {"first": first, "loop": loop, "last": last}
+
+    want, _, _ = natural_gradient(net, params, x, labels)
+    got, _, _ = natural_gradient(*bp.lift(model, as_lifted(params), x), x, labels)
+    assert isinstance(got["loop"]["dense"]["kernel"], bp.Stacked)
+    assert_close(bp.unstacked(got), as_lifted(want))
+
+
+def part_of_group(tree, group, size):
+    """The outputs of one group, of the factors or the parameters of a convolution."""
+    return jax.tree.map(lambda a: a[..., group * size : (group + 1) * size], tree)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("conv", [bp.conv, bp.conv_transpose])
+def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key):
+    whole = conv(6, (3, 2), groups=2, use_bias=use_bias)
+    one = conv(3, (3, 2), use_bias=use_bias)
+    params, _ = whole.init(key, (4, 5, 4))
+    x = jax.random.normal(key, (8, 4, 5, 4))
+    y, cache = whole.forward(params, x)
+    _, factors = whole.backward(params, cache, y, read=bp.kronecker)
+    kfac = bp.scale_by_kfac(factors, damping=0.03)
+    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    for group in range(2):
+        own = part_of_group(params, group, 3)
+        inputs = x[..., 2 * group : 2 * group + 2]
+        _, cache = one.forward(own, inputs)
+        dy = y[..., 3 * group : 3 * group + 3]
+        _, factors = one.backward(own, cache, dy, read=bp.kronecker)
+        kfac = bp.scale_by_kfac(damping=0.03)
+        want, _ = kfac.update(own, kfac.init(own), own, factors=factors)
+        assert_close(part_of_group(got, group, 3), want)
+
+
+def test_every_expert_has_factors_of_its_own(key):
+    params = {"experts": jax.random.normal(key, (3, 5, 4))}
+    x, dy = jax.random.normal(key, (8, 3, 5)), jax.random.normal(key, (8, 3, 4))
+    net, params = bp.lift(lambda p, x: jnp.einsum("nei,eio->neo", x, p["experts"]), params, x)
+    _, cache = net.forward(params, x)
+    _, factors = net.backward(params, cache, dy, read=bp.kronecker)
+    kfac = bp.scale_by_kfac(factors, damping=0.03)
+    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    for i in range(3):
+        matrices = damped(x[:, i].T @ x[:, i] / 8, dy[:, i].T @ dy[:, i] / 8, 0.03)
+        want = np.linalg.solve(matrices, np.ravel(params["experts"][i]))
+        assert_close(got["experts"][i], jnp.asarray(want.reshape(5, 4)))
+
+
+def test_what_has_no_factors_has_a_diagonal(key):
+    """g / (v + damping), with v of the sampled gradient."""
+    net = bp.chain(bp.embedding(6, 4), bp.layer_norm(), bp.dense(3))
+    params, _ = net.init(key, (5,))
+    tokens, labels = jax.random.randint(key, (8, 5), 0, 6), jnp.arange(40).reshape(8, 5) % 3
+    got, factors, grads = natural_gradient(net, params, tokens, labels)
+    exact = bp.backprop(net, LOSS, read=bp.diagonal, error=bp.ggn_columns)
+    _, diagonals = exact(params, tokens, labels)
+    for place, name in ((0, "weight"), (1, "gain")):
+        v = diagonals[place][name] / 8
+        assert_close(factors[place][name], v)
+        assert_close(got[place][name], grads[place][name] / (v + 0.03))
+    got, factors, _ = natural_gradient(net, params, tokens, labels, rest="identity")
+    assert factors[0]["weight"] is factors[1]["gain"] is None
+    assert_close(got[0], grads[0])
+    assert_close(got[1]["gain"], grads[1]["gain"])
+
+
+def test_a_vector_that_is_added_on_its_own_has_its_own_factor(key):
+    net = bp.chain(bp.dense(4), bp.layer_norm(), bp.dense(3))
+    params, _ = net.init(key, (5,))
+    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    got, factors, grads = natural_gradient(net, params, x, labels)
+    apart = bp.backprop(
+        net, LOSS, read=lambda s, columns: bp.kronecker(s, bias="apart", columns=columns),
+        error=bp.ggn_columns,
+    )  # fmt: skip
+    a, g = apart(params, x, labels)[1][1]["bias"]
+    assert_close(factors[1]["bias"], bp.Kronecker(jnp.ones((1, 1)), g))
+    want = np.linalg.solve(damped(np.asarray(a), np.asarray(g), 0.03), grads[1]["bias"])
+    assert_close(got[1]["bias"], jnp.asarray(want))
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes", "folded"),
+    [
+        (lambda p, x: x @ p["w"] + p["b"], {"w": (4, 4), "b": (4,)}, True),
+        (lambda p, x: x @ p["w"] + p["b"][0], {"w": (4, 3), "b": (1, 3)}, False),
+        (lambda p, x: x[:, :1] @ p["w"] + p["b"], {"w": (1, 4), "b": (4,)}, True),
+        # A vector among more than two parameters may belong to anything.
+        (lambda p, x: (x * p["g"] + p["b"]) @ p["w"], {"w": (4, 4), "b": (4,), "g": (4,)}, False),
+        (lambda p, x: x @ p["w"] @ p["v"] + p["b"], {"w": (4, 4), "v": (4, 4), "b": (4,)}, False),
+        # It has an entry for each input, and none for each output.
+        (lambda p, x: (x + p["b"]) @ p["w"], {"w": (4, 3), "b": (4,)}, False),
+        # Its entries are in another order than the outputs.
+        (
+            lambda p, x: jnp.einsum("ni,ihd->ndh", x, p["w"]) + p["b"],
+            {"w": (4, 2, 3), "b": (3, 2)},
+            False,
+        ),
+    ],
+)
+def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, folded, key):
+    params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
+    x = jax.random.normal(key, (8, 4))
+    net, params = bp.lift(lambda p, x: function(p, x).reshape(len(x), -1), params, x)
+    targets = jnp.zeros(net.forward(params, x)[0].shape)
+    factors = bp.kfac_factors(net, bp.squared_error)(params, x, targets, key=key)
+    assert isinstance(factors["b"], tuple) == (folded or len(shapes["b"]) == 1)
+    assert (jax.tree.leaves(factors["b"]) == []) == folded
+    kfac = bp.scale_by_kfac(factors, damping=0.03)
+    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
+    if folded:
+        both = {"weight": params["w"], "bias": params["b"]}
+        want = solve(both, factors["w"], 0.03)
+        assert_close(got, {"w": want["weight"], "b": want["bias"]})
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda w, x: x[:, :3] @ w[:3],
+        lambda w, x: jnp.tanh(x @ w[:2].T) @ w[2:],
+        lambda w, x: jnp.tanh(x @ w) @ w.T,
+        lambda w, x: x @ (w / jnp.linalg.norm(w)),
+        lambda w, x: x * w[0] + w[1],
+    ],
+    ids=["a part", "two parts", "both ways", "normalised", "rows"],
+)
+def test_arrays_that_are_no_matrix_have_a_diagonal(function, key):
+    x = jax.random.normal(key, (8, 4))
+    net, w = bp.lift(function, jax.random.normal(key, (4, 4)), x)
+    factors = bp.kfac_factors(net, bp.squared_error)(w, x, jnp.zeros((8, 4)), key=key)
+    assert factors.shape == (4, 4)
+    kfac = bp.scale_by_kfac(factors, damping=0.03)
+    got, _ = kfac.update(w, kfac.init(w), w, factors=factors)
+    assert_close(got, w / (factors + 0.03))
+
+
+def test_a_matrix_that_is_too_large_has_a_diagonal(batch, key):
+    params, x, labels, _ = batch
+    factors = factors_of(params, x, labels, key, largest=4)
+    assert factors[0]["weight"].shape == (5, 4)
+    assert factors[0]["bias"].deltas.shape == (4, 4)  # its weight has no factors, so it is alone
+    assert factors[2]["bias"] == ()
+    factors = factors_of(params, x, labels, key, largest=3)
+    assert factors[0]["bias"].shape == (4,)
+    assert factors[2]["weight"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_diagonals_of_16_bits_are_kept_in_32(key, dtype):
+    net = bp.chain(bp.dense(4, dtype=dtype), bp.layer_norm(dtype=dtype), bp.dense(3, dtype=dtype))
+    params, _ = net.init(key, (5,))
+    x, labels = jax.random.normal(key, (8, 5), dtype), jnp.arange(8) % 3
+    factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
+    kfac = bp.scale_by_kfac(factors)
+    got, state = kfac.update(params, kfac.init(params), params, factors=factors)
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.factors)} == {jnp.dtype("float32")}
+
+
+# Factors in some steps only.
+
+
+def test_factors_are_computed_where_they_are_due(batch, key):
+    params, x, labels, grads = batch
+    kfac = bp.scale_by_kfac(damping=0.03, decay=0.6, every=1, factors_every=3)
+    state, computed, averages = kfac.init(params), [], []
+    with jax.disable_jit():  # `cond` then runs one of its branches alone
+        for i in range(10):
+
+            def factors(i=i):
+                computed.append(i)
+                return factors_of(params, x + i, labels, key)
+
+            got, state = kfac.update(grads, state, params, factors=factors)
+            averages.append(state.factors[0].inputs)
+    assert computed == [0, 3, 6, 9]
+    same = [np.array_equal(a, b) for a, b in itertools.pairwise(averages)]
+    assert same == [i not in (2, 5, 8) for i in range(9)]
+    first, second, third, fourth = (
+        factors_of(params, x + i, labels, key)[0]["weight"].inputs for i in computed
+    )
+    average = 0.6 * (0.6 * (first + second) / 2 + 0.4 * third) + 0.4 * fourth
+    assert_close(averages[-1], average)
+    assert_close(got[0], solve(grads[0], state.factors[0], 0.03))
+
+
+def test_fit_computes_deferred_factors(key):
+    x = jax.random.normal(key, (60, 5))
+    labels = jnp.argmax(x[:, :3], axis=1)
+    factors = bp.kfac_factors(NET, LOSS)
+
+    def train(factors, **options):
+        optimizer = optax.chain(bp.scale_by_kfac(**options), optax.sgd(0.1))
+        extra = {"factors": factors}
+        return bp.fit(
+            NET, LOSS, optimizer, (x, labels), key=key, epochs=2, batch_size=20, extra_args=extra
+        ).state
+
+    want = train(factors, every=1)
+    got = train(bp.deferred(factors), every=1, factors_every=1)
+    assert_close(got.params, want.params)
+    fewer = train(bp.deferred(factors), every=1, factors_every=3)
+    assert not np.allclose(fewer.params[0]["weight"], want.params[0]["weight"])
+
+
+def test_deferred_factors_are_inside_the_branch(batch, key):
+    """In a step in which no factors are due, only the two products of each layer remain."""
+    params, x, labels, grads = batch
+    kfac = bp.scale_by_kfac(factors_every=3)
+
+    def update(state):
+        factors = bp.deferred(bp.kfac_factors(NET, LOSS))(params, x, labels, key=key)
+        return kfac.update(grads, state, params, factors=factors)
+
+    outside = jax.make_jaxpr(update)(kfac.init(params)).jaxpr.eqns
+    assert sum(equation.primitive.name == "cond" for equation in outside) == 2
+    assert sum(equation.primitive.name == "dot_general" for equation in outside) == 4
+
+
+GPT = bp.chain(
+    bp.embedding(7, 8),
+    bp.learned_positions(6),
+    bp.stack(
+        bp.chain(
+            bp.residual(bp.layer_norm(), bp.attention(8, 2, causal=True)),
+            bp.residual(bp.layer_norm(), bp.dense(16), bp.gelu(), bp.dense(8)),
+        ),
+        2,
+    ),
+    bp.layer_norm(),
+    bp.dense(7),
+)
+
+
+def trained(net, x, labels, key, state=None):
+    """The losses of a short training run by KFAC, with all of its options."""
+    factors = bp.kfac_factors(net, LOSS)
+    kfac = bp.scale_by_kfac(
+        lambda params: factors(params, x, labels, key=key), every=2, factors_every=2
+    )
+    optimizer = optax.chain(kfac, optax.clip_by_global_norm(1.0), optax.sgd(0.1))
+    if state is not None:
+        state = bp.TrainState(state, optimizer.init(state), jnp.zeros((), jnp.int32), key)
+    run = bp.fit(
+        net, LOSS, optimizer, (x, labels), key=None if state else key, state=state, batch_size=8,
+        epochs=25, extra_args={"factors": bp.deferred(factors)},
+    )  # fmt: skip
+    return [float(record["loss"]) for record in run.records]
+
+
+def test_a_gpt_trains(key):
+    tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
+    losses = trained(GPT, tokens[:, :-1], tokens[:, 1:], key)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_lifted_function_trains(key):
+    x = jax.random.normal(key, (32, 5))
+    labels = jnp.argmax(x[:, :3], axis=1)
+    w, v = 0.3 * jax.random.normal(key, (4, 5)), 0.3 * jax.random.normal(key, (4, 3))
+    params = {"in": {"w": w, "b": jnp.zeros(4)}, "gain": jnp.ones(4), "out": v}
+
+    def model(params, x):
+        hidden = jnp.tanh(x @ params["in"]["w"].T + params["in"]["b"])
+        return (hidden * params["gain"]) @ params["out"]
+
+    net, params = bp.lift(model, params, x)
+    losses = trained(net, x, labels, key, state=params)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_flax_model_trains(key):
+    nn = pytest.importorskip("flax.linen")
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, tokens):
+            x = nn.Embed(7, 8, param_dtype=float)(tokens)
+            y = nn.LayerNorm(param_dtype=float)(x)
+            y = nn.MultiHeadDotProductAttention(2, param_dtype=float)(
+                y, mask=nn.make_causal_mask(tokens)
+            )
+            x = x + y
+            return nn.Dense(7, param_dtype=float)(nn.LayerNorm(param_dtype=float)(x))
+
+    tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
+    x, labels = tokens[:, :-1], tokens[:, 1:]
+    model = Model()
+    net, params = bp.lift(model.apply, model.init(key, x), x)
+    factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)["params"]
+    attention = factors["MultiHeadDotProductAttention_0"]
+    for name in ("query", "key", "value", "out"):
+        assert attention[name]["bias"] == ()
+        assert attention[name]["kernel"].signal.inputs.shape == (9, 9)
+    losses = trained(net, x, labels, key, state=params)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_factors_tell_what_another_optimizer_leaves(batch, key):
+    net = bp.chain(bp.dense(4), bp.layer_norm(), bp.dense(3))
+    params, _ = net.init(key, (5,))
+    _, x, labels, _ = batch
+    _, grads = bp.value_and_grad(net, LOSS)(params, x, labels)
+    factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
+    labels_of = (
+        {"weight": "kfac", "bias": "sgd"},
+        {"gain": "sgd", "bias": "kfac"},
+        {"weight": "sgd", "bias": "sgd"},
+    )
+
+    def both(like):
+        kfac = bp.scale_by_kfac(like, damping=0.03)
+        return optax.partition({"kfac": kfac, "sgd": optax.sgd(0.5)}, labels_of)
+
+    optimizer = both(jax.eval_shape(lambda: factors))
+    got, _ = optimizer.update(grads, optimizer.init(params), params, factors=factors)
+    kfac = bp.scale_by_kfac(factors, damping=0.03)
+    want, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+    assert_close(got[1]["bias"], want[1]["bias"])
+    assert_close(got[0]["bias"], -0.5 * grads[0]["bias"])
+    assert_close(got[2], jax.tree.map(lambda g: -0.5 * g, grads[2]))
+    a, g = map(np.asarray, factors[0]["weight"])
+    alone = np.linalg.solve(damped(a[:-1, :-1], g, 0.03), np.ravel(grads[0]["weight"]))
+    assert_close(got[0]["weight"], jnp.asarray(alone.reshape(5, 4)))
+    with pytest.raises(ValueError, match="like is a function of the parameters, but some"):
+        both(lambda params: factors).init(params)
+
+
+def test_any_network_is_traced_once(key):
+    tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
+    x, labels = tokens[:, :-1], tokens[:, 1:]
+    factors = bp.kfac_factors(GPT, LOSS)
+    kfac = bp.scale_by_kfac(lambda params: factors(params, x, labels, key=key), factors_every=2)
+    chex.clear_trace_counter()
+    counted = GPT._replace(backward=chex.assert_max_traces(GPT.backward, n=3))
+    extra = {"factors": bp.deferred(bp.kfac_factors(counted, LOSS))}
+    step = bp.make_step(counted, LOSS, kfac, extra_args=extra, donate=False)
+    state = bp.init_state(counted, kfac, key, (6,))
+    for _ in range(3):
+        state, _ = step(state, x, labels)
+    assert step._cache_size() == 1
+
+
+def test_wrong_arguments_for_any_network_are_refused(batch, key):
+    params, x, labels, grads = batch
+    with pytest.raises(ValueError, match=r"rest is 'unit'; it takes .*; largest is 0, expected"):
+        bp.kfac_factors(NET, LOSS, rest="unit", largest=0)
+    with pytest.raises(ValueError, match=r"factors_every is 0, expected a positive integer or"):
+        bp.scale_by_kfac(factors_every=0)
+    factors = factors_of(params, x, labels, key)
+    kfac = bp.scale_by_kfac(factors_every=2)
+    with pytest.raises(ValueError, match=r"factors_every is 2, but the factors were computed al"):
+        kfac.update(grads, kfac.init(params), params, factors=factors)
+    # Made for one network, and used for another.
+    other = bp.chain(bp.dense(4), bp.layer_norm(), bp.dense(3))
+    own, _ = other.init(key, (5,))
+    others = bp.kfac_factors(other, LOSS)(own, x, labels, key=key)
+    with pytest.raises(ValueError, match="not those of this network's layers"):
+        bp.scale_by_kfac(others).init(params)
+    kfac = bp.scale_by_kfac(others)
+    without = bp.kfac_factors(other, LOSS, rest="identity")(own, x, labels, key=key)
+    with pytest.raises(ValueError, match="not those of this network's layers"):
+        kfac.update(own, kfac.init(own), own, factors=without)
+    # A reading gives nothing for a gain, but says nothing of what to do with it either.
+    _, read = bp.backprop(other, LOSS, read=bp.kronecker)(own, x, labels)
+    with pytest.raises(ValueError, match="not those of this network's layers"):
+        bp.scale_by_kfac(read).init(own)
