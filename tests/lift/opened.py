@@ -130,7 +130,7 @@ def examples_first(tree):
 
 
 def assert_agree(got, want, tolerance=TOLERANCE["float64"]):
-    """Equal relative to the leaf's largest entry, or to the tree's for a leaf of rounding errors."""
+    """Equal relative to the leaf's largest entry, or to the tree's where that is rounding."""
     chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
     largest = max(
         (float(jnp.max(jnp.abs(b), initial=0)) for b in jax.tree.leaves(want)), default=0.0
