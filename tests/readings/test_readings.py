@@ -123,7 +123,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
             (
                 lambda reading=reading: reading((SIGNAL, SIGNAL)),
                 TypeError,
-                rf"{name}: takes the signal of .* \(Outer, Bias, Scale, Lookup, Conv\); got tuple",
+                rf"{name}: takes the signal of .* \(Outer, Bias, Scale, Lookup, Conv, Through, Sum\); got tuple",
             )
             for name, reading in READINGS.items()
             if name not in ("keep", "gram")
