@@ -114,6 +114,7 @@ def test_example_norms_join_all_parameters():
 
 
 SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
+KINDS = "Outer, Bias, Scale, Lookup, Conv, Through, Sum"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
             (
                 lambda reading=reading: reading((SIGNAL, SIGNAL)),
                 TypeError,
-                rf"{name}: takes the signal of .* \(Outer, Bias, Scale, Lookup, Conv, Through, Sum\); got tuple",
+                rf"{name}: takes the signal of .* \({KINDS}\); got tuple",
             )
             for name, reading in READINGS.items()
             if name not in ("keep", "gram")
