@@ -32,7 +32,10 @@ class Checkpoint:
     kinds: tuple[str, ...]
     barrier: bool
 
-    is_operation = False
+    @property
+    def programs(self):
+        """What runs, in a list."""
+        return [self.program]
 
     @property
     def remembers(self):
@@ -69,7 +72,6 @@ class Branches:
     programs: list[Program]
     kinds: tuple[str, ...]
 
-    is_operation = False
     remembers = (0,)
 
     def forward(self, operands, n):
@@ -152,7 +154,10 @@ class Scan:
     reverse: bool
     how: dict[str, Any]
 
-    is_operation = False
+    @property
+    def programs(self):
+        """What runs, in a list."""
+        return [self.program]
 
     @property
     def remembers(self):

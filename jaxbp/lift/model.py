@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from jaxbp.lift.cutting import cut
@@ -28,6 +29,7 @@ __all__ = ["lift", "unstacked"]
 # By how much the outputs of a batch may differ from those of its examples one by one, relative to
 # the largest: rounding does by less, and a function that mixes examples by more.
 BATCH_TOLERANCE = 1e-3
+ROUNDINGS = 8  # how many roundings in 16 bits may add up
 
 
 def lift(
@@ -191,7 +193,9 @@ def lift(
 
     layer = Layer(name, make, Lifted(forward, of_batch, table), backward)
     if not per_example:
-        _require_separate_examples(name, function, forward, params, stacked(params), inputs)
+        tolerance = _tolerance(traced.program)
+        own = params, stacked(params)
+        _require_separate_examples(name, function, layer, *own, inputs, tolerance)
     return layer, stacked(params)
 
 
@@ -308,17 +312,16 @@ def _require_batch_of_one(name, y):
         )
 
 
-def _require_separate_examples(name, function, forward, own, params, inputs):
+def _require_separate_examples(name, function, layer, own, params, inputs, tolerance):
     """Refuses a function whose outputs for a batch are not those of its examples one by one."""
     arrays = jax.tree.leaves((own, inputs))
     if len(jax.tree.leaves(inputs)[0]) < 2 or any(isinstance(a, Tracer) for a in arrays):
         return
-    ours = jax.tree.leaves(jax.jit(lambda p, x: forward(p, x)[0])(params, inputs))
+    ours = jax.tree.leaves(jax.jit(lambda p, x: layer.forward(p, x)[0])(params, inputs))
     theirs = jax.tree.leaves(jax.jit(function)(own, inputs))
     for y, batch in zip(ours, theirs, strict=True):
-        largest = jnp.maximum(jnp.max(jnp.abs(batch)), jnp.finfo(float).tiny)
-        error = float(jnp.max(jnp.abs(y - batch)) / largest) if y.shape == batch.shape else math.inf
-        if not error < BATCH_TOLERANCE:
+        error = _difference(y, batch) if y.shape == batch.shape else math.inf
+        if error > tolerance:
             raise LayerError(
                 name,
                 f"gives other outputs for a batch than for its examples one by one, by {error:.1e} "
@@ -326,3 +329,21 @@ def _require_separate_examples(name, function, forward, own, params, inputs):
                 "and have no gradients of their own. Use group, layer or RMS normalisation, or "
                 "running averages?",
             )
+
+
+def _difference(y, batch):
+    """The largest difference, relative to the largest finite entry. Equal infinities count as 0."""
+    y, batch = np.asarray(y, np.float64), np.asarray(batch, np.float64)
+    finite = np.isfinite(y) & np.isfinite(batch)
+    if not np.array_equal(y[~finite], batch[~finite], equal_nan=True):
+        return math.inf
+    y, batch = y[finite], batch[finite]
+    return np.max(np.abs(y - batch), initial=0) / (np.max(np.abs(batch), initial=0) or 1)
+
+
+def _tolerance(program):
+    """By how much rounding may change outputs, in the coarsest dtype that the function uses."""
+    dtypes = {v.aval.dtype for v in program.kinds if is_float(v.aval)}
+    own = max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+    inner = [p for cut in program.cuts for p in cut.body.programs]
+    return max(BATCH_TOLERANCE, ROUNDINGS * own, *map(_tolerance, inner))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxbp.lift.program import formed
+from jaxbp.lift.routes import in_dtype
 from jaxbp.lift.trace import EXAMPLE, PARAMETER, is_float, run, variables
 from jaxbp.lift.uses import Recipe, recipe_of
 
@@ -33,7 +34,7 @@ class Operation:
     kinds: tuple[str, ...]
     recipe: Recipe | None
 
-    is_operation = True
+    programs = ()  # that run inside
 
     @property
     def is_formed(self):
@@ -83,7 +84,8 @@ class Operation:
             for i, dx in zip(wanted, vjp(errors), strict=True):
                 dxs[i] = dx
         if self.recipe is not None:
-            found = [(self.recipe.operand, self.recipe.make(operands, errors[0]))]
+            v, make = self.recipe
+            found = [(v, in_dtype(make(operands, errors[0]), v.aval.dtype))]
         else:
             found = self._formed(operands, errors, outs, sweep.n)
         return dxs, found
@@ -128,8 +130,8 @@ class Operation:
 class AsExample:
     """A parameter that becomes a value of each example, such as an output or a first state."""
 
-    remembers = ()
-    is_operation = is_formed = True
+    remembers = programs = ()
+    is_formed = True
 
     def __init__(self, operand):
         """Takes the value made of parameters."""

@@ -164,7 +164,7 @@ class Cut:
                 sweep.answers[v] = what.value
             else:
                 sweep.signals.setdefault(v, []).append(what)
-                if sweep.log is not None and self.body.is_operation:
+                if sweep.log is not None and not self.body.programs:
                     for leaf, own in pull(sweep.program, v, what, sweep.fixed):
                         path = sweep.program.name_of(leaf)
                         sweep.log.append(Use(path, self.equation, own, self.body.is_formed))

@@ -9,6 +9,7 @@ A signal goes back along it, equation by equation:
   sums        add, sub, neg                         the same signal for every term
   products    with a number; with a matrix          other operands, the same kind of signal
   parts       concatenate                           a part of the operands for each term
+  rows        gather of rows at constants           a Lookup, if the rows are only added
 
 For anything else, such as a norm or a softmax, the whole rest of the route is pulled back by
 `jax.vjp` (`Pullback`). The sum over examples then costs what it costs in `jax.grad`; readings of
@@ -25,6 +26,8 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jaxbp.lift.trace import PARAMETER, run
+from jaxbp.lift.uses import recipe_of
+from jaxbp.readings.sums import per_example
 from jaxbp.signals.kinds import Bias, Outer, Scale, Through
 from jaxbp.signals.views import View
 
@@ -89,7 +92,8 @@ def _by_vjp(program, v, signal, fixed):
 
     _, vjp = jax.vjp(value, [fixed[leaf] for leaf in leaves])
     for i, leaf in enumerate(leaves):
-        yield leaf, Through(signal, Pullback(vjp, i, v.aval.dtype))
+        # In the parameter's dtype, as what is read has to be.
+        yield leaf, Through(in_dtype(signal, leaf.aval.dtype), Pullback(vjp, i, v.aval.dtype))
 
 
 def _moved(signal, shape, move):
@@ -171,6 +175,20 @@ def _times(signal, number):
     return signal._replace(deltas=deltas)
 
 
+def _rows(program, equation, v, signal, fixed):
+    """Rows of a table at constants, such as positions, if their gradient is formed anyway."""
+    del v
+    table, *index = equation.invars
+    recipe = recipe_of(equation, 0, {})
+    base = signal.signal if isinstance(signal, Through) else signal
+    if recipe is None or not isinstance(base, Bias):
+        return None
+    gradients = per_example(signal)
+    rows = jnp.asarray(_value(index[0], fixed))
+    rows = jnp.broadcast_to(rows, (len(gradients), *rows.shape))
+    return [(table, recipe.make([None, rows], gradients))]
+
+
 def _terms(program, equation, v, signal, fixed):
     del program, fixed
     if any(u.aval.shape != v.aval.shape for u in equation.invars):
@@ -244,6 +262,7 @@ _RULES = {
     "rev": _move(lambda view, equation, shape: view.flip(*equation.params["dimensions"])),
     "slice": _move(_unsliced),
     "dynamic_slice": _unsliced_dynamically,
+    "gather": _rows,
     "copy": _same,
     "copy_p": _same,
     "convert_element_type": _cast,

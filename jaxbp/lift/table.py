@@ -81,7 +81,9 @@ def uses(net: Layer) -> Uses:
     rows = []
     for use in net.forward.table():
         for signal in uses_of(use.signal):
-            base = signal.signal if isinstance(signal, Through) else signal
+            base = signal
+            while isinstance(base, Through):
+                base = base.signal
             rows.append(
                 UseOf(
                     use.path,

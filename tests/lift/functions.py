@@ -206,6 +206,24 @@ def columns_of_a_table():
     return Model(f, {"w": normal(1, 5, 6)}, tokens(0, N, 2, vocabulary=5))
 
 
+def positions_of_a_table():
+    """Rows of tables at constants, some of them twice, which are added or multiplied."""
+
+    def f(p, x):
+        at = jnp.arange(x.shape[1])
+        h = x + p["positions"][at] + jnp.take(p["bias"], jnp.array([2, 0, 2, 1]), axis=0)[:, None]
+        h = h + p["positions"][jnp.array([0, 0, 4, -1])] * p["gain"][at][:, None]
+        return h @ p["weights"][jnp.array([1, 1])].sum(0)
+
+    p = {
+        "positions": normal(1, 6, 3),
+        "bias": normal(2, 3),
+        "gain": normal(3, 5),
+        "weights": normal(4, 2, 3, 2),
+    }
+    return Model(f, p, normal(0, N, 4, 3))
+
+
 def output_of_parameters():
     def f(p, x):
         return {"mean": x @ p["w"], "log_scale": p["s"], "constant": jnp.ones(2)}
@@ -623,6 +641,7 @@ FUNCTIONS = {
     "rows, filled": functools.partial(rows_of_a_table, "fill"),
     "tied table": tied_table,
     "columns of a table": columns_of_a_table,
+    "positions of a table": positions_of_a_table,
     "output of parameters": output_of_parameters,
     "stopped": stopped,
     "mask of a parameter": mask_of_a_parameter,
