@@ -325,11 +325,12 @@ def scale_by_kfac(
     def init(params):
         if like is None:
             _require_layers(params)
+            factors = jax.eval_shape(_by_name, params)
         elif callable(like):
             _require_unmasked(params)
-
-        find = _by_name if like is None else like if callable(like) else None
-        factors = like if find is None else jax.eval_shape(find, params)
+            factors = jax.eval_shape(like, params)
+        else:
+            factors = like
         shapes = jax.eval_shape(_own_factors, params, factors)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return KfacState(jnp.zeros((), jnp.int32), zeros, zeros)
@@ -369,9 +370,11 @@ def scale_by_kfac(
 
 
 def _inverted(factors: Any, damping: float | jax.Array) -> Any:
-    """The inverses of both damped factors, or of a damped diagonal."""
+    """The inverses of both damped factors, or of the damped diagonal."""
+    if factors is None or _is_nothing(factors):
+        return factors
     if not _is_factors(factors):
-        return jax.tree.map(lambda diagonal: 1 / (diagonal + damping), factors)
+        return 1 / (factors + jnp.asarray(damping, factors.dtype))
     if isinstance(factors, Through):
         return factors._replace(signal=_inverted(factors.signal, damping))
     if factors.inputs.ndim == 3:  # a pair for each group

@@ -25,8 +25,8 @@ def batch(key):
     return params, x, labels, grads
 
 
-def factors_of(params, x, labels, key, **options):
-    return bp.kfac_factors(NET, LOSS, **options)(params, x, labels, key=key)
+def factors_of(params, x, labels, key, *, net=NET, **options):
+    return bp.kfac_factors(net, LOSS, **options)(params, x, labels, key=key)
 
 
 def damped(a, g, damping):
@@ -437,6 +437,17 @@ def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key
         assert_close(part_of_group(got, group, 3), want)
 
 
+def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
+    net = bp.chain(bp.conv(4, (3, 3), groups=2), bp.tanh(), bp.flatten(), bp.dense(3))
+    params, _ = net.init(key, (4, 4, 2))
+    x, labels = jax.random.normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
+    factors = factors_of(params, x, labels, key, net=net, largest=9)
+    assert factors[0]["weight"].inputs.shape == (2, 10, 10)
+    assert factors[0]["bias"] == ()
+    factors = factors_of(params, x, labels, key, net=net, largest=8)
+    assert factors[0]["weight"].shape == (3, 3, 1, 4)
+
+
 def test_every_expert_has_factors_of_its_own(key):
     params = {"experts": jax.random.normal(key, (3, 5, 4))}
     x, dy = jax.random.normal(key, (8, 3, 5)), jax.random.normal(key, (8, 3, 4))
@@ -485,36 +496,40 @@ def test_a_vector_that_is_added_on_its_own_has_its_own_factor(key):
 
 
 @pytest.mark.parametrize(
-    ("function", "shapes", "folded"),
+    ("function", "shapes", "kind"),
     [
-        (lambda p, x: x @ p["w"] + p["b"], {"w": (4, 4), "b": (4,)}, True),
-        (lambda p, x: x @ p["w"] + p["b"][0], {"w": (4, 3), "b": (1, 3)}, False),
-        (lambda p, x: x[:, :1] @ p["w"] + p["b"], {"w": (1, 4), "b": (4,)}, True),
+        (lambda p, x: x @ p["w"] + p["b"], {"w": (4, 4), "b": (4,)}, "folded"),
+        (lambda p, x: x[:, :1] @ p["w"] + p["b"], {"w": (1, 4), "b": (4,)}, "folded"),
+        # Nothing tells the two apart.
+        (lambda p, x: x[:, :1] @ p["w"][None] + p["b"], {"w": (4,), "b": (4,)}, "alone"),
         # A vector among more than two parameters may belong to anything.
-        (lambda p, x: (x * p["g"] + p["b"]) @ p["w"], {"w": (4, 4), "b": (4,), "g": (4,)}, False),
-        (lambda p, x: x @ p["w"] @ p["v"] + p["b"], {"w": (4, 4), "v": (4, 4), "b": (4,)}, False),
+        (lambda p, x: (x * p["g"] + p["b"]) @ p["w"], {"w": (4, 4), "b": (4,), "g": (4,)}, "alone"),
+        (lambda p, x: x @ p["w"] @ p["v"] + p["b"], {"w": (4, 4), "v": (4, 4), "b": (4,)}, "alone"),
         # It has an entry for each input, and none for each output.
-        (lambda p, x: (x + p["b"]) @ p["w"], {"w": (4, 3), "b": (4,)}, False),
-        # Its entries are in another order than the outputs.
+        (lambda p, x: (x + p["b"]) @ p["w"], {"w": (4, 3), "b": (4,)}, "alone"),
+        # Its axes are not the last ones of the weight.
+        (lambda p, x: x @ p["w"] + p["b"][0], {"w": (4, 3), "b": (1, 3)}, "diagonal"),
         (
             lambda p, x: jnp.einsum("ni,ihd->ndh", x, p["w"]) + p["b"],
             {"w": (4, 2, 3), "b": (3, 2)},
-            False,
+            "diagonal",
         ),
+        # Its entries are in another order than the outputs.
+        (lambda p, x: x @ p["w"] + jnp.flip(p["b"]), {"w": (4, 3), "b": (3,)}, "diagonal"),
     ],
 )
-def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, folded, key):
+def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, kind, key):
     params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
     x = jax.random.normal(key, (8, 4))
     net, params = bp.lift(lambda p, x: function(p, x).reshape(len(x), -1), params, x)
     targets = jnp.zeros(net.forward(params, x)[0].shape)
     factors = bp.kfac_factors(net, bp.squared_error)(params, x, targets, key=key)
-    assert isinstance(factors["b"], tuple) == (folded or len(shapes["b"]) == 1)
-    assert (jax.tree.leaves(factors["b"]) == []) == folded
+    kinds = {bp.Kronecker: "alone", tuple: "folded"}
+    assert kinds.get(type(factors["b"]), "diagonal") == kind
     kfac = bp.scale_by_kfac(factors, damping=0.03)
     got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
-    if folded:
+    if kind == "folded":
         both = {"weight": params["w"], "bias": params["b"]}
         want = solve(both, factors["w"], 0.03)
         assert_close(got, {"w": want["weight"], "b": want["bias"]})
