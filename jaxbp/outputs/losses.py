@@ -320,6 +320,11 @@ def _diagonal(values):
 
 def _require_outputs(name: str, outputs: Any) -> jax.Array:
     """Refuses what cannot be outputs; returns them in at least 32 bits."""
+    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
+        raise ValueError(
+            f"{name}: outputs is a {type(outputs).__name__}, expected one array [N, ..., O]. For "
+            "a network with several outputs, make a loss of a loss for each by joint_loss?"
+        )
     if jnp.ndim(outputs) < 2:
         raise ValueError(
             f"{name}: outputs has shape {show_shape(jnp.shape(outputs))}, expected [N, ..., O]."

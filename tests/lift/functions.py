@@ -135,7 +135,7 @@ def experts():
     def f(p, x):
         gates = jax.nn.softmax(x @ p["gate"])
         h = jax.nn.relu(jnp.einsum("nti,eio->nteo", x, p["up"]))
-        return jnp.einsum("nteo,eoi,nte->nti", h, p["down"], gates)
+        return jnp.einsum("ntei,nte->nti", jnp.einsum("nteo,eoi->ntei", h, p["down"]), gates)
 
     p = {"up": normal(1, 3, 4, 5), "down": normal(2, 3, 5, 4), "gate": normal(3, 4, 3)}
     return Model(f, p, normal(0, N, 2, 4))
