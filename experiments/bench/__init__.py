@@ -10,6 +10,7 @@ another; `--update` records the tables in experiments/README.md.
   transformers  a GPT against Flax, PyTorch and autodiff
   convolutions  convolutional networks against the same
   recurrence    LSTM and GRU layers against the same
+  lift          models of Flax and Equinox, lifted, against autodiff, jax_privacy and kfac-jax
 
 How the modules depend on each other, each on those above it only:
 

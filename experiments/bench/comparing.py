@@ -122,6 +122,27 @@ def too_large(size):
     return f"not run: the gradients alone take {size / 1e9:.1f} GB"
 
 
+def compare_compilation(row, wanted, sides, rounds):
+    """The row for the times that two programs take to be traced and compiled.
+
+    A side is a maker of a program and its data. JAX's caches are cleared before every compilation.
+    """
+    seconds = np.empty((2, rounds))
+    for r in range(rounds):
+        for i in (0, 1) if r % 2 == 0 else (1, 0):
+            make, data = sides[i]
+            jax.clear_caches()
+            seconds[i, r] = compile_program(*make(*data)).compile_s
+    low, middle, high = map(float, np.quantile(seconds[0] / seconds[1], [0.25, 0.5, 0.75]))
+    return row._replace(
+        what="compilation",
+        wanted=wanted,
+        ratio=middle,
+        quartiles=(low, high),
+        compile_s=tuple(float(np.median(s)) for s in seconds),
+    )
+
+
 def training_rows(training, ours, program, peers, repeats, *, items, products):
     """A row for each peer that trains the same network: its time as a multiple of ours.
 

@@ -12,6 +12,7 @@ from experiments.bench.machine import describe_machine, long_rounds
 from experiments.bench.sections import (
     convolutions,
     gradient,
+    lift,
     quantities,
     recurrence,
     rules,
@@ -29,6 +30,7 @@ SECTIONS = {
     "transformers": transformers.TABLES,
     "convolutions": convolutions.TABLES,
     "recurrence": recurrence.TABLES,
+    "lift": lift.TABLES,
 }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 SAMPLE_SECONDS = 0.01
 VERSIONS = (
     "jax", "jaxlib", "optax", "flax", "torch", "scikit-learn", "backpack-for-pytorch", "opacus",
-    "jax-privacy", "biotorch",
+    "jax-privacy", "biotorch", "equinox", "kfac-jax",
 )  # fmt: skip
 
 

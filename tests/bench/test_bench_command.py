@@ -15,6 +15,7 @@ SECTIONS = (
     "transformers",
     "convolutions",
     "recurrence",
+    "lift",
 )
 README = """# Experiments
 

@@ -52,6 +52,38 @@ class Convnet(NamedTuple):
         return self.size // 2 ** len(self.channels)
 
 
+class Resnet(NamedTuple):
+    """A residual network with group normalisation, for batches of N images of `size` x `size`.
+
+    It starts with a convolution. Each stage but the first halves height and width. A block has two
+    convolutions of 3 x 3. A dense layer reads the mean over all pixels.
+
+    Attributes:
+      size: the height and the width of an image.
+      inputs: its channels.
+      channels: of each stage.
+      blocks: the number of blocks in a stage.
+      n: N.
+      groups: of a normalisation.
+    """
+
+    size: int
+    inputs: int
+    channels: tuple[int, ...]
+    blocks: int
+    n: int
+    groups: int = 8
+
+    def __str__(self):
+        channels = "-".join(map(str, self.channels))
+        return f"{self.size}x{self.size}x{self.inputs}, {self.blocks} x ({channels}), N = {self.n}"
+
+    @property
+    def shape(self):
+        """Of one image."""
+        return self.size, self.size, self.inputs
+
+
 def make_net(case):
     """The network in the library."""
     layers = []

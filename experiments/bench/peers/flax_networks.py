@@ -24,14 +24,24 @@ from experiments.bench.networks import convnets, gpts, recurrent
 from experiments.bench.networks.sides import mean_cross_entropy
 
 
-def make_mean_loss(make_model):
-    """The mean loss of a network, as a function of its state, inputs and labels."""
+def make_apply(make_model):
+    """A network as a function of its state and inputs."""
     from flax import nnx
 
     graph = nnx.graphdef(nnx.eval_shape(make_model))
 
+    def apply(state, inputs):
+        return nnx.merge(graph, state)(inputs)
+
+    return apply
+
+
+def make_mean_loss(make_model):
+    """The mean loss of a network, as a function of its state, inputs and labels."""
+    apply = make_apply(make_model)
+
     def mean_loss(state, inputs, labels):
-        return mean_cross_entropy(nnx.merge(graph, state)(inputs), labels)
+        return mean_cross_entropy(apply(state, inputs), labels)
 
     return mean_loss
 
@@ -206,6 +216,80 @@ def recurrent_state(case, params):
 def recurrent_side(case, params, inputs, labels):
     mean_loss = make_mean_loss(functools.partial(recurrent_net, case))
     return jax.value_and_grad(mean_loss), recurrent_state(case, params), inputs, labels
+
+
+def perceptron(case):
+    from flax import nnx
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            ends = itertools.pairwise(case.sizes)
+            self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in ends])
+
+        def __call__(self, x):
+            *hidden, last = self.layers
+            for layer in hidden:
+                x = getattr(nnx, case.activation)(layer(x))
+            return last(x)
+
+    return Model(nnx.Rngs(0))
+
+
+def perceptron_state(case, params):
+    """The library's parameters, or their gradients, as a state in Flax."""
+    layers = [{"kernel": p["weight"], "bias": p["bias"]} for p in params if p]
+    return make_state(functools.partial(perceptron, case), {"layers": dict(enumerate(layers))})
+
+
+def resnet(case, seed=0):
+    """A residual network, whose weights are drawn here: the library has no twin of it."""
+    from flax import nnx
+
+    class Block(nnx.Module):
+        def __init__(self, inputs, outputs, stride, rngs):
+            conv, norm = (
+                functools.partial(nnx.Conv, rngs=rngs),
+                functools.partial(nnx.GroupNorm, num_groups=case.groups, rngs=rngs),
+            )
+            self.conv_1 = conv(inputs, outputs, (3, 3), strides=stride, use_bias=False)
+            self.norm_1 = norm(outputs)
+            self.conv_2 = conv(outputs, outputs, (3, 3), use_bias=False)
+            self.norm_2 = norm(outputs)
+            same = inputs == outputs and stride == 1
+            self.shortcut = None if same else conv(inputs, outputs, (1, 1), strides=stride)
+
+        def __call__(self, x):
+            y = nnx.relu(self.norm_1(self.conv_1(x)))
+            y = self.norm_2(self.conv_2(y))
+            return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            first, *_, last = case.channels
+            self.stem = nnx.Conv(case.inputs, first, (3, 3), use_bias=False, rngs=rngs)
+            self.norm = nnx.GroupNorm(first, num_groups=case.groups, rngs=rngs)
+            blocks, inputs = [], first
+            for stage, outputs in enumerate(case.channels):
+                for i in range(case.blocks):
+                    blocks.append(Block(inputs, outputs, 2 if stage and not i else 1, rngs))
+                    inputs = outputs
+            self.blocks = nnx.List(blocks)
+            self.head = nnx.Linear(last, convnets.CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.norm(self.stem(x)))
+            for block in self.blocks:
+                x = block(x)
+            return self.head(jnp.mean(x, axis=(1, 2)))
+
+    return Model(nnx.Rngs(seed))
+
+
+def resnet_state(case, seed):
+    """The state of a residual network, with weights drawn from the seed."""
+    from flax import nnx
+
+    return nnx.state(resnet(case, seed), nnx.Param)
 
 
 def train_gpt(training, params, tokens, labels, seed):

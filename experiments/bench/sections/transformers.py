@@ -14,10 +14,12 @@ down by multiples. Its figures, and ours beside them, need an otherwise idle mac
 
 import functools
 
-import jax
-import numpy as np
-
-from experiments.bench.comparing import gradient_rows, norms_rows, training_rows
+from experiments.bench.comparing import (
+    compare_compilation,
+    gradient_rows,
+    norms_rows,
+    training_rows,
+)
 from experiments.bench.loops import Training, train_jaxbp
 from experiments.bench.machine import long_rounds
 from experiments.bench.networks.gpts import (
@@ -93,27 +95,6 @@ def compare_memory(row, wanted, ours, theirs):
         ratio=ratio,
         quartiles=(ratio, ratio),  # the same in every round
         temporary_bytes=(ours.temporary_bytes, theirs.temporary_bytes),
-    )
-
-
-def compare_compilation(row, wanted, sides, rounds):
-    """The row for the times that two programs take to be traced and compiled.
-
-    A side is a maker of a program and its data. JAX's caches are cleared before every compilation.
-    """
-    seconds = np.empty((2, rounds))
-    for r in range(rounds):
-        for i in (0, 1) if r % 2 == 0 else (1, 0):
-            make, data = sides[i]
-            jax.clear_caches()
-            seconds[i, r] = compile_program(*make(*data)).compile_s
-    low, middle, high = map(float, np.quantile(seconds[0] / seconds[1], [0.25, 0.5, 0.75]))
-    return row._replace(
-        what="compilation",
-        wanted=wanted,
-        ratio=middle,
-        quartiles=(low, high),
-        compile_s=tuple(float(np.median(s)) for s in seconds),
     )
 
 
