@@ -113,6 +113,8 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
 
         # Along v, the outputs change by J v, and delta by H J v.
         delta, change, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
-        return net.backward(params, cache, change / len(delta), read=total)[1]
+        n = len(jax.tree.leaves(delta)[0])
+        change = jax.tree.map(lambda c: c / n, change)
+        return net.backward(params, cache, change, read=total)[1]
 
     return function

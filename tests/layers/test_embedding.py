@@ -112,6 +112,80 @@ def test_sinusoidal_positions_are_waves():
     assert_close(y[0], jnp.asarray(want))
 
 
+TIED = {
+    "few": (5, 4, (4,)),
+    "many": (40, 3, (7,)),  # more rows than an example looks up
+    "single tokens": (5, 3, ()),
+    "two axes": (5, 3, (2, 3)),
+}
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_a_tied_embedding_is_both_uses_of_its_table(name, key):
+    vocabulary, features, shape = TIED[name]
+    net = bp.tied_embedding(vocabulary, features, bp.residual(bp.dense(features)), bp.tanh())
+    params, out_shape = net.init(key, shape)
+    params = jax.tree.map(lambda p: 3 * p, params)
+    assert out_shape == (*shape, vocabulary)
+    x = jax.random.randint(key, (3, *shape), 0, vocabulary)
+    dy = jax.random.normal(key, (3, *out_shape))
+
+    def by_hand(params, x):
+        (table, *rest), body = params, bp.chain(bp.residual(bp.dense(features)), bp.tanh())
+        return body.forward(tuple(rest), table["weight"][x])[0] @ table["weight"].T
+
+    @jax.jit
+    def sweep(params, x, dy):
+        y, cache = net.forward(params, x)
+        dx, signals = net.backward(params, cache, dy)
+        assert dx is None
+        readings = (bp.per_example, bp.sq_norms, bp.diagonal, bp.per_example_diagonal, bp.variance)
+        answers = [bp.map_signals(read, signals) for read in readings]
+        along = bp.directional_derivatives(signals, params)
+        return y, answers, bp.gram(signals), along, bp.kronecker(signals[0]["weight"])
+
+    y, (grads, norms, diagonal, squares, variance), gram, along, factors = sweep(params, x, dy)
+    want = jax.vmap(jax.grad(lambda p, x, dy: jnp.vdot(by_hand(p, x[None])[0], dy)), (None, 0, 0))(
+        params, x, dy
+    )
+    rows = jnp.concatenate([g.reshape(3, -1) for g in jax.tree.leaves(want)], 1)
+    assert_close(y, by_hand(params, x))
+    assert_close(grads, want)
+    assert_close(norms, jax.tree.map(lambda g: jnp.sum(g**2, (1, 2)[: g.ndim - 1]), want))
+    assert_close(squares, jax.tree.map(lambda g: g**2, want))
+    assert_close(diagonal, jax.tree.map(lambda g: jnp.sum(g**2, 0), want))
+    assert_close(variance, jax.tree.map(lambda g: jnp.var(g, 0), want))
+    assert_close(gram, rows @ rows.T)
+    direction = jnp.concatenate([p.ravel() for p in jax.tree.leaves(params)])
+    assert_close(along, rows @ direction)
+    assert factors == ()
+
+
+def test_norms_of_a_tied_embedding_form_no_table_for_an_example():
+    vocabulary, n, t, o = 50_000, 4, 16, 32
+    net = bp.tied_embedding(vocabulary, o)
+    params, _ = jax.eval_shape(lambda: net.init(jax.random.key(0), (t,)))
+    x = jax.ShapeDtypeStruct((n, t), int)
+
+    def norms(params, x):
+        y, cache = net.forward(params, x)
+        return net.backward(params, cache, y, read=bp.sq_norms)[1]
+
+    memory = jax.jit(norms).lower(params, x).compile().memory_analysis()
+    # The logits, [N, T, V], are as large as the tables of two examples.
+    assert memory.temp_size_in_bytes < 1.5 * 8 * n * t * vocabulary
+
+
+def test_a_tied_embedding_refuses_layers_that_change_the_features(key):
+    with pytest.raises(bp.LayerError, match=r"tied_embedding\(5, 3\).* what a table maps back"):
+        bp.tied_embedding(5, 3, bp.dense(4)).init(key, (2,))
+    net = bp.tied_embedding(5, 3)
+    params, _ = net.init(key, (2,))
+    _, cache = net.forward(params, jnp.zeros((2, 4), int))
+    with pytest.raises(bp.LayerError, match=r"dy of shape \[2, 4, 3\]; its outputs are \[2, 4, 5"):
+        net.backward(params, cache, jnp.ones((2, 4, 3)))
+
+
 EMBEDDING = {"weight": np.ones((5, 3))}
 
 
