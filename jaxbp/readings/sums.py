@@ -25,6 +25,7 @@ Source:
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -149,10 +150,15 @@ def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
     """
     if not is_signal(signal):
         raise not_a_signal("mean", signal)
-    # The sum is linear in the deltas. They are divided, not the result: they are the smaller array.
+    # The sum is linear in the deltas: the smaller array of the two is divided, which a product may
+    # have to copy. A sum in 16 bits might overflow, so there it is always the deltas.
     if weights is None:
-        n = len(signal.deltas)
-        return total(signal, weights=jnp.full(n, 1 / n, signal.deltas.dtype))
+        n, deltas = len(signal.deltas), signal.deltas
+        if jnp.finfo(deltas.dtype).bits >= 32:
+            shape = jax.eval_shape(total, signal).shape
+            if math.prod(shape) < deltas.size:
+                return total(signal) / n
+        return total(signal, weights=jnp.full(n, 1 / n, deltas.dtype))
     norm = jnp.sum(weights)
     return total(signal, weights=jnp.where(norm == 0, 0, weights / jnp.where(norm == 0, 1, norm)))
 

@@ -44,6 +44,5 @@ def test_memory_is_that_of_autodiff(how, as_shipped):
     autodiff = temporary(jax.grad(objective), params, x, x)
     mean = temporary(lambda *a: bp.value_and_grad(net, loss)(*a)[1], own, x, x)
     both = temporary(norms, own, x, x)
-    print(how, autodiff / 2**20, mean / autodiff, both / autodiff)
     assert mean <= 1.1 * autodiff
     assert both <= 1.25 * autodiff
