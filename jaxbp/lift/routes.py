@@ -186,7 +186,8 @@ def _rows(program, equation, v, signal, fixed):
     gradients = per_example(signal)
     rows = jnp.asarray(_value(index[0], fixed))
     rows = jnp.broadcast_to(rows, (len(gradients), *rows.shape))
-    return [(table, recipe.make([None, rows], gradients))]
+    # The recipe does not look at the first operand, the table itself.
+    return [(table, recipe.make([gradients, rows], gradients))]
 
 
 def _terms(program, equation, v, signal, fixed):
