@@ -160,7 +160,7 @@ TABLES = {
         "Private gradient of a lifted model",
         "lifted / peer",
         private,
-        flax(MLP, GPT._replace(n=32), RESNET, CONVNET),
+        flax(MLP, GPT._replace(blocks=2, n=32), RESNET, CONVNET),
         flax(MLP_ON_GPU, GPT_ON_GPU, RESNET_ON_GPU, CONVNET_ON_GPU),
         "Opacus's memory is the largest number of bytes allocated at a time.",
         "of ours",
