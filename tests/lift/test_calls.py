@@ -142,19 +142,14 @@ def assert_kronecker(got, want):
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_every_error(pair, error, key):
-    read = {
-        "total": bp.total,
-        "sq_norms": bp.sq_norms,
-        "diagonal": bp.diagonal,
-        "per_example": bp.per_example,
-        "per_example_diagonal": bp.per_example_diagonal,
-    }
+    read = {name: reading for name, reading in READINGS.items() if name != "keep"}
 
     def call(net):
         return bp.backprop(net, bp.softmax_cross_entropy, read=read, error=ERRORS[error])
 
     (_, got), (_, want) = pair.both(call, pair.x, LABELS, error_key=key)
-    for name in read:
+    assert_kronecker(got.pop("kronecker"), want.pop("kronecker"))
+    for name in got:
         assert_agree(leaves(got[name]), leaves(want[name]))
 
 
@@ -352,7 +347,8 @@ def test_direct_feedback_to_lifted_parts(key):
     assert_close(got, want)
 
 
-def test_training(pair, key):
+@pytest.mark.parametrize("rule", [bp.exact(), bp.kolen_pollack()], ids=["exact", "kolen_pollack"])
+def test_training(pair, rule, key):
     def losses(net):
         answer = bp.fit(
             net,
@@ -360,6 +356,7 @@ def test_training(pair, key):
             optax.sgd(0.1),
             (pair.x, LABELS),
             key=key,
+            rule=rule,
             metric=bp.accuracy,
             epochs=3,
             batch_size=2,
