@@ -44,10 +44,13 @@ def elementwise():
 def power_and_comparison():
     def f(p, x):
         h = jnp.exp(x) ** p["power"]
-        return jnp.where(x > p["threshold"], h, p["floor"]) + jnp.maximum(x, p["floor"])
+        h = jnp.where(x > p["threshold"], h, p["floor"]) + jnp.maximum(x, p["floor"])
+        # Several parameters in one operation, and one of them in two places.
+        h = h + lax.clamp(p["floor"], x, p["floor"] + p["power"] ** 2)
+        return h * lax.select(x > 0, p["floor"], p["power"]) + lax.clamp(p["power"], x, p["power"])
 
     p = {"power": normal(1, 5), "threshold": normal(2, 5), "floor": normal(3, 5)}
-    return Model(f, p, normal(0, N, 5))
+    return Model(f, p, normal(0, N, 5), ONE)
 
 
 def axes_of_a_product():
@@ -72,9 +75,16 @@ def three_operands():
 
 def low_rank():
     def f(p, x):
-        return jnp.tanh(x @ (p["w"] + 0.5 * p["a"] @ p["b"])) @ p["o"]
+        w = p["w"] + 0.5 * p["a"] @ p["b"] - p["c"]
+        return jnp.tanh(x @ w) @ -p["o"]
 
-    p = {"w": normal(1, 5, 4), "a": normal(2, 5, 2), "b": normal(3, 2, 4), "o": normal(4, 4, 3)}
+    p = {
+        "w": normal(1, 5, 4),
+        "a": normal(2, 5, 2),
+        "b": normal(3, 2, 4),
+        "c": normal(4, 5, 4),
+        "o": normal(5, 4, 3),
+    }
     return Model(f, p, normal(0, N, 2, 5))
 
 

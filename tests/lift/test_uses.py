@@ -71,6 +71,7 @@ def test_parameters_that_are_not_used_are_not_in_the_table():
     rows = table(FUNCTIONS["shared and transposed"]())
     assert {use.path for use in rows} == {"w", "b"}
     assert [use.operation for use in rows if use.path == "w"] == ["dot_general"] * 4
+    assert {use.path for use in table(FUNCTIONS["stopped"]())} == {"w"}  # b and v are stopped
     assert short(table(FUNCTIONS["low rank"]()))[-1] == ("w", "dot_general", "Outer")
 
 
