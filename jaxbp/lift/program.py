@@ -2,17 +2,17 @@
 
 Every value in the program is of one kind:
 
-  CONSTANT    made of constants alone; also what is not floating-point, such as a mask
-  PARAMETER   made of parameters and constants
-  EXAMPLE     depends on the example; [N, ...] when the program runs
+    CONSTANT    made of constants alone; also what is not floating-point, such as a mask
+    PARAMETER   made of parameters and constants
+    EXAMPLE     depends on the example; [N, ...] when the program runs
 
 Constants and parameters are computed once for all examples, anew in each pass: from the parameters
 in the forward pass and for the operands of gradients, and from the tree that `backward` is given
 for the error. What is done to values of the example stands in steps, in the order of the program:
 
-  Piece   operations without parameters; `jax.vjp` carries the error through them
-  Cut     an operation, loop, checkpoint or branch in which parameters meet the example; the error
-          is carried explicitly, and each parameter gets a signal
+    Piece   operations without parameters; `jax.vjp` carries the error through them
+    Cut     an operation, loop, checkpoint or branch in which parameters meet the example; the error
+            is carried explicitly, and each parameter gets a signal
 
 A parameter can reach the outputs through cuts only: a piece is a closed function of the example's
 values and of constants, and it cannot be built if a parameter is missing. So no use of a parameter

@@ -4,12 +4,12 @@ Models seldom use a parameter as it stands. They reshape it, cast it to 16 bits,
 stack, put several matrices side by side, normalise it. A route is the list of equations in between.
 A signal goes back along it, equation by equation:
 
-  moves       reshape, transpose, slice, ...        the signal in a `View`
-  cast                                              the same signal, in the parameter's dtype
-  sums        add, sub, neg                         the same signal for every term
-  products    with a number; with a matrix          other operands, the same kind of signal
-  parts       concatenate                           a part of the operands for each term
-  rows        gather of rows at constants           a Lookup, if the rows are only added
+    moves       reshape, transpose, slice, ...        the signal in a `View`
+    cast                                              the same signal, in the parameter's dtype
+    sums        add, sub, neg                         the same signal for every term
+    products    with a number; with a matrix          other operands, the same kind of signal
+    parts       concatenate                           a part of the operands for each term
+    rows        gather of rows at constants           a Lookup, if the rows are only added
 
 For anything else, such as a norm or a softmax, the whole rest of the route is pulled back by
 `jax.vjp` (`Pullback`). The sum over examples then costs what it costs in `jax.grad`; readings of

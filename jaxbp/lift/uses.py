@@ -1,12 +1,12 @@
 """Uses: in which way an operation uses a parameter, and the signal that this makes.
 
-  operation                          signal                        layout of the parameter
-  dot_general                        Outer                         any order of its axes
-  dot_general with batch axes        Conv of one place, in groups  any order
-  conv_general_dilated               Conv                          any order, in groups, transposed
-  gather, dynamic_slice of rows      Lookup                        [V, ...]
-  add, sub                           Bias                          any axes of the sum
-  mul                                Scale                         any axes of the product
+    operation                          signal                        layout of the parameter
+    dot_general                        Outer                         any order of its axes
+    dot_general with batch axes        Conv of one place, in groups  any order
+    conv_general_dilated               Conv                          any, in groups, transposed
+    gather, dynamic_slice of rows      Lookup                        [V, ...]
+    add, sub                           Bias                          any axes of the sum
+    mul                                Scale                         any axes of the product
 
 Everything else has no recipe here, and the gradient of each example is formed (`operation`).
 """
