@@ -19,7 +19,7 @@ from experiments.bench.peers import flax_networks, per_example, torch_networks, 
 from experiments.bench.sections import convolutions
 from experiments.common import measuring
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 TINY = Convnet(6, 2, (3, 4), 5)
 
 

@@ -28,6 +28,7 @@ from experiments.bench.sections import lift as section
 from experiments.common import measuring
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.usefixtures("as_shipped"),
     # By jax_privacy.
     pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning"),

@@ -35,6 +35,7 @@ IN_JAX = ("jax_privacy", "vmap(grad)")
 RUNS = [(peer, name) for peer, names in QUANTITIES.items() for name in names]
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.usefixtures("as_shipped"),
     # By jax_privacy.
     pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning"),

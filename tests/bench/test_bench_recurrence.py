@@ -14,7 +14,7 @@ from experiments.bench.peers import flax_networks, torch_networks, torch_runs
 from experiments.bench.sections import recurrence
 from experiments.common import measuring
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 TINY = {cell: Sequence(cell, 4, 5, 3) for cell in recurrent.CELLS}
 every_cell = pytest.mark.parametrize("cell", TINY)
 

@@ -24,7 +24,7 @@ from experiments.bench.tables import Row
 from experiments.common import measuring
 from jaxbp.signals.stacked import Stacked
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 TINY = Gpt(2, 16, 2, 6, 3, vocabulary=11)
 LOOPS = {
     "written out": TINY,

@@ -12,7 +12,7 @@ import jaxbp as bp
 from experiments import alignment
 from experiments.common import data
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 SMALL = {"seeds": 2, "examples": 200, "width": 24, "depth": 1, "epochs": 2}
 
 

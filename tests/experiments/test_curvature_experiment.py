@@ -12,7 +12,7 @@ import jaxbp as bp
 from experiments import curvature
 from experiments.common import data
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 SMALL = {"task": "classifier", "rates": 2, "runs": 2, "steps": 30, "target": 0.1}
 NAMES = ["SGD", "Adam", "KFAC"]
 

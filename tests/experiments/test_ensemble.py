@@ -13,7 +13,7 @@ import jaxbp as bp
 from experiments import ensemble
 from experiments.common import data, figures
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 SMALL = {"seeds": 2, "rates": (0.1, 0.2), "epochs": 3, "width": 16}
 PLAIN = {
     "exact": bp.exact(),

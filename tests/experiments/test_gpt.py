@@ -12,7 +12,7 @@ import pytest
 import jaxbp as bp
 from experiments import gpt
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 TINY = {"blocks": 2, "features": 16, "heads": 2, "positions": 8, "batch_size": 4}
 VOCABULARY = 7
 

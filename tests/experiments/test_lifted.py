@@ -14,7 +14,7 @@ from experiments import digits, mislabeled, private
 from experiments.common import lifted
 from experiments.common.data import load
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 FAST = {
     private: private.Config(model="flax", epsilon=0.5, hidden=(16,), epochs=1, batch_size=200),
     mislabeled: mislabeled.Config(

@@ -10,7 +10,7 @@ import pytest
 import jaxbp as bp
 from experiments import memory
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 TINY = {"width": 2, "delays": (4,), "symbols": 1, "steps": 2, "batch_size": 2, "seeds": 1}
 
 
