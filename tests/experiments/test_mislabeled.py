@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 import jaxbp as bp
 from experiments import mislabeled
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 SMALL = {"hidden": (32,), "epochs": 6, "every": 3, "networks": 2, "early": 4}
 LINEAR = bp.chain(bp.dense(3))
 

@@ -13,7 +13,7 @@ from scipy.stats import norm
 import jaxbp as bp
 from experiments import private
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 # The accountant is faster for more noise, so the budgets are smaller than useful ones.
 SMALL = {"epsilon": 0.5, "hidden": (16,), "learning_rate": 0.03, "epochs": 3, "batch_size": 200}
 

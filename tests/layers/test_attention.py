@@ -74,6 +74,7 @@ def by_definition(x, heads, groups, *, causal, mask, rotary):
     return jnp.asarray(y)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 @pytest.mark.parametrize(("groups", "rotary"), [(4, False), (2, True)])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)

@@ -129,6 +129,7 @@ def signals_and_grads(net, params, x):
     return signals, ravel_examples(grads)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_16_bits_are_accumulated_in_32(signal, dtype):
     short = in_dtype(signal, dtype)

@@ -157,6 +157,7 @@ def test_a_variance_of_nothing_is_not_negative():
     assert float(bp.variance(signal).min()) >= 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize(
     "reading", [bp.second_moment, bp.variance, bp.diagonal, bp.per_example_diagonal, bp.kronecker]

@@ -92,6 +92,7 @@ def test_norms_that_cancel_are_not_negative():
     assert float(jnp.min(bp.sq_norms(signal))) >= 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("positions", [(), (3,), (300,)])
 @pytest.mark.parametrize("kind", SIGNALS)

@@ -23,7 +23,7 @@ SOME = {
     )
 }
 some_rules = pytest.mark.parametrize("make_rule", SOME.values(), ids=SOME.keys())
-every_blocks = every("blocks", BLOCKS, soon=("vectors", "positions that end"))
+every_blocks = every("blocks", BLOCKS, soon=("positions that end",))
 
 VECTORS = BLOCKS["vectors"]
 NET = bp.chain(*VECTORS.parts)
