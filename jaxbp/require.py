@@ -8,11 +8,12 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxbp.types import Layer, LayerError, Shape, show_shape
+from jaxbp.types import Layer, LayerError, Shape, show_path, show_shape
 
 
 def require_positive(name: str, argument: str, value: Any) -> None:
@@ -47,6 +48,42 @@ def require_last_axis(name: str, shape: Any, letter: str) -> Shape:
             f"got inputs of shape [N]; it takes [N, ..., {letter}]. Give each example an axis?",
         )
     return shape
+
+
+def require_examples(name: str, **trees: Any) -> int:
+    """Returns N, the first axis of every array in some trees; raises unless all have the same N.
+
+    Args:
+      name: the call or layer, for messages.
+      **trees: trees of arrays by their name in messages, such as `inputs=` and `targets=`.
+    """
+    first = None
+    for what, tree in trees.items():
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if not hasattr(leaf, "shape"):
+                raise ValueError(f"{name}: {_place(what, path)} is {leaf!r}; it takes an array.")
+            if not leaf.shape:
+                raise ValueError(
+                    f"{name}: {_place(what, path)} has shape []; its first axis has to count the "
+                    "examples, [N, ...]."
+                )
+            first = first or (_place(what, path), leaf.shape)
+            if leaf.shape[0] != first[1][0]:
+                raise ValueError(
+                    f"{name}: {first[0]} has {first[1][0]} examples (shape "
+                    f"{show_shape(first[1])}), and {_place(what, path)} has {leaf.shape[0]} (shape "
+                    f"{show_shape(leaf.shape)}). The first axis of each has to be N."
+                )
+    if first is None:
+        raise ValueError(f"{name}: {' and '.join(trees)} have no arrays, so there are no examples.")
+    if first[1][0] == 0:
+        raise ValueError(f"{name}: {first[0]} has shape {show_shape(first[1])}: no examples.")
+    return first[1][0]
+
+
+def _place(what: str, path: Any) -> str:
+    """The name of an array of a tree in messages, such as `inputs.0`."""
+    return f"{what}.{show_path(path)}" if path else what
 
 
 def require_floats(name: str, x: Any, dtype: DTypeLike | None = None) -> None:
