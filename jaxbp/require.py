@@ -5,6 +5,7 @@ which the message begins.
 """
 
 import contextlib
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -23,20 +24,45 @@ def require_positive(name: str, argument: str, value: Any) -> None:
 
 
 def require_count(name: str, argument: str, value: Any) -> None:
-    """Raises unless the value of an argument is an integer above zero."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    """Raises unless the value of an argument is an integer above zero, of Python or of NumPy."""
+    if not is_count(value):
         raise ValueError(f"{name}: {argument} is {value!r}; it takes a positive integer.")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer above zero, of Python or of NumPy; booleans are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def require_function(name: str, argument: str, value: Any) -> None:
+    """Raises unless the value of an argument can be called."""
+    if not callable(value):
+        raise TypeError(f"{name}: {argument} is {value!r}; it takes a function.")
+
+
+def require_key(name: str, argument: str, key: Any) -> None:
+    """Raises unless the value of an argument is None or one random key of JAX."""
+    if key is None:
+        return
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+    elif dtype == np.uint32 and shape is not None and len(shape) == 1:  # of jax.random.PRNGKey
+        return
+    got = repr(key) if shape is None else f"an array of {dtype} {show_shape(shape)}"
+    raise ValueError(f"{name}: {argument} is {got}; it takes one key, such as jax.random.key(0).")
 
 
 def require_shape(name: str, shape: Any) -> Shape:
     """Returns the shape of one example as a tuple; raises unless it is a shape."""
-    if not isinstance(shape, tuple | list) or not all(isinstance(i, int) and i > 0 for i in shape):
+    if not isinstance(shape, tuple | list) or not all(map(is_count, shape)):
         raise LayerError(
             name,
             f"got {shape!r} for the shape of one example; it takes a tuple of positive integers, "
             "such as (64,), without N.",
         )
-    return tuple(shape)
+    return tuple(map(int, shape))
 
 
 def require_last_axis(name: str, shape: Any, letter: str) -> Shape:
@@ -48,6 +74,10 @@ def require_last_axis(name: str, shape: Any, letter: str) -> Shape:
             f"got inputs of shape [N]; it takes [N, ..., {letter}]. Give each example an axis?",
         )
     return shape
+
+
+# The kinds of NumPy's dtypes that JAX has not: objects, strings, bytes, and dates.
+NO_NUMBERS = set("OUSMm")
 
 
 def require_examples(name: str, **trees: Any) -> int:
@@ -62,6 +92,11 @@ def require_examples(name: str, **trees: Any) -> int:
         for path, leaf in jax.tree.leaves_with_path(tree):
             if not hasattr(leaf, "shape"):
                 raise ValueError(f"{name}: {_place(what, path)} is {leaf!r}; it takes an array.")
+            if getattr(leaf.dtype, "kind", None) in NO_NUMBERS:
+                raise ValueError(
+                    f"{name}: {_place(what, path)} is an array of dtype {leaf.dtype}; it takes "
+                    "numbers."
+                )
             if not leaf.shape:
                 raise ValueError(
                     f"{name}: {_place(what, path)} has shape []; its first axis has to count the "
@@ -86,17 +121,28 @@ def _place(what: str, path: Any) -> str:
     return f"{what}.{show_path(path)}" if path else what
 
 
-def require_floats(name: str, x: Any, dtype: DTypeLike | None = None) -> None:
+def require_array(name: str, x: Any, what: str = "inputs") -> None:
+    """Raises unless something is an array of numbers; `what` names it in messages."""
+    if not hasattr(x, "dtype") or not hasattr(x, "shape"):
+        raise LayerError(name, f"got {what} of type {type(x).__name__}; it takes an array.")
+    if getattr(x.dtype, "kind", None) in NO_NUMBERS:
+        raise LayerError(name, f"got {what} of dtype {x.dtype}; it takes numbers.")
+    if not x.shape:
+        raise LayerError(name, f"got {what} of shape []; it takes [N, ...].")
+
+
+def require_floats(
+    name: str, x: Any, dtype: DTypeLike | None = None, *, what: str = "inputs"
+) -> None:
     """Raises unless inputs are an array of floating-point numbers, and of `dtype` if given."""
-    if not hasattr(x, "dtype"):
-        raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
+    require_array(name, x, what)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise LayerError(
-            name, f"got inputs of dtype {x.dtype}; it takes floating-point numbers. Convert them?"
+            name, f"got {what} of dtype {x.dtype}; it takes floating-point numbers. Convert them?"
         )
     if dtype is not None and x.dtype != dtype:
         raise LayerError(
-            name, f"got inputs of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
+            name, f"got {what} of dtype {x.dtype}, but its parameters are {dtype}. Convert one?"
         )
 
 
@@ -130,30 +176,110 @@ def require_fit(name: str, mask: Any, n: int | str, shape: Shape) -> None:
 
 def require_delta(name: str, dy: Any, shape: Shape) -> None:
     """Raises unless dy has the shape of the outputs; another shape could broadcast silently."""
-    if jnp.shape(dy) != shape:
+    if getattr(dy, "shape", None) != shape:
+        got = show_shape(dy.shape) if hasattr(dy, "shape") else None
         raise LayerError(
             name,
-            f"got a dy of shape {show_shape(jnp.shape(dy))}; its outputs are {show_shape(shape)}.",
+            f"got a dy of {f'shape {got}' if got else f'type {type(dy).__name__}'}; its outputs "
+            f"are {show_shape(shape)}. Do dy and the cache belong to the same batch?",
+        )
+    require_floats(name, dy, what="a dy")
+
+
+def require_cache(name: str, cache: Any, n: int) -> None:
+    """Raises unless a cache is a tuple of n entries, as forward returned it."""
+    if not isinstance(cache, tuple) or len(cache) != n:
+        raise LayerError(
+            name,
+            f"got a cache that is not its own: {_outline(cache)}; it takes the tuple of {n} that "
+            "forward returned. The order is backward(params, cache, dy).",
         )
 
 
-def require_leaves(name: str, params: Any, leaves: Sequence[str]) -> None:
-    """Raises unless parameters are a dict with exactly these keys, named in this order."""
-    if not isinstance(params, dict) or set(params) != set(leaves):
+def require_call(name: str, net: Any, loss: Any) -> None:
+    """Raises unless a call gets a Layer and a loss; `name` is the call."""
+    require_layer(f"{name}: net", net)
+    require_function(name, "loss", loss)
+
+
+def require_params(name: str, params: Any, shapes: dict[str, Any]) -> None:
+    """Raises unless parameters are floating-point arrays of these shapes, all of one dtype.
+
+    Another shape could broadcast: the outputs would be right, and the gradient, which has the shape
+    that belongs here, would change the shape of the parameter.
+
+    Args:
+      name: the name of the layer.
+      params: its parameters, or the tree that carries the error in their place.
+      shapes: the shape of each parameter by its name, or a tuple of shapes if it is a tuple of
+        arrays. A letter stands for any size.
+    """
+    if not isinstance(params, dict) or set(params) != set(shapes):
         raise LayerError(
             name,
             f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
-            f"{' and '.join(leaves)}. Are they those of another network?",
+            f"{' and '.join(shapes)}. Are they those of another network?",
+        )
+    dtypes = {}
+    for leaf, param, wanted in _with_shapes(name, params, shapes):
+        _require_param(name, leaf, param, wanted)
+        dtypes[param.dtype] = leaf
+    if len(dtypes) > 1:
+        got = " and ".join(f"a {leaf} of dtype {dtype}" for dtype, leaf in dtypes.items())
+        raise LayerError(name, f"got {got}; it takes one dtype for all. Convert them?")
+
+
+def _with_shapes(name: str, params: dict[str, Any], shapes: dict[str, Any]) -> Iterator[Any]:
+    """The name, the value and the shape of each parameter, also of those in tuples."""
+    for leaf, shape in shapes.items():
+        if not any(isinstance(part, tuple) for part in shape):
+            yield leaf, params[leaf], shape
+        elif isinstance(params[leaf], tuple) and len(params[leaf]) == len(shape):
+            parts = zip(params[leaf], shape, strict=True)
+            yield from ((f"{leaf}.{i}", *pair) for i, pair in enumerate(parts))
+        else:
+            raise LayerError(
+                name,
+                f"got a parameter {leaf} that is {_outline(params[leaf])}; it takes a tuple of "
+                f"{len(shape)}, {', '.join(map(show_shape, shape))}.",
+            )
+
+
+def _require_param(name: str, leaf: str, param: Any, shape: tuple[Any, ...]) -> None:
+    """Raises unless a parameter is an array of floating-point numbers of this shape."""
+    if not hasattr(param, "dtype") or not hasattr(param, "shape"):
+        got = type(param).__name__
+        raise LayerError(
+            name, f"got a {leaf} of type {got}; it takes an array {show_shape(shape)}."
+        )
+    if len(param.shape) != len(shape) or any(
+        size != wanted
+        for size, wanted in zip(param.shape, shape, strict=True)
+        if not isinstance(wanted, str)
+    ):
+        raise LayerError(
+            name,
+            f"got a {leaf} of shape {show_shape(param.shape)}; it takes {show_shape(shape)}. "
+            "Is it that of another network?",
+        )
+    if not jnp.issubdtype(param.dtype, jnp.floating):
+        raise LayerError(
+            name, f"got a {leaf} of dtype {param.dtype}; it takes floating-point numbers."
         )
 
 
 def require_layers(place: str, layers: Iterable[Any]) -> None:
     """Raises unless all are Layers; the message says which is not, by its place and number."""
     for i, layer in enumerate(layers, 1):
-        if not isinstance(layer, Layer):
-            called = getattr(layer, "__name__", None)
-            hint = f" Call it: {called}()?" if callable(layer) and called else ""
-            raise TypeError(f"{place} {i} is {layer!r}; it takes a Layer.{hint}")
+        require_layer(f"{place} {i}", layer)
+
+
+def require_layer(what: str, layer: Any) -> None:
+    """Raises unless something is a Layer; `what` names it, such as `backprop: net`."""
+    if not isinstance(layer, Layer):
+        called = getattr(layer, "__name__", None)
+        hint = f" Call it: {called}()?" if callable(layer) and called else ""
+        raise TypeError(f"{what} is {layer!r}; it takes a Layer.{hint}")
 
 
 def require_entries(name: str, tree: Any, n: int) -> None:
@@ -167,7 +293,7 @@ def require_entries(name: str, tree: Any, n: int) -> None:
         )
 
 
-def require_same_shape(name: str, shape: Shape, out_shape: Any, what: str) -> None:
+def require_same_shape(name: str, shape: Any, out_shape: Any, what: str) -> None:
     """Raises unless an inner layer maps a shape to itself; `what` is what needs that."""
     if tuple(out_shape) != tuple(shape):
         raise LayerError(
@@ -189,9 +315,21 @@ def placed(place: str, layer: Layer) -> Iterator[None]:
 
 
 def _outline(params: Any) -> str:
-    """Describes a tree of parameters in a few words, for messages."""
+    """Describes a tree of parameters or a cache in a few words, for messages."""
     if isinstance(params, dict):
         return f"a dict of {', '.join(map(str, params)) or 'nothing'}"
     if isinstance(params, tuple | list):
         return f"a {type(params).__name__} of {len(params)}"
+    if hasattr(params, "shape"):
+        return f"an array {show_shape(params.shape)}"
     return f"a {type(params).__name__}"
+
+
+def require_leaves(name, params, leaves):
+    """Temporary."""
+    if not isinstance(params, dict) or set(params) != set(leaves):
+        raise LayerError(
+            name,
+            f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
+            f"{' and '.join(leaves)}. Are they those of another network?",
+        )

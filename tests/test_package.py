@@ -33,10 +33,11 @@ CHAPTERS = {
     "layers": {"types", "require", "signals", "combinators"},
     "outputs": {"types"},
     "readings": {"types", "signals"},
+    "forward": {"types", "require", "readings"},
     "lift": {"types", "signals", "readings"},
-    "rules": {"types", "signals", "combinators", "layers", "readings"},
-    "sweeps": {"types", "signals", "outputs", "readings", "rules"},
-    "training": {"types", "signals", "outputs", "readings", "rules", "sweeps"},
+    "rules": {"types", "require", "signals", "combinators", "layers", "readings", "forward"},
+    "sweeps": {"types", "require", "signals", "outputs", "readings", "forward", "rules"},
+    "training": {"types", "require", "signals", "outputs", "readings", "rules", "sweeps"},
     "check": {"types", "readings"},
 }
 

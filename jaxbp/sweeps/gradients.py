@@ -21,7 +21,9 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings.sums import mean, total
+from jaxbp.forward import forward_and_loss, scaled_for_mean
+from jaxbp.readings.sums import mean
+from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, show_shape
 
@@ -88,7 +90,9 @@ def value_and_grad(
       `rule_state` is the state of the rule, and `rule_key` is for rules that draw random numbers.
 
     Raises:
-      ValueError: `rule` is not a Rule.
+      TypeError: `net` is not a Layer, or `loss` is not a function.
+      ValueError: `rule` is not a Rule; or, when called, inputs and targets do not have the same
+        number of examples, or the loss does not return a value for each.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -99,16 +103,16 @@ def value_and_grad(
       >>> grads[0]["weight"].shape
       (3, 4)
     """
-    require_rule("value_and_grad", rule)
+    name = "value_and_grad"
+    require_call(name, net, loss)
+    require_rule(name, rule)
 
     def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
-        outputs, cache = net.forward(params, inputs, key=key)
-        values, delta = loss(outputs, targets)
+        require_key(name, "rule_key", rule_key)
+        _, cache, values, delta = forward_and_loss(name, net, loss, params, inputs, targets, key)
         tree = rule.choose(rule_state, params, key=rule_key)
-        # The backward pass is linear in delta, so the total of delta / N is the mean gradient.
-        n = len(values)
-        delta = jax.tree.map(lambda d: d / n, delta)
-        _, grads = net.backward(tree, cache, delta, read=total)
+        delta, read = scaled_for_mean(delta, cache, len(values))
+        _, grads = net.backward(tree, cache, delta, read=read)
         return jnp.mean(values), grads
 
     return function
@@ -145,8 +149,10 @@ def backprop(
       do. `rule_state` is the state of the rule.
 
     Raises:
-      ValueError: `rule` is not a Rule, or gets a state of another rule; or the columns of `error`
-        do not have the outputs' shape.
+      TypeError: `net` is not a Layer; or `loss`, `error` or a reading is not a function.
+      ValueError: `rule` is not a Rule, or gets a state of another rule; or, when called, inputs and
+        targets do not have the same number of examples, the loss does not return a value for each,
+        or the columns of `error` do not have the outputs' shape.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -163,15 +169,23 @@ def backprop(
       >>> curvature[0]["weight"].shape
       (3, 4)
     """
+    require_call("backprop", net, loss)
     require_rule("backprop", rule)
     several = isinstance(read, Mapping)
     readings: Mapping[str, Reading] = read if several else {"one": read}
+    for which, reading in readings.items():
+        require_function("backprop", f"read[{which!r}]" if several else "read", reading)
+    if error is not None:
+        require_function("backprop", "error", error)
 
     def function(
         params, inputs, targets, *, key=None, error_key=None, rule_state=(), rule_key=None
     ):
-        outputs, cache = net.forward(params, inputs, key=key)
-        values, delta = loss(outputs, targets)
+        require_key("backprop", "error_key", error_key)
+        require_key("backprop", "rule_key", rule_key)
+        outputs, cache, values, delta = forward_and_loss(
+            "backprop", net, loss, params, inputs, targets, key
+        )
         tree = rule.choose(rule_state, params, key=rule_key)
         if error is None:
             answers = sweep(net, params, tree, cache, delta, readings)
@@ -186,9 +200,14 @@ def backprop(
 
 def _require_columns(columns, outputs):
     """Refuses an error that is not K arrays of the outputs' shape, for each output."""
-    pairs = zip(jax.tree.leaves(columns), jax.tree.leaves(outputs), strict=True)
-    for column, y in pairs:
-        if jnp.shape(column)[1:] != y.shape:
+    structures = jax.tree.structure(columns), jax.tree.structure(outputs)
+    if structures[0] != structures[1]:
+        raise ValueError(
+            f"backprop: the error has the structure {structures[0]}, expected that of the outputs, "
+            f"{structures[1]}."
+        )
+    for column, y in zip(jax.tree.leaves(columns), jax.tree.leaves(outputs), strict=True):
+        if jnp.ndim(column) == 0 or jnp.shape(column)[1:] != y.shape:
             raise ValueError(
                 f"backprop: the error has shape {show_shape(jnp.shape(column))}, expected columns "
                 f"of the outputs' shape, {show_shape(('K', *y.shape))}."

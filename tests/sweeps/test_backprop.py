@@ -130,5 +130,5 @@ def test_an_example_with_no_error_has_norm_zero(key):
 def test_an_empty_batch_is_refused():
     net = bp.chain(bp.dense(2))
     params, _ = net.init(jax.random.key(0), (3,))
-    with pytest.raises(ValueError, match=r"outputs has shape \[0, 2\]: it is empty"):
+    with pytest.raises(ValueError, match=r"inputs has shape \[0, 3\]: no examples"):
         bp.value_and_grad(net, bp.squared_error)(params, jnp.ones((0, 3)), jnp.ones((0, 2)))

@@ -1,0 +1,133 @@
+"""What goes into the calls: which axis counts examples, what a loss returns, wrong arguments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import assert_close
+
+import jaxbp as bp
+
+N = 6
+NET = bp.chain(bp.dense(3), bp.tanh(), bp.dense(2))
+
+
+@pytest.fixture(scope="module")
+def params():
+    with jax.enable_x64(True):
+        return NET.init(jax.random.key(0), (4,))[0]
+
+
+X, T = np.ones((N, 4)), np.zeros((N, 2))
+
+# Each call as `function(net, loss)(params, inputs, targets)`.
+CALLS = {
+    "value_and_grad": bp.value_and_grad,
+    "backprop": bp.backprop,
+}
+every_call = pytest.mark.parametrize(
+    ("name", "make"), [pytest.param(name, make, id=name) for name, make in CALLS.items()]
+)
+
+
+def scalar(outputs, targets):
+    value, delta = bp.squared_error(outputs, targets)
+    return jnp.mean(value), delta
+
+
+def of_outputs(outputs, targets):
+    return jnp.square(outputs - targets), outputs - targets
+
+
+def integer(outputs, targets):
+    value, delta = bp.squared_error(outputs, targets)
+    return value.astype(int), delta
+
+
+def of_another_shape(outputs, targets):
+    value, delta = bp.squared_error(outputs, targets)
+    return value, delta[:, :1]
+
+
+def of_another_structure(outputs, targets):
+    value, delta = bp.squared_error(outputs, targets)
+    return value, (delta,)
+
+
+LOSSES_THAT_ARE_NONE = [
+    (scalar, r"value of shape \[\], expected \[6\]: .*, not their mean or sum"),
+    (of_outputs, r"value of shape \[6, 2\], expected \[6\]: one number for each example\."),
+    (integer, r"value of dtype int64, expected floating-point"),
+    (of_another_shape, r"delta of shape \[6, 1\], expected \[6, 2\]"),
+    (of_another_structure, r"delta of structure .*, expected that of the outputs"),
+    (optax.l2_loss, r"an array of shape \[6, 2\], expected a pair .* bp\.loss_of\(function\)"),
+]
+
+
+@every_call
+@pytest.mark.parametrize(("loss", "message"), LOSSES_THAT_ARE_NONE)
+def test_what_a_loss_returns_wrong_is_said(name, make, loss, message, params):
+    with pytest.raises(ValueError, match=f"^{name}: the loss returned .*{message}"):
+        make(NET, loss)(params, X, T)
+
+
+@every_call
+@pytest.mark.parametrize(
+    ("inputs", "targets", "message"),
+    [
+        (X, T[:3], r"inputs has 6 examples .* and targets has 3 \(shape \[3, 2\]\)"),
+        (X, np.tile(T, (2, 1)), r"inputs has 6 examples .* and targets has 12"),
+        (X, (T, T[:2]), r".* and targets\.1 has 2"),
+        ((X, X[:2]), T, r".* and inputs\.1 has 2"),
+        (X[:0], T[:0], r"inputs has shape \[0, 4\]: no examples"),
+        (X[0, 0], T, r"inputs has shape \[\]; its first axis has to count the examples"),
+        (X.astype(str), T, r"inputs is an array of dtype <U32; it takes numbers"),
+        (X, T.astype(object), r"targets is an array of dtype object; it takes numbers"),
+        ("images", T, r"inputs is 'images'; it takes an array"),
+        (X, [0] * N, r"targets\.0 is 0; it takes an array"),
+    ],
+)
+def test_which_axis_counts_examples(name, make, inputs, targets, message, params):
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        make(NET, bp.squared_error)(params, inputs, targets)
+
+
+@every_call
+def test_a_network_and_a_loss_that_are_none(name, make):
+    with pytest.raises(TypeError, match=rf"^{name}: net is .* takes a Layer\. Call it: tanh\(\)"):
+        make(bp.tanh, bp.squared_error)
+    with pytest.raises(TypeError, match=rf"^{name}: loss is 'mse'; it takes a function"):
+        make(NET, "mse")
+
+
+@pytest.mark.parametrize("key", [3, "key", np.zeros(2), jax.random.split(jax.random.key(0))])
+@every_call
+def test_a_key_that_is_none(name, make, key, params):
+    with pytest.raises(ValueError, match=rf"^{name}: key is .*; it takes one key"):
+        make(NET, bp.squared_error)(params, X, T, key=key)
+
+
+def test_a_legacy_key_is_a_key(params):
+    key = jax.random.PRNGKey(0)
+    assert_close(*(bp.value_and_grad(NET, bp.squared_error)(params, X, T, key=k)
+                   for k in (key, None)))  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", ["plain", "cast"])
+def test_the_mean_gradient_of_float16_keeps_small_errors(layer, key):
+    """Divided by N before the sweep, these errors would be zero."""
+    net = bp.dense(2) if layer == "plain" else bp.cast(bp.dense(2), compute=jnp.float16)
+    dtype = jnp.float16 if layer == "plain" else jnp.float32
+    params, _ = net.init(key, (3,))
+    params = jax.tree.map(lambda p: p.astype(dtype), params)
+    n, delta = 5000, 3e-5
+
+    def loss(outputs, targets):
+        return jnp.sum(outputs, 1), jnp.full_like(outputs, delta) + 0 * targets
+
+    x = jnp.ones((n, 3), dtype)
+    _, grads = bp.value_and_grad(net, loss)(params, x, jnp.zeros((n, 2), dtype))
+    _, want = bp.backprop(net, loss)(params, x, jnp.zeros((n, 2), dtype))
+    for got, same in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
+        np.testing.assert_array_equal(got, same)
