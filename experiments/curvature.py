@@ -1,7 +1,9 @@
 """How many steps does curvature save? Compares KFAC with Adam and with SGD with momentum.
 
-The task is a deep auto-encoder of digits, a classic hard problem. Each step uses all training data,
-so the loss before each step is the training loss. KFAC multiplies the gradient by the inverse of
+The default task is a deep auto-encoder of digits, a classic hard problem. The others are a
+classifier of digits, the same classifier written in Flax and lifted by `bp.lift`, and a small GPT
+that learns some sequences of characters by heart. Each step uses all training data, so the loss
+before each step is the training loss. KFAC multiplies the gradient by the inverse of
 each layer's Kronecker-factored curvature, A^-1 g G^-1. A second sweep with sampled errors computes
 the factors A and G. All three optimizers clip and use momentum:
 
@@ -35,7 +37,8 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import data, figures
+from experiments import digits, gpt
+from experiments.common import data, figures, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 
 MOMENTUM = 0.9
@@ -45,10 +48,10 @@ MOMENTUM = 0.9
 class Config:
     """Counts the steps that KFAC, Adam and SGD with momentum need to reach a training loss."""
 
-    task: Literal["autoencoder", "classifier"] = "autoencoder"
-    """Reconstruct the digits through a narrow layer, or classify them."""
+    task: Literal["autoencoder", "classifier", "flax", "gpt"] = "autoencoder"
+    """Reconstruct digits through a narrow layer; classify them; the same in Flax; a small GPT."""
     target: float | None = None
-    """The training loss to reach, in nats per image; default 1.5, for the classifier 0.001."""
+    """The training loss to reach, in nats per example; default 1.5, 0.001, 0.001 and 3."""
     rates: int = 5
     """The number of learning rates in each optimizer's grid, at least 2."""
     runs: int = 3
@@ -71,6 +74,8 @@ class Problem(NamedTuple):
     """The function to minimise: the mean loss of a network on some data, minus a constant.
 
     Attributes:
+      about: the network and the data, for the heading.
+      example: what an example is, such as `image`.
       net: the network.
       loss: the loss.
       inputs: the inputs of all training data.
@@ -80,6 +85,8 @@ class Problem(NamedTuple):
       grids: the lowest and the highest learning rate, by the optimizer's name.
     """
 
+    about: str
+    example: str
     net: bp.Layer
     loss: bp.Loss
     inputs: jax.Array
@@ -134,22 +141,68 @@ def require(config):
 
 
 def make_problem(config):
-    inputs, labels = map(jnp.asarray, data.load(None, seed=config.seed).train)
-    if config.task == "classifier":
-        net = make_network(64, 32, 10)
-        grids = {"SGD": (0.3, 3.0), "Adam": (1e-2, 1e-1), "KFAC": (0.3, 3.0)}
+    if config.task == "gpt":
+        return make_gpt(config)
+    dataset = data.load(None, seed=config.seed)
+    inputs, labels = map(jnp.asarray, dataset.train)
+    about = f"with tanh; each step uses all {len(inputs)} training digits"
+    if config.task != "autoencoder":
+        sizes = 64, 32, 10
+        net, where = make_network(*sizes), ""
+        if config.task == "flax":
+            settings = digits.Config(hidden=sizes[:-1], activation="tanh", dropout=0.0)
+            net, where = lifted.make_network("flax", settings, dataset), "in Flax, lifted, "
         return Problem(
-            net, bp.softmax_cross_entropy, inputs, labels, 0.0, config.target or 1e-3, grids
+            f"classifier {show_sizes(inputs, sizes)} {where}{about}",
+            "image",
+            net,
+            bp.softmax_cross_entropy,
+            inputs,
+            labels,
+            0.0,
+            config.target or 1e-3,
+            {"SGD": (0.3, 3.0), "Adam": (1e-2, 1e-1), "KFAC": (0.3, 3.0)},
         )
-    net = make_network(128, 64, 16, 64, 128, inputs.shape[-1])
+    sizes = 128, 64, 16, 64, 128, inputs.shape[-1]
     # Grey pixels are targets between 0 and 1. Their entropy is the smallest possible cross-entropy;
     # the rest is the divergence of the reconstruction from the image.
     entropies = jax.scipy.special.entr(inputs) + jax.scipy.special.entr(1 - inputs)
-    floor = float(jnp.mean(jnp.sum(entropies, axis=-1)))
-    grids = {"SGD": (0.05, 0.5), "Adam": (2e-3, 2e-2), "KFAC": (0.3, 3.0)}
     return Problem(
-        net, bp.sigmoid_cross_entropy, inputs, inputs, floor, config.target or 1.5, grids
+        f"autoencoder {show_sizes(inputs, sizes)} {about}",
+        "image",
+        make_network(*sizes),
+        bp.sigmoid_cross_entropy,
+        inputs,
+        inputs,
+        float(jnp.mean(jnp.sum(entropies, axis=-1))),
+        config.target or 1.5,
+        {"SGD": (0.05, 0.5), "Adam": (2e-3, 2e-2), "KFAC": (0.3, 3.0)},
     )
+
+
+def make_gpt(config):
+    """Makes the problem of learning 64 sequences of 32 characters by heart."""
+    sizes = gpt.Config(blocks=2, features=32, heads=4, positions=32, batch_size=64)
+    characters, tokens = gpt.tokenize(gpt.reference_text())
+    rng = np.random.default_rng(config.seed)
+    inputs, targets = gpt.draw_sequences(rng, tokens, sizes.batch_size, sizes.positions)
+    return Problem(
+        f"GPT with {sizes.blocks} blocks of {sizes.features} features; each step uses all "
+        f"{sizes.batch_size} sequences of {sizes.positions} characters",
+        "sequence",
+        gpt.make_network(sizes, len(characters)),
+        bp.softmax_cross_entropy,
+        jnp.asarray(inputs),
+        jnp.asarray(targets),
+        0.0,
+        config.target or 3.0,
+        {"SGD": (0.1, 1.0), "Adam": (2e-3, 2e-2), "KFAC": (0.1, 1.0)},
+    )
+
+
+def show_sizes(inputs, units):
+    """Writes the number of inputs and of the units of each layer, such as `64-32-10`."""
+    return "-".join(map(str, (inputs.shape[-1], *units)))
 
 
 def make_network(*units):
@@ -158,14 +211,15 @@ def make_network(*units):
     return bp.chain(*parts[:-1])
 
 
-def make_optimizer(name, rate, config):
+def make_optimizer(name, rate, config, like=None):
+    """Makes an optimizer; KFAC also needs `like`, as `bp.scale_by_kfac` takes it."""
     clip = optax.clip_by_global_norm(config.clip)
     if name == "Adam":
         return optax.chain(clip, optax.adam(rate, b1=MOMENTUM))
     descent = optax.chain(clip, optax.sgd(rate, momentum=MOMENTUM))
     if name == "SGD":
         return descent
-    curvature = bp.scale_by_kfac(damping=config.damping, every=config.every)
+    curvature = bp.scale_by_kfac(like, damping=config.damping, every=config.every)
     return optax.chain(curvature, descent)
 
 
@@ -176,11 +230,15 @@ def make_descent(name, problem, config):
       `descend(rate, key, target, limit) -> losses [steps]`, the losses above the floor before each
       step. It stops at the target or after `limit` losses; the entries after that are nan.
     """
-    net, loss, inputs, targets = problem[:4]
-    extra_args = {"factors": bp.kfac_factors(net, loss)} if name == "KFAC" else None
+    net, loss, inputs, targets = problem.net, problem.loss, problem.inputs, problem.targets
+    factors = bp.kfac_factors(net, loss)
+    extra_args = {"factors": factors} if name == "KFAC" else None
+
+    def like(params):
+        return factors(params, inputs, targets, key=jax.random.key(0))
 
     def descend(rate, key, target, limit):
-        optimizer = make_optimizer(name, rate, config)
+        optimizer = make_optimizer(name, rate, config, like)
         step = bp.make_step(net, loss, optimizer, extra_args=extra_args, donate=False)
 
         def go_on(carry):
@@ -249,13 +307,9 @@ def steps_to(losses, target):
 
 
 def print_problem(problem, config):
-    sizes = [problem.inputs.shape[-1]]
-    for layer in problem.net.init(jax.random.key(0), (sizes[0],))[0]:
-        sizes += [len(layer["bias"])] if layer else []
     print(
-        f"{config.task} {'-'.join(map(str, sizes))} with tanh; each step uses all "
-        f"{len(problem.inputs)} training digits\n"
-        f"loss: nats per image above {problem.floor:.3g}, the smallest possible loss; "
+        f"{problem.about}\n"
+        f"loss: nats per {problem.example} above {problem.floor:.3g}, the smallest possible loss; "
         f"target {problem.target:g}\n"
         f"tuned: the learning rate, the best of {config.rates} by the steps to the target from "
         f"one draw of the initial weights\n"

@@ -28,7 +28,7 @@ def small(tmp_path_factory):
 def step_by_step(name, rate, keys, config):
     """The losses of training from each key, one step of the library at a time."""
     problem = curvature.make_problem(config)
-    net, loss, inputs, targets = problem[:4]
+    net, loss, inputs, targets = problem.net, problem.loss, problem.inputs, problem.targets
     optimizer = curvature.make_optimizer(name, rate, config)
     extra_args = {"factors": bp.kfac_factors(net, loss)} if name == "KFAC" else None
     step = bp.make_step(net, loss, optimizer, extra_args=extra_args)
@@ -56,6 +56,23 @@ def test_all_three_descend_and_kfac_in_the_fewest_steps(small):
     kfac, others = results["KFAC"], [results["SGD"], results["Adam"]]
     most = max(count(losses, config.target) for losses in kfac.losses)
     assert all(most < count(losses, config.target) for other in others for losses in other.losses)
+
+
+@pytest.mark.parametrize(
+    ("task", "heading"),
+    [
+        ("gpt", "GPT with 2 blocks of 32 features; each step uses all 64 sequences of 32"),
+        ("flax", "classifier 64-64-32-10 in Flax, lifted, with tanh; each step uses all 1257"),
+    ],
+)
+def test_all_three_descend_on_other_networks(task, heading, tmp_path, capsys):
+    if task == "flax":
+        pytest.importorskip("flax")
+    config = curvature.Config(task=task, rates=2, runs=1, steps=40, out=tmp_path / "out")
+    results = curvature.main(config)
+    assert capsys.readouterr().out.startswith(heading)
+    for result in results.values():
+        assert result.losses[0, -1] < result.losses[0, 0] / 2
 
 
 def test_only_the_figure_is_written(small):
