@@ -131,6 +131,35 @@ def require_array(name: str, x: Any, what: str = "inputs") -> None:
         raise LayerError(name, f"got {what} of shape []; it takes [N, ...].")
 
 
+def require_like(name: str, argument: str, tree: Any, params: Any) -> None:
+    """Raises unless a tree has the structure of the parameters, and their shapes and dtypes."""
+    difference = first_difference(tree, params)
+    if difference is not None:
+        raise ValueError(f"{name}: {argument} is not a tree like params: {difference}.")
+
+
+def first_difference(tree: Any, like: Any) -> str | None:
+    """Where a tree first differs from another in structure, shape or dtype, in words; or None."""
+    got, expected = (
+        {show_path(path): leaf for path, leaf in jax.tree.leaves_with_path(t)} for t in (tree, like)
+    )
+    for path, leaf in expected.items():
+        if path not in got:
+            return f"it has no {path}" if path else "it is not one array"
+        if not hasattr(got[path], "dtype"):
+            return f"{path} is {got[path]!r}, expected an array".lstrip()
+        shapes = [f"{a.dtype} {show_shape(a.shape)}" for a in (got[path], leaf)]
+        if shapes[0] != shapes[1]:
+            return f"{path} has {shapes[0]}, expected {shapes[1]}".lstrip()
+    for path in got:
+        if path not in expected:
+            return f"it has {path or 'one array'}, expected none there"
+    structures = jax.tree.structure(tree), jax.tree.structure(like)
+    if structures[0] != structures[1]:
+        return f"its structure is {structures[0]}, expected {structures[1]}"
+    return None
+
+
 def require_floats(
     name: str, x: Any, dtype: DTypeLike | None = None, *, what: str = "inputs"
 ) -> None:
@@ -184,6 +213,18 @@ def require_delta(name: str, dy: Any, shape: Shape) -> None:
             f"are {show_shape(shape)}. Do dy and the cache belong to the same batch?",
         )
     require_floats(name, dy, what="a dy")
+
+
+def require_shape_alone(name: str, cache: Any) -> Shape:
+    """Returns the shape that a cache of `shape_alone(x)` holds; raises unless it is such a cache."""
+    require_array(name, cache, "a cache")
+    if cache.shape[0] != 0 or len(cache.shape) < 2:
+        raise LayerError(
+            name,
+            f"got a cache that is not its own: {_outline(cache)}; it takes the one that forward "
+            "returned. The order is backward(params, cache, dy).",
+        )
+    return cache.shape[1:]
 
 
 def require_cache(name: str, cache: Any, n: int) -> None:

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.combinators.compose import Direct
+from jaxbp.forward import forward_and_loss, scaled_for_mean
 from jaxbp.layers.recurrence import ForwardInTime
 from jaxbp.readings.sums import total
+from jaxbp.require import require_call, require_key
 from jaxbp.rules.feedback import require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, widened
@@ -84,8 +86,9 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
       `make_step`.
 
     Raises:
+      TypeError: `net` is not a Layer, or `loss` is not a function.
       ValueError: `rule` is not a Rule; or, when called, the tree that it chooses is that of `rtrl`,
-        which carries no error back through time.
+        which carries no error back through time, or as for `value_and_grad`.
 
     References:
       "Random synaptic feedback weights support error backpropagation for deep learning",
@@ -101,6 +104,7 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
       >>> bool(0 < angles[0]["weight"].delta < 90), float(angles[2]["weight"].gradient)
       (True, 0.0)
     """
+    require_call("alignment", net, loss)
     require_rule("alignment", rule)
 
     def compare(exact, ruled, tree, param):
@@ -112,12 +116,14 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
         )
 
     def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
-        outputs, cache = net.forward(params, inputs, key=key)
-        _, delta = loss(outputs, targets)
+        require_key("alignment", "rule_key", rule_key)
+        _, cache, values, delta = forward_and_loss(
+            "alignment", net, loss, params, inputs, targets, key
+        )
         tree = rule.choose(rule_state, params, key=rule_key)
         # No angle depends on the division by N. With it, the rule's backward pass is the same as
         # in `value_and_grad`, so a training step that measures alignment computes it only once.
-        delta = delta / len(delta)
+        delta, _ = scaled_for_mean(delta, cache, len(values))
         inside = _inside_blocks(tree)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)

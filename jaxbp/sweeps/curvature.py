@@ -17,7 +17,8 @@ from typing import Protocol
 
 import jax
 
-from jaxbp.readings.sums import total
+from jaxbp.forward import forward_and_loss, scaled_for_mean
+from jaxbp.require import require_call, require_like
 from jaxbp.sweeps.gradients import value_and_grad
 from jaxbp.types import Layer, LossFunction, Params, PyTree
 
@@ -54,6 +55,10 @@ def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
       `function(params, inputs, targets, vector, *, key=None) -> product`. `vector` and `product`
       are trees like params. `key` is for layers that draw random numbers.
 
+    Raises:
+      TypeError: `net` is not a Layer, or `loss` is not a function.
+      ValueError: when called, `vector` is not like params, or as for `value_and_grad`.
+
     References:
       "Fast Exact Multiplication by the Hessian", Pearlmutter, 1994.
 
@@ -66,12 +71,20 @@ def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
       >>> product(params, x, jnp.zeros((1, 1)), v)["weight"][:, 0].tolist()  # x x^T v
       [1.0, 2.0]
     """
-    gradient = value_and_grad(net, loss)
+    name = "hessian_vector_product"
+    require_call(name, net, loss)
 
     def function(params, inputs, targets, vector, *, key=None):
-        return jax.jvp(
-            lambda params: gradient(params, inputs, targets, key=key)[1], (params,), (vector,)
-        )[1]
+        require_like(name, "vector", vector, params)
+
+        def gradient(params):
+            _, cache, values, delta = forward_and_loss(
+                name, net, loss, params, inputs, targets, key
+            )
+            delta, read = scaled_for_mean(delta, cache, len(values))
+            return net.backward(params, cache, delta, read=read)[1]
+
+        return jax.jvp(gradient, (params,), (vector,))[1]
 
     return function
 
@@ -93,6 +106,10 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
       `function(params, inputs, targets, vector, *, key=None) -> product`. `vector` and `product`
       are trees like params. `key` is for layers that draw random numbers.
 
+    Raises:
+      TypeError: `net` is not a Layer, or `loss` is not a function.
+      ValueError: when called, `vector` is not like params, or as for `value_and_grad`.
+
     References:
       "Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent", Schraudolph, 2002.
 
@@ -106,15 +123,19 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
       True
     """
 
+    name = "gauss_newton_vector_product"
+    require_call(name, net, loss)
+
     def function(params, inputs, targets, vector, *, key=None):
+        require_like(name, "vector", vector, params)
+
         def error(params):
-            outputs, cache = net.forward(params, inputs, key=key)
-            return loss(outputs, targets)[1], cache
+            _, cache, _, delta = forward_and_loss(name, net, loss, params, inputs, targets, key)
+            return delta, cache
 
         # Along v, the outputs change by J v, and delta by H J v.
         delta, change, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
-        n = len(jax.tree.leaves(delta)[0])
-        change = jax.tree.map(lambda c: c / n, change)
-        return net.backward(params, cache, change, read=total)[1]
+        change, read = scaled_for_mean(change, cache, len(jax.tree.leaves(delta)[0]))
+        return net.backward(params, cache, change, read=read)[1]
 
     return function

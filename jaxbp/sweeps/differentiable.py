@@ -12,10 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import total
+from jaxbp.require import first_difference, require_examples, require_function, require_key, require_layer
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.types import Layer, PyTree, Reading, Rule
 
 __all__ = ["as_function"]
+
+NO_READING = "as_function: there are no slots without a reading. Pass read=...?"
 
 
 def as_function(
@@ -38,7 +41,9 @@ def as_function(
       each parameter.
 
     Raises:
-      ValueError: `rule` is not a Rule; or there are slots without a reading.
+      TypeError: `net` is not a Layer, or `read` is not a function.
+      ValueError: `rule` is not a Rule; or there are slots without a reading; or, when called, the
+        arrays of x do not have the same number of examples.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -52,7 +57,10 @@ def as_function(
       >>> grads["weight"].shape, sq_norms["weight"].shape
       ((3, 2), (5,))
     """
+    require_layer("as_function: net", net)
     require_rule("as_function", rule)
+    if read is not None:
+        require_function("as_function", "read", read)
 
     @jax.custom_vjp
     def apply(params, tree, x, slots, key):
@@ -75,20 +83,29 @@ def as_function(
         grads, readings = (
             jax.tree.map(lambda _, answer, i=i: answer[i], like, answers) for i in (0, 1)
         )
+        difference = None if slots is None else first_difference(slots, readings)
+        if difference is not None:
+            raise ValueError(f"as_function: slots are not those of make_slots: {difference}.")
         # None stands for zero: the derivatives of the tree that carries the error and of the key.
         return grads, None, dx, None if slots is None else readings, None
 
     apply.defvjp(forward, backward)
 
     def call(params, x, slots=None, *, key=None, rule_state=(), rule_key=None):
+        require_key("as_function", "key", key)
+        require_key("as_function", "rule_key", rule_key)
+        require_examples("as_function", x=x)
+        if slots is not None and read is None:
+            raise ValueError(NO_READING)
         tree = rule.choose(rule_state, params, key=rule_key)
         return apply(params, tree, x, slots, key)
 
     def make_slots(params, x):
         if read is None:
-            raise ValueError("as_function: there are no slots without a reading. Pass read=...?")
+            raise ValueError(NO_READING)
 
         def answers(params, x, reading=read):
+            require_examples("as_function", x=x)
             y, cache = net.forward(params, x)
             return net.backward(params, cache, y, read=reading)[1]
 

@@ -17,6 +17,7 @@ import jax
 
 from jaxbp.outputs.errors import jacobian_rows
 from jaxbp.readings.inner_products import gram
+from jaxbp.require import require_examples, require_layer
 from jaxbp.signals.kinds import is_signal
 from jaxbp.signals.stacked import stack_axes
 from jaxbp.sweeps.gradients import sweep_columns
@@ -62,8 +63,11 @@ def neural_tangent_kernel(net: Layer) -> KernelFunction:
       (5, 2, 6, 2)
     """
 
+    name = "neural_tangent_kernel"
+    require_layer(f"{name}: net", net)
+
     def function(params, inputs, other=None):
-        rows, others, axes = _two_jacobians(net, params, inputs, other)
+        rows, others, axes = _two_jacobians(name, net, params, inputs, other)
         against_all = jax.vmap(gram, in_axes=(None, axes), out_axes=-1)
         return jax.vmap(against_all, in_axes=(axes, None), out_axes=1)(rows, others)
 
@@ -94,25 +98,30 @@ def neural_tangent_kernel_per_class(net: Layer) -> KernelFunction:
       (5, 6, 2)
     """
 
+    name = "neural_tangent_kernel_per_class"
+    require_layer(f"{name}: net", net)
+
     def function(params, inputs, other=None):
-        rows, others, axes = _two_jacobians(net, params, inputs, other)
+        rows, others, axes = _two_jacobians(name, net, params, inputs, other)
         return jax.vmap(gram, in_axes=(axes, axes), out_axes=-1)(rows, others)
 
     return function
 
 
 def _two_jacobians(
-    net: Layer, params: Params, inputs: PyTree, other: PyTree | None
+    name: str, net: Layer, params: Params, inputs: PyTree, other: PyTree | None
 ) -> tuple[PyTree, PyTree, PyTree]:
     """The Jacobians of both batches as signals with deltas [C, N, ...], and the axes C for vmap."""
 
-    def jacobian(inputs):
+    def jacobian(what, inputs):
+        require_examples(name, **{what: inputs})
         outputs, cache = net.forward(params, inputs)
+        require_examples(name, **{what: inputs, "outputs": outputs})
         rows = jacobian_rows(None, outputs, None)
         return sweep_columns(net, params, params, cache, rows, {"rows": _keep_columns})["rows"]
 
-    rows = jacobian(inputs)
-    others = rows if other is None else jacobian(other)
+    rows = jacobian("inputs", inputs)
+    others = rows if other is None else jacobian("other", other)
     return rows, others, _column_axes(rows)
 
 

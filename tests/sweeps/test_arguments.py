@@ -21,10 +21,25 @@ def params():
 
 X, T = np.ones((N, 4)), np.zeros((N, 2))
 
+
+
+def times_params(make):
+    """A product with a vector as a call without one."""
+
+    def made(net, loss):
+        product = make(net, loss)
+        return lambda params, x, t, **how: product(params, x, t, params, **how)
+
+    return made
+
+
 # Each call as `function(net, loss)(params, inputs, targets)`.
 CALLS = {
     "value_and_grad": bp.value_and_grad,
     "backprop": bp.backprop,
+    "hessian_vector_product": times_params(bp.hessian_vector_product),
+    "gauss_newton_vector_product": times_params(bp.gauss_newton_vector_product),
+    "alignment": lambda net, loss: bp.alignment(net, loss, rule=bp.exact()),
 }
 every_call = pytest.mark.parametrize(
     ("name", "make"), [pytest.param(name, make, id=name) for name, make in CALLS.items()]
@@ -131,3 +146,101 @@ def test_the_mean_gradient_of_float16_keeps_small_errors(layer, key):
     _, want = bp.backprop(net, loss)(params, x, jnp.zeros((n, 2), dtype))
     for got, same in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
         np.testing.assert_array_equal(got, same)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bp.hessian_vector_product, bp.gauss_newton_vector_product],
+    ids=["hessian", "gauss_newton"],
+)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree[:2], r"it has no 2\.weight|it has no 2\.bias"),
+        (lambda tree: tree[2]["weight"], r"it has no 0\.bias"),
+        (lambda tree: jax.tree.map(lambda p: p[:1], tree), r"0\.bias has .*\[1\], expected"),
+        (lambda tree: jax.tree.map(np.float32, tree), r"0\.bias has float32 .*, expected float64"),
+        (lambda tree: list(tree), r"its structure is .*, expected"),
+        (lambda tree: [], r"it has no 0\.bias"),
+    ],
+)
+def test_a_vector_that_is_not_like_the_parameters(make, change, message, params):
+    with pytest.raises(ValueError, match=rf"vector is not a tree like params: {message}"):
+        make(NET, bp.squared_error)(params, X, T, change(params))
+
+
+@pytest.mark.parametrize(
+    "make", [bp.neural_tangent_kernel, bp.neural_tangent_kernel_per_class], ids=["all", "per_class"]
+)
+def test_wrong_arguments_of_a_kernel(make, params):
+    with pytest.raises(TypeError, match=rf"^{make.__name__}: net is"):
+        make([bp.dense(2)])
+    kernel = make(NET)
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: inputs has shape \[0, 4\]: no ex"):
+        kernel(params, X[:0])
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: other has shape \[\]"):
+        kernel(params, X, X[0, 0])
+    with pytest.raises(ValueError, match=rf"^{make.__name__}: .* and inputs\.1 has 2"):
+        kernel(params, (X, X[:2]))
+
+
+def test_wrong_arguments_of_as_function(params):
+    with pytest.raises(TypeError, match="^as_function: net is"):
+        bp.as_function("net")
+    with pytest.raises(TypeError, match="^as_function: read is 'mean'; it takes a function"):
+        bp.as_function(NET, read="mean")
+    call, make_slots = bp.as_function(NET, read=bp.sq_norms)
+    with pytest.raises(ValueError, match=r"^as_function: x has shape \[0, 4\]: no examples"):
+        call(params, X[:0])
+    with pytest.raises(ValueError, match="^as_function: key is 3"):
+        call(params, X, key=3)
+    slots = make_slots(params, X)
+    for x, wrong in ((X, slots[:1]), (X[:2], slots)):
+        with pytest.raises(ValueError, match=r"^as_function: slots are not those of make_slots"):
+            jax.grad(lambda slots, x=x: jnp.sum(call(params, x, slots)))(wrong)
+    with pytest.raises(ValueError, match=r"^as_function: there are no slots without a reading"):
+        bp.as_function(NET)[0](params, X, slots)
+
+
+TWO = bp.masked(lambda mask: bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.dense(2)))
+
+
+def test_inputs_that_are_a_tree(key):
+    """A pair of inputs gives what the same network gives with the second input inside."""
+    x, mask = jax.random.normal(key, (N, 3, 2)), jax.random.bernoulli(key, 0.7, (N, 3))
+    params, _ = TWO.init(key, ((3, 2), (3,)))
+    one = bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.dense(2))
+    targets, rule = jnp.zeros((N, 3, 2)), bp.sign_symmetric()
+    rule_state = rule.make(key, one, (3, 2))
+
+    def everything(net, x):
+        how = {"rule_state": rule_state}
+        angles = bp.alignment(net, bp.squared_error, rule=rule)(params, x, targets, **how)
+        product = bp.hessian_vector_product(net, bp.squared_error)(params, x, targets, params)
+        read = {"grads": bp.mean, "signals": bp.keep}
+        _, answers = bp.backprop(net, bp.squared_error, read=read)(params, x, targets)
+        noise = bp.gradient_noise(answers["signals"], answers["grads"])
+        return angles, product, noise, bp.neural_tangent_kernel(net)(params, x)
+
+    got, want = (jax.jit(everything, static_argnums=0)(*how) for how in ((TWO, (x, mask)), (one, x)))
+    assert_close(got, want)
+
+
+def test_outputs_that_are_a_tree_are_measured_too(key):
+    """Two heads are as far from backpropagation as one that is cut into both."""
+
+    def forward(params, x, *, key=None):
+        y, cache = NET.forward(params, x, key=key)
+        return (y[:, :1], y[:, 1:]), cache
+
+    def backward(params, cache, dy, *, read=bp.keep):
+        return NET.backward(params, cache, jnp.concatenate(dy, axis=1), read=read)
+
+    heads = NET._replace(forward=forward, backward=backward)
+    both = bp.joint_loss((bp.squared_error, bp.squared_error))
+    params, _ = NET.init(key, (4,))
+    rule = bp.random_feedback()
+    rule_state, x = rule.make(key, NET, (4,)), jax.random.normal(key, (N, 4))
+    got = bp.alignment(heads, both, rule=rule)(params, x, (T[:, :1], T[:, 1:]), rule_state=rule_state)
+    want = bp.alignment(NET, bp.squared_error, rule=rule)(params, x, T, rule_state=rule_state)
+    assert_close(got, want)
