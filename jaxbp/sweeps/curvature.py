@@ -19,7 +19,6 @@ import jax
 
 from jaxbp.forward import forward_and_loss, scaled_for_mean
 from jaxbp.require import require_call, require_like
-from jaxbp.sweeps.gradients import value_and_grad
 from jaxbp.types import Layer, LossFunction, Params, PyTree
 
 __all__ = ["gauss_newton_vector_product", "hessian_vector_product"]
@@ -122,7 +121,6 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
       >>> bool(product(params, x, jnp.zeros((3, 1)), v)[0]["weight"].min() > 0)
       True
     """
-
     name = "gauss_newton_vector_product"
     require_call(name, net, loss)
 

@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import total
-from jaxbp.require import first_difference, require_examples, require_function, require_key, require_layer
+from jaxbp.require import (
+    first_difference,
+    require_examples,
+    require_function,
+    require_key,
+    require_layer,
+)
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.types import Layer, PyTree, Reading, Rule
 

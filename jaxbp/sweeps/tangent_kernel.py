@@ -62,7 +62,6 @@ def neural_tangent_kernel(net: Layer) -> KernelFunction:
       >>> kernel(params, jnp.ones((5, 3)), jnp.ones((6, 3))).shape
       (5, 2, 6, 2)
     """
-
     name = "neural_tangent_kernel"
     require_layer(f"{name}: net", net)
 
@@ -97,7 +96,6 @@ def neural_tangent_kernel_per_class(net: Layer) -> KernelFunction:
       >>> kernels(params, jnp.ones((5, 3)), jnp.ones((6, 3))).shape
       (5, 6, 2)
     """
-
     name = "neural_tangent_kernel_per_class"
     require_layer(f"{name}: net", net)
 

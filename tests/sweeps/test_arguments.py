@@ -22,7 +22,6 @@ def params():
 X, T = np.ones((N, 4)), np.zeros((N, 2))
 
 
-
 def times_params(make):
     """A product with a vector as a call without one."""
 
@@ -185,14 +184,14 @@ def test_wrong_arguments_of_a_kernel(make, params):
 
 
 def test_wrong_arguments_of_as_function(params):
-    with pytest.raises(TypeError, match="^as_function: net is"):
+    with pytest.raises(TypeError, match=r"^as_function: net is"):
         bp.as_function("net")
-    with pytest.raises(TypeError, match="^as_function: read is 'mean'; it takes a function"):
+    with pytest.raises(TypeError, match=r"^as_function: read is 'mean'; it takes a function"):
         bp.as_function(NET, read="mean")
     call, make_slots = bp.as_function(NET, read=bp.sq_norms)
     with pytest.raises(ValueError, match=r"^as_function: x has shape \[0, 4\]: no examples"):
         call(params, X[:0])
-    with pytest.raises(ValueError, match="^as_function: key is 3"):
+    with pytest.raises(ValueError, match=r"^as_function: key is 3"):
         call(params, X, key=3)
     slots = make_slots(params, X)
     for x, wrong in ((X, slots[:1]), (X[:2], slots)):
@@ -222,7 +221,8 @@ def test_inputs_that_are_a_tree(key):
         noise = bp.gradient_noise(answers["signals"], answers["grads"])
         return angles, product, noise, bp.neural_tangent_kernel(net)(params, x)
 
-    got, want = (jax.jit(everything, static_argnums=0)(*how) for how in ((TWO, (x, mask)), (one, x)))
+    ways = (TWO, (x, mask)), (one, x)
+    got, want = (jax.jit(everything, static_argnums=0)(*way) for way in ways)
     assert_close(got, want)
 
 
@@ -240,7 +240,7 @@ def test_outputs_that_are_a_tree_are_measured_too(key):
     both = bp.joint_loss((bp.squared_error, bp.squared_error))
     params, _ = NET.init(key, (4,))
     rule = bp.random_feedback()
-    rule_state, x = rule.make(key, NET, (4,)), jax.random.normal(key, (N, 4))
-    got = bp.alignment(heads, both, rule=rule)(params, x, (T[:, :1], T[:, 1:]), rule_state=rule_state)
-    want = bp.alignment(NET, bp.squared_error, rule=rule)(params, x, T, rule_state=rule_state)
+    x, how = jax.random.normal(key, (N, 4)), {"rule_state": rule.make(key, NET, (4,))}
+    got = bp.alignment(heads, both, rule=rule)(params, x, (T[:, :1], T[:, 1:]), **how)
+    want = bp.alignment(NET, bp.squared_error, rule=rule)(params, x, T, **how)
     assert_close(got, want)
