@@ -6,7 +6,7 @@ which the message begins.
 
 import contextlib
 import numbers
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -138,8 +138,11 @@ def require_like(name: str, argument: str, tree: Any, params: Any) -> None:
         raise ValueError(f"{name}: {argument} is not a tree like params: {difference}.")
 
 
-def first_difference(tree: Any, like: Any) -> str | None:
-    """Where a tree first differs from another in structure, shape or dtype, in words; or None."""
+def first_difference(tree: Any, like: Any, *, dtypes: bool = True) -> str | None:
+    """Where a tree first differs from another in structure or shape, in words; or None.
+
+    With `dtypes`, a difference of dtypes counts too.
+    """
     got, expected = (
         {show_path(path): leaf for path, leaf in jax.tree.leaves_with_path(t)} for t in (tree, like)
     )
@@ -148,7 +151,10 @@ def first_difference(tree: Any, like: Any) -> str | None:
             return f"it has no {path}" if path else "it is not one array"
         if not hasattr(got[path], "dtype"):
             return f"{path} is {got[path]!r}, expected an array".lstrip()
-        shapes = [f"{a.dtype} {show_shape(a.shape)}" for a in (got[path], leaf)]
+        shapes = [
+            f"{a.dtype} {show_shape(a.shape)}" if dtypes else f"shape {show_shape(a.shape)}"
+            for a in (got[path], leaf)
+        ]
         if shapes[0] != shapes[1]:
             return f"{path} has {shapes[0]}, expected {shapes[1]}".lstrip()
     for path in got:
@@ -216,7 +222,7 @@ def require_delta(name: str, dy: Any, shape: Shape) -> None:
 
 
 def require_shape_alone(name: str, cache: Any) -> Shape:
-    """Returns the shape that a cache of `shape_alone(x)` holds; raises unless it is such a cache."""
+    """Returns the shape of x from a cache that is `shape_alone(x)`; raises unless it is one."""
     require_array(name, cache, "a cache")
     if cache.shape[0] != 0 or len(cache.shape) < 2:
         raise LayerError(
@@ -364,13 +370,3 @@ def _outline(params: Any) -> str:
     if hasattr(params, "shape"):
         return f"an array {show_shape(params.shape)}"
     return f"a {type(params).__name__}"
-
-
-def require_leaves(name, params, leaves):
-    """Temporary."""
-    if not isinstance(params, dict) or set(params) != set(leaves):
-        raise LayerError(
-            name,
-            f"got parameters that are not its own: {_outline(params)}; it takes a dict of "
-            f"{' and '.join(leaves)}. Are they those of another network?",
-        )

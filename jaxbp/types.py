@@ -123,12 +123,16 @@ class Loss:
         stays true.
       hessian_factor: `hessian_factor(outputs, targets) -> columns [K, ...outputs' shape]` with
         `sum_k s_k s_k^T` the Hessian of one position's loss with respect to its O outputs.
+      right: `right(outputs, targets, top) -> (right, weights)`, for each term whether the label is
+        among the `top` largest outputs, and how much the term counts. None for a loss without
+        labels.
     """
 
     name: str
     terms: Callable[..., tuple[jax.Array, jax.Array]]
     sample: Callable[..., Any]
     hessian_factor: Callable[..., jax.Array]
+    right: Callable[..., tuple[jax.Array, jax.Array]] | None = None
 
     def __post_init__(self):
         # Each loss is documented where its formula is, not by this class.
@@ -208,14 +212,29 @@ def split_keys(key: jax.Array | None, n: int) -> tuple[jax.Array | None, ...]:
     return (None,) * n if key is None else tuple(jax.random.split(key, n))
 
 
+def shape_alone(x: jax.Array) -> jax.Array:
+    """An array [0, *x's shape] without numbers, in which a cache keeps the shape and dtype of x.
+
+    Unlike a tuple of integers it passes through `jit` and `scan`.
+    """
+    return jnp.zeros((0, *x.shape), x.dtype)
+
+
 def widened(x: jax.Array) -> jax.Array:
     """Converts 16-bit numbers to 32 bits for sums that would round or overflow."""
-    narrow = jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32
-    return x.astype(jnp.float32) if narrow else x
+    return x.astype(wide_dtype(x.dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype in which floating-point numbers of a dtype are summed, of at least 32 bits."""
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def weighed(deltas: jax.Array, weights: ArrayLike | None) -> jax.Array:
-    """Multiplies each example's deltas [N, ..., O] by its weight, [N]; None stands for ones."""
+    """Multiplies each example's deltas [N, ..., O] by its weight, [N], in at least 32 bits.
+
+    A product in 16 bits would round the weight too, and could be too small. None stands for ones.
+    """
     if weights is None:
         return deltas
     if jnp.shape(weights) != deltas.shape[:1]:
@@ -223,5 +242,5 @@ def weighed(deltas: jax.Array, weights: ArrayLike | None) -> jax.Array:
             f"weights has shape {show_shape(jnp.shape(weights))}, expected [{len(deltas)}]: "
             "one for each example."
         )
-    weights = jnp.asarray(weights, deltas.dtype)
-    return deltas * weights.reshape(-1, *[1] * (deltas.ndim - 1))
+    factors = jnp.asarray(weights, wide_dtype(deltas.dtype))
+    return widened(deltas) * factors.reshape(-1, *[1] * (deltas.ndim - 1))

@@ -1,9 +1,12 @@
 """Activations: elementwise layers without parameters, each with its derivative.
 
 If the derivative is a function of the output (sigmoid, tanh, relu, leaky_relu, elu, softplus), the
-cache is the output. The next layer keeps it as its input anyway, so it costs no memory. Otherwise
-(gelu, silu) the cache is the derivative itself. The forward pass computes it while the exponentials
-are at hand, so that the backward pass is one product; it has the size of the input.
+cache is the output. The next layer keeps it as its input anyway, so it costs no memory. Where the
+output saturates, as sigmoid does near 1, the derivative has the rounding error of the output.
+Otherwise (gelu, silu) the cache is the derivative itself. The forward pass computes it while the
+exponentials are at hand, so that the backward pass is one product; it has the size of the input.
+
+Outputs and derivatives are finite wherever their limits are, also at infinite inputs.
 """
 
 import math
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxbp.require import require_delta, require_floats, require_positive, require_shape
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer
+from jaxbp.types import Layer, widened
 
 __all__ = ["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]
 
@@ -26,7 +29,7 @@ def sigmoid() -> Layer:
         y = jax.nn.sigmoid(x)
         return y, y
 
-    return _elementwise("sigmoid", forward, lambda y: y * (1 - y))
+    return _elementwise("sigmoid", forward, lambda y, dy: y * (1 - y) * dy)
 
 
 def tanh() -> Layer:
@@ -36,7 +39,7 @@ def tanh() -> Layer:
         y = jnp.tanh(x)
         return y, y
 
-    return _elementwise("tanh", forward, lambda y: 1 - y * y)
+    return _elementwise("tanh", forward, lambda y, dy: (1 - y) * (1 + y) * dy)
 
 
 def relu() -> Layer:
@@ -47,7 +50,7 @@ def relu() -> Layer:
         y = jnp.where(x <= 0, 0, x)
         return y, y
 
-    return _elementwise("relu", forward, lambda y: (y > 0).astype(y.dtype))
+    return _elementwise("relu", forward, lambda y, dy: jnp.where(y > 0, dy, 0))
 
 
 def leaky_relu(negative_slope: float = 0.01) -> Layer:
@@ -74,13 +77,14 @@ def leaky_relu(negative_slope: float = 0.01) -> Layer:
     require_positive("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
-        y = jax.nn.leaky_relu(x, negative_slope)
+        # A tiny negative x gives -0. The zero of x = -0 is positive, so that the two differ.
+        y = jnp.where(x > 0, x, jnp.where(x == 0, 0, negative_slope * x))
         return y, y
 
-    def slope(y):
-        return jnp.where(y >= 0, jnp.ones_like(y), negative_slope)
+    def backward(y, dy):
+        return jnp.where(jnp.signbit(y), negative_slope * dy, dy)
 
-    return _elementwise(f"leaky_relu({negative_slope})", forward, slope)
+    return _elementwise(f"leaky_relu({negative_slope})", forward, backward)
 
 
 def elu(alpha: float = 1.0) -> Layer:
@@ -110,10 +114,10 @@ def elu(alpha: float = 1.0) -> Layer:
         y = jax.nn.elu(x, alpha)
         return y, y
 
-    def slope(y):
-        return jnp.where(y > 0, jnp.ones_like(y), y + alpha)
+    def backward(y, dy):
+        return jnp.where(y > 0, dy, (y + alpha) * dy)
 
-    return _elementwise(f"elu({alpha})", forward, slope)
+    return _elementwise(f"elu({alpha})", forward, backward)
 
 
 def softplus() -> Layer:
@@ -128,7 +132,7 @@ def softplus() -> Layer:
         y = jax.nn.softplus(x)
         return y, y
 
-    return _elementwise("softplus", forward, lambda y: -jnp.expm1(-y))
+    return _elementwise("softplus", forward, lambda y, dy: -jnp.expm1(-y) * dy)
 
 
 def silu() -> Layer:
@@ -143,18 +147,18 @@ def silu() -> Layer:
 
     def forward(x):
         s = jax.nn.sigmoid(x)
-        y = x * s
-        return y, s + y * (1 - s)
+        y = _times(x, s)
+        return y, s + _times(y, 1 - s)
 
-    return _elementwise("silu", forward, lambda slope: slope)
+    return _keeping_slope("silu", forward)
 
 
 def gelu(*, approximate: bool = True) -> Layer:
     """The Gaussian error linear unit, y = x P(x), elementwise. dx = (P(x) + x P'(x)) dy.
 
         exact          P(x) = (1 + erf(x / sqrt 2)) / 2    P'(x) = e^(-x^2 / 2) / sqrt(2 pi)
-        approximate    P(x) = (1 + t) / 2                  P'(x) = (1 - t^2) u'(x) / 2
-                       with t = tanh(u), u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
+        approximate    P(x) = (1 + tanh(u(x))) / 2         P'(x) = 2 P(x) (1 - P(x)) u'(x)
+                       with u(x) = sqrt(2 / pi) (x + 0.044715 x^3)
 
     Args:
       approximate: whether to use the approximation with tanh, as GPT-2 does, or the exact form.
@@ -171,24 +175,45 @@ def gelu(*, approximate: bool = True) -> Layer:
     """
 
     def forward_exact(x):
-        p = jax.scipy.special.erfc(-x * math.sqrt(0.5)) / 2
-        return x * p, p + x * jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        p = jax.scipy.special.erfc(-x * math.sqrt(0.5)) / 2  # 1 + erf would cancel on the left
+        density = jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        return _times(x, p), p + _times(x, density)
 
     def forward_tanh(x):
         scale, cubic = math.sqrt(2 / math.pi), 0.044715
-        t = jnp.tanh(scale * (x + cubic * x * x * x))
-        p = (1 + t) / 2
-        return x * p, p + x * (1 - t * t) * (scale * (1 + 3 * cubic * x * x)) / 2
+        square = x * x
+        p = jax.nn.sigmoid(2 * scale * x * (1 + cubic * square))  # 1 + tanh would cancel
+        du = scale * (1 + 3 * cubic * square)
+        return _times(x, p), p + _times(2 * x * du, p * (1 - p))
 
     if approximate:
-        return _elementwise("gelu", forward_tanh, lambda slope: slope)
-    return _elementwise("gelu(approximate=False)", forward_exact, lambda slope: slope)
+        return _keeping_slope("gelu", forward_tanh)
+    return _keeping_slope("gelu(approximate=False)", forward_exact)
+
+
+def _times(x: jax.Array, p: jax.Array) -> jax.Array:
+    """The product x p for a p that falls to zero faster than x grows: 0 times infinity is 0."""
+    return jnp.where(p == 0, 0, x * p)
+
+
+def _keeping_slope(
+    name: str, function: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+) -> Layer:
+    """A layer without parameters: y, slope = function(x), computed in at least 32 bits."""
+
+    def forward(x):
+        y, slope = function(widened(x))
+        return y.astype(x.dtype), slope.astype(x.dtype)
+
+    return _elementwise(name, forward, lambda slope, dy: slope * dy)
 
 
 def _elementwise(
-    name: str, function: Callable[..., tuple[jax.Array, jax.Array]], slope: Callable
+    name: str,
+    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    transpose: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Layer:
-    """A layer without parameters: y, cache = function(x), and dx = slope(cache) dy."""
+    """A layer without parameters: y, cache = function(x), and dx = transpose(cache, dy)."""
 
     def init(key, shape):
         del key
@@ -201,7 +226,8 @@ def _elementwise(
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
+        require_floats(name, cache, what="a cache")
         require_delta(name, dy, cache.shape)
-        return slope(cache) * dy, ()
+        return transpose(cache, dy), ()
 
     return Layer(name, init, forward, backward)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -23,7 +22,8 @@ from jaxbp.require import (
     require_count,
     require_delta,
     require_floats,
-    require_leaves,
+    require_key,
+    require_params,
     require_shape,
 )
 from jaxbp.signals.conv_products import convolve, convolve_transpose, exchanged
@@ -233,20 +233,22 @@ def _convolution(
 ) -> Layer:
     """A layer with kernel W: y = apply(x, W) + b, and dx, signal = transpose(x, W, dy)."""
     name, kernel, groups = windows.name, windows.kernel, windows.groups
-    leaves = ("weight", "bias") if use_bias else ("weight",)
+    i_of_group = "I" if groups == 1 else f"I / {groups}"
+    shapes = {"weight": (*kernel, i_of_group, features), "bias": (features,)}
+    if not use_bias:
+        del shapes["bias"]
 
-    def require_params(params):
-        require_leaves(name, params, leaves)
-        shape = jnp.shape(params["weight"])
-        if len(shape) != len(kernel) + 2 or (*shape[:-2], shape[-1]) != (*kernel, features):
-            i = "I" if groups == 1 else f"I / {groups}"
+    def require_fit(weight, x, what):
+        *_, i = windows.require_axes(x.shape[1:], "I")
+        if i != weight.shape[-2] * groups:
             raise LayerError(
                 name,
-                f"got a weight of shape {show_shape(shape)}; it takes "
-                f"{show_shape((*kernel, i, features))}. Is it that of another network?",
+                f"got {what} of shape {show_shape(x.shape)}; "
+                f"its weight takes {weight.shape[-2] * groups} channels.",
             )
 
     def init(key, shape):
+        require_key(name, "key", key)
         *sizes, i = windows.require_axes(require_shape(name, shape), "I")
         if i % groups:
             raise LayerError(
@@ -260,21 +262,17 @@ def _convolution(
 
     def forward(params, x, *, key=None):
         del key
-        require_params(params)
+        require_params(name, params, shapes)
         weight = params["weight"]
         require_floats(name, x, weight.dtype)
-        *_, i = windows.require_axes(x.shape[1:], "I")
-        if i != weight.shape[-2] * groups:
-            raise LayerError(
-                name,
-                f"got inputs of shape {show_shape(x.shape)}; "
-                f"its weight takes {weight.shape[-2] * groups} channels.",
-            )
+        require_fit(weight, x, "inputs")
         y = apply(x, weight)
         return (y + params["bias"] if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
-        require_params(params)
+        require_params(name, params, shapes)
+        require_floats(name, x, what="a cache")
+        require_fit(params["weight"], x, "a cache")
         require_delta(name, dy, (len(x), *out_sizes(x.shape[1:-1]), features))
         dx, signal = transpose(x, params["weight"], dy)
         readings = {"weight": read(signal)}

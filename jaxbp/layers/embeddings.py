@@ -14,17 +14,22 @@ from jax.typing import DTypeLike
 from jaxbp.combinators.compose import chain
 from jaxbp.require import (
     placed,
+    require_array,
+    require_cache,
     require_count,
     require_delta,
+    require_entries,
     require_floats,
-    require_leaves,
+    require_key,
+    require_params,
     require_positive,
     require_same_shape,
     require_shape,
+    require_shape_alone,
 )
 from jaxbp.signals.kinds import Lookup, Outer, Sum, Through, keep
 from jaxbp.signals.views import View
-from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
+from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
 __all__ = ["embedding", "learned_positions", "sinusoidal_positions", "tied_embedding"]
 
@@ -41,7 +46,8 @@ def embedding(
         dE/dW[v] = sum of dy_nt over the n and t with x_nt = v
 
     Inputs are integers [N, ...], outputs [N, ..., O], parameters `{"weight": [V, O]}`. Integers
-    have no derivative, so dx is None. For a token outside [0, V) the output is nan.
+    have no derivative, so dx is None. For a token outside [0, V) the output is nan, and its dy
+    reaches no row.
 
     Args:
       vocabulary: V, the number of different tokens.
@@ -69,36 +75,46 @@ def embedding(
     require_count("embedding", "features", features)
     name = f"embedding({vocabulary}, {features})"
 
-    def require(params):
-        require_leaves(name, params, ("weight",))
-        _require_table(name, params["weight"], (vocabulary, features))
+    shapes = {"weight": (vocabulary, features)}
 
-    def require_tokens(x):
-        if not hasattr(x, "dtype"):
-            raise LayerError(name, f"got inputs of type {type(x).__name__}; it takes an array.")
-        if not jnp.issubdtype(x.dtype, jnp.integer) or x.ndim < 1:
+    def require_tokens(x, what):
+        require_array(name, x, what)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
             raise LayerError(
                 name,
-                f"got inputs of dtype {x.dtype} and shape {show_shape(x.shape)}; it takes tokens, "
+                f"got {what} of dtype {x.dtype} and shape {show_shape(x.shape)}; it takes tokens, "
                 "integers [N, ...].",
             )
 
+    def rows_of(x):
+        """The rows of tokens, and which tokens are none of the table's."""
+        rows = jnp.asarray(x)
+        if rows.dtype.itemsize < 4:
+            rows = rows.astype(jnp.int32)  # int8 could not hold V
+        return rows, (rows < 0) | (rows >= vocabulary)
+
     def init(key, shape):
+        require_key(name, "key", key)
         shape = require_shape(name, shape)
         return {"weight": weight_init(key, (vocabulary, features), dtype)}, (*shape, features)
 
     def forward(params, x, *, key=None):
         del key
-        require(params)
-        require_tokens(x)
+        require_params(name, params, shapes)
+        require_tokens(x, "inputs")
         # Plain indexing silently wraps negative tokens and clips large ones. A nan is noticed.
-        rows = jnp.where(x < 0, vocabulary, x)
+        rows, outside = rows_of(x)
+        rows = jnp.where(outside, vocabulary, rows)
         return params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan), x
 
     def backward(params, x, dy, *, read=keep):
-        require(params)
+        require_params(name, params, shapes)
+        require_tokens(x, "a cache")
         require_delta(name, dy, (*x.shape, features))
-        return None, {"weight": read(Lookup(x, dy, params["weight"][:, :0]))}
+        rows, outside = rows_of(x)
+        # A row of the table with a delta of zero: every reading can look it up, and none sees it.
+        rows, dy = jnp.where(outside, 0, rows), jnp.where(outside[..., None], 0, dy)
+        return None, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
 
     return Layer(name, init, forward, backward)
 
@@ -148,7 +164,14 @@ def tied_embedding(
     body = chain(*layers)
     name = f"tied_embedding({vocabulary}, {features})"
 
+    def require_parts(params):
+        """The parameters, a tuple of those of the table and of each layer."""
+        require_entries(name, params, 1 + len(layers))
+        return params
+
     def init(key, shape):
+        require_key(name, "key", key)
+        shape = require_shape(name, shape)
         table_key, body_key = jax.random.split(key)
         own, body_shape = table.init(table_key, shape)
         with placed(name, body):
@@ -157,14 +180,16 @@ def tied_embedding(
         return (own, *params), (*shape, vocabulary)
 
     def forward(params, x, *, key=None):
-        own, *rest = params
+        own, *rest = require_parts(params)
         h, tokens = table.forward(own, x)
         with placed(name, body):
             h, cache = body.forward(tuple(rest), h, key=key)
         return h @ own["weight"].T, (tokens, h, cache)
 
     def backward(params, caches, dy, *, read=keep):
-        (own, *rest), (tokens, h, cache) = params, caches
+        own, *rest = require_parts(params)
+        require_cache(name, caches, 3)
+        tokens, h, cache = caches
         require_delta(name, dy, (*h.shape[:-1], vocabulary))
         with placed(name, body):
             dh, readings = body.backward(tuple(rest), cache, dy @ own["weight"], read=read)
@@ -209,11 +234,8 @@ def learned_positions(
     require_count("learned_positions", "length", length)
     name = f"learned_positions({length})"
 
-    def require(params, shape):
-        require_leaves(name, params, ("weight",))
-        _require_table(name, params["weight"], (length, shape[-1]))
-
     def init(key, shape):
+        require_key(name, "key", key)
         shape = _require_sequence(name, shape, length)
         return {"weight": weight_init(key, (length, shape[-1]), dtype)}, shape
 
@@ -221,13 +243,14 @@ def learned_positions(
         del key
         require_floats(name, x)
         _require_sequence(name, x.shape[1:], length)
-        require(params, x.shape)
+        require_params(name, params, {"weight": (length, x.shape[-1])})
         require_floats(name, x, params["weight"].dtype)
-        return x + params["weight"][: x.shape[1]], x[:0]
+        return x + params["weight"][: x.shape[1]], shape_alone(x)
 
-    def backward(params, no_examples, dy, *, read=keep):
-        require(params, dy.shape)
-        require_delta(name, dy, (len(dy), *no_examples.shape[1:]))
+    def backward(params, cache, dy, *, read=keep):
+        shape = require_shape_alone(name, cache)
+        require_delta(name, dy, shape)
+        require_params(name, params, {"weight": (length, shape[-1])})
         rows = jnp.broadcast_to(jnp.arange(dy.shape[1]), dy.shape[:2])
         return dy, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
 
@@ -279,11 +302,11 @@ def sinusoidal_positions(base: float = 10_000.0) -> Layer:
         wide = widened(x).dtype
         angles = jnp.arange(t, dtype=wide)[:, None] / base ** (jnp.arange(0, o, 2, dtype=wide) / o)
         waves = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(t, o)
-        return x + waves.astype(x.dtype), x[:0]
+        return x + waves.astype(x.dtype), shape_alone(x)
 
-    def backward(params, no_examples, dy, *, read=keep):
+    def backward(params, cache, dy, *, read=keep):
         del params, read
-        require_delta(name, dy, (len(dy), *no_examples.shape[1:]))
+        require_delta(name, dy, require_shape_alone(name, cache))
         return dy, ()
 
     return Layer(name, init, forward, backward)
@@ -299,13 +322,3 @@ def _require_sequence(name: str, shape: Shape, length: int | None = None) -> Sha
     if length is not None and shape[0] > length:
         raise LayerError(name, f"got {shape[0]} positions; it has vectors for {length}.")
     return shape
-
-
-def _require_table(name: str, table: jax.Array, shape: Shape) -> None:
-    """Raises if a table has not this shape."""
-    if jnp.shape(table) != shape:
-        raise LayerError(
-            name,
-            f"got a weight of shape {show_shape(jnp.shape(table))}; it takes {show_shape(shape)}. "
-            "Is it that of another network?",
-        )

@@ -1,7 +1,6 @@
 """Linear layers: an affine map of the last axis."""
 
 import jax
-import jax.numpy as jnp
 from jax.nn import initializers
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
@@ -10,8 +9,9 @@ from jaxbp.require import (
     require_count,
     require_delta,
     require_floats,
+    require_key,
     require_last_axis,
-    require_leaves,
+    require_params,
 )
 from jaxbp.signals.kinds import Bias, Outer, keep
 from jaxbp.types import Layer, LayerError, show_shape
@@ -61,18 +61,20 @@ def dense(
     """
     require_count("dense", "features", features)
     name = f"dense({features})"
-    leaves = ("weight", "bias") if use_bias else ("weight",)
+    shapes = {"weight": ("I", features), "bias": (features,)}
+    if not use_bias:
+        del shapes["bias"]
 
-    def require_params(params):
-        require_leaves(name, params, leaves)
-        if jnp.ndim(params["weight"]) != 2 or jnp.shape(params["weight"])[1] != features:
+    def require_fit(weight, x, what):
+        if x.ndim < 2 or x.shape[-1] != len(weight):
             raise LayerError(
                 name,
-                f"got a weight of shape {show_shape(jnp.shape(params['weight']))}; "
-                f"it takes [I, {features}]. Is it that of another network?",
+                f"got {what} of shape {show_shape(x.shape)}; "
+                f"its weight takes [N, ..., {len(weight)}].",
             )
 
     def init(key, shape):
+        require_key(name, "key", key)
         shape = require_last_axis(name, shape, "I")
         weight_key, bias_key = jax.random.split(key)
         params = {"weight": weight_init(weight_key, (shape[-1], features), dtype)}
@@ -82,20 +84,17 @@ def dense(
 
     def forward(params, x, *, key=None):
         del key
-        require_params(params)
+        require_params(name, params, shapes)
         weight = params["weight"]
         require_floats(name, x, weight.dtype)
-        if x.ndim < 2 or x.shape[-1] != weight.shape[0]:
-            raise LayerError(
-                name,
-                f"got inputs of shape {show_shape(x.shape)}; "
-                f"its weight takes [N, ..., {weight.shape[0]}].",
-            )
+        require_fit(weight, x, "inputs")
         y = x @ weight
         return (y + params["bias"] if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
-        require_params(params)
+        require_params(name, params, shapes)
+        require_floats(name, x, what="a cache")
+        require_fit(params["weight"], x, "a cache")
         require_delta(name, dy, (*x.shape[:-1], features))
         readings = {"weight": read(Outer(x, dy))}
         if use_bias:

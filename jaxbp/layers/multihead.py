@@ -27,9 +27,10 @@ from jaxbp.require import (
     require_mask,
     require_positive,
     require_shape,
+    require_shape_alone,
 )
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
+from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
 __all__ = ["attention", "dot_product_attention", "rotary"]
 
@@ -84,11 +85,11 @@ def rotary(heads: int, *, base: float = BASE) -> Layer:
     def forward(params, x, *, key=None):
         del params, key
         require_floats(name, x)
-        return rotate(x, 1), x[:0]
+        return rotate(x, 1), shape_alone(x)
 
-    def backward(params, no_examples, dy, *, read=keep):
+    def backward(params, cache, dy, *, read=keep):
         del params, read
-        require_delta(name, dy, (len(dy), *no_examples.shape[1:]))
+        require_delta(name, dy, require_shape_alone(name, cache))
         return rotate(dy, -1), ()
 
     return Layer(name, init, forward, backward)

@@ -22,11 +22,12 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from jaxbp.require import (
+    require_cache,
     require_count,
     require_delta,
     require_floats,
     require_last_axis,
-    require_leaves,
+    require_params,
     require_positive,
 )
 from jaxbp.signals.kinds import Bias, Scale, keep
@@ -165,16 +166,6 @@ def _norm(
         means = jnp.broadcast_to(means, (len(x), 1, groups, parts.shape[-1]))
         return means.reshape(len(x), *[1] * (x.ndim - 2), x.shape[-1])
 
-    def require(params, shape):
-        require_leaves(name, params, leaves)
-        for leaf in leaves:
-            if jnp.shape(params[leaf]) != shape[-1:]:
-                raise LayerError(
-                    name,
-                    f"got inputs of shape {show_shape(shape)}, and a {leaf} of shape "
-                    f"{show_shape(jnp.shape(params[leaf]))}; it takes [{shape[-1]}].",
-                )
-
     def init(key, shape):
         shape = require_last_axis(name, shape, "O")
         if groups is not None and shape[-1] % groups:
@@ -186,11 +177,12 @@ def _norm(
 
     def forward(params, x, *, key=None):
         del key
-        if jnp.ndim(x) < 2:
+        require_floats(name, x)
+        if x.ndim < 2:
             raise LayerError(
-                name, f"got inputs of shape {show_shape(jnp.shape(x))}; it takes [N, ..., O]."
+                name, f"got inputs of shape {show_shape(x.shape)}; it takes [N, ..., O]."
             )
-        require(params, jnp.shape(x))
+        require_params(name, params, dict.fromkeys(leaves, x.shape[-1:]))
         require_floats(name, x, params["gain"].dtype)
         wide = widened(x)
         if centred:
@@ -201,8 +193,9 @@ def _norm(
         return (y + params["bias"] if use_bias else y), (h, r)
 
     def backward(params, cache, dy, *, read=keep):
+        require_cache(name, cache, 2)
         h, r = cache
-        require(params, h.shape)
+        require_params(name, params, dict.fromkeys(leaves, h.shape[-1:]))
         require_delta(name, dy, h.shape)
         readings = {"gain": read(Scale(h, dy))}
         if use_bias:

@@ -15,11 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbp.require import require_count, require_delta, require_floats, require_shape
+from jaxbp.require import (
+    require_cache,
+    require_count,
+    require_delta,
+    require_floats,
+    require_shape,
+    require_shape_alone,
+)
 from jaxbp.signals.conv_products import placed, summed, taps
 from jaxbp.signals.conv_windows import Geometry, Windows, make_windows
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, Shape, show_shape, widened
+from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
 __all__ = ["avg_pool", "global_pool", "max_pool", "upsample"]
 
@@ -185,21 +192,22 @@ def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
         _require_positions(name, x.shape[1:])
         rows = x.reshape(len(x), -1, x.shape[-1])
         if how == "mean":
-            return jnp.mean(widened(rows), axis=1).astype(x.dtype), (x[:0], None)
+            return jnp.mean(widened(rows), axis=1).astype(x.dtype), (shape_alone(x), None)
         winner = jnp.argmax(rows, axis=1, keepdims=True)
-        return jnp.take_along_axis(rows, winner, axis=1)[:, 0], (x[:0], winner)
+        return jnp.take_along_axis(rows, winner, axis=1)[:, 0], (shape_alone(x), winner)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
-        no_examples, winner = cache
-        shape = no_examples.shape[1:]
-        require_delta(name, dy, (len(dy), shape[-1]))
-        t = math.prod(shape[:-1])
+        require_cache(name, cache, 2)
+        n, *positions, o = require_shape_alone(name, cache[0])
+        winner = cache[1]
+        require_delta(name, dy, (n, o))
+        t = math.prod(positions)
         if winner is None:
-            dx = jnp.broadcast_to(dy[:, None] / t, (len(dy), t, shape[-1]))
+            dx = jnp.broadcast_to(dy[:, None] / t, (n, t, o))
         else:
             dx = jnp.where(jnp.arange(t)[:, None] == winner, dy[:, None], 0)
-        return dx.reshape(len(dy), *shape), ()
+        return dx.reshape(n, *positions, o), ()
 
     return Layer(name, init, forward, backward)
 
@@ -256,14 +264,14 @@ def upsample(factor: int | tuple[int, ...]) -> Layer:
         y = x
         for axis, f in enumerate(factors(x.shape[1:]), 1):
             y = jnp.repeat(y, f, axis=axis)
-        return y, x[:0]
+        return y, shape_alone(x)
 
-    def backward(params, no_examples, dy, *, read=keep):
+    def backward(params, cache, dy, *, read=keep):
         del params, read
-        *sizes, o = no_examples.shape[1:]
+        n, *sizes, o = require_shape_alone(name, cache)
         pairs = list(zip(sizes, factors((*sizes, o)), strict=True))
-        require_delta(name, dy, (len(dy), *(size * f for size, f in pairs), o))
-        copies = widened(dy).reshape(len(dy), *(part for pair in pairs for part in pair), o)
+        require_delta(name, dy, (n, *(size * f for size, f in pairs), o))
+        copies = widened(dy).reshape(n, *(part for pair in pairs for part in pair), o)
         return jnp.sum(copies, axis=range(2, copies.ndim - 1, 2)).astype(dy.dtype), ()
 
     return Layer(name, init, forward, backward)
@@ -312,14 +320,15 @@ def _pooling(windows: Windows, pool: Callable, unpool: Callable) -> Layer:
             folded, kept_by_step = pool(_fold(y, axes), geometry.along(axes))
             y = _unfold(folded, y.shape, axes)
             kept.append(kept_by_step)
-        return y, (x[:0], tuple(kept))
+        return y, (shape_alone(x), tuple(kept))
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
-        no_examples, kept = cache
-        sizes, o = no_examples.shape[1:-1], no_examples.shape[-1]
+        require_cache(name, cache, 2)
+        shape, kept = require_shape_alone(name, cache[0]), cache[1]
+        sizes = shape[1:-1]
         geometry = windows.on(sizes)
-        require_delta(name, dy, (len(dy), *geometry.count(sizes), o))
+        require_delta(name, dy, (shape[0], *geometry.count(sizes), shape[-1]))
         dx = dy
         for axes, kept_by_step in zip(reversed(_steps(geometry)), reversed(kept), strict=True):
             along = geometry.along(axes), sizes[axes]

@@ -33,12 +33,14 @@ from jaxbp.layers.cells import Cell
 from jaxbp.layers.segments import run_segments, sweep_segments
 from jaxbp.layers.through_time import Loop, carry_influences, run_steps, sweep_steps
 from jaxbp.require import (
+    require_cache,
     require_count,
     require_delta,
     require_fit,
     require_floats,
-    require_leaves,
+    require_key,
     require_mask,
+    require_params,
     require_shape,
 )
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
@@ -143,14 +145,18 @@ def recurrent(
             require_count("recurrent", argument, count)
     require_mask("recurrent", mask)
     name = f"recurrent({cell.name})"
-    leaves = ["weight", "recurrent", "bias"]
-    leaves += ["recurrent_bias"] * cell.recurrent_bias + ["initial"] * learn_initial
+    h, wide = cell.features, cell.gates * cell.features
+    shapes: dict[str, Any] = {"weight": ("I", wide), "recurrent": (h, wide), "bias": (wide,)}
+    if cell.recurrent_bias:
+        shapes["recurrent_bias"] = (wide,)
+    if learn_initial:
+        shapes["initial"] = ((h,),) * cell.parts
 
     def init(key, shape):
+        require_key(name, "key", key)
         shape = require_shape(name, shape)
         _require_sequence(name, shape, "N", mask, segment)
         weight_key, bias_key, *gate_keys = jax.random.split(key, 2 + cell.gates)
-        h, wide = cell.features, cell.gates * cell.features
         gates = [recurrent_init(k, (h, h), dtype) for k in gate_keys]
         params: dict[str, Any] = {
             "weight": weight_init(weight_key, (shape[1], wide), dtype),
@@ -165,10 +171,10 @@ def recurrent(
 
     def forward(params, x, *, key=None):
         del key
-        _require_params(name, params, leaves, cell)
+        require_params(name, params, shapes)
         require_floats(name, x, params["weight"].dtype)
         _require_sequence(name, x.shape[1:], len(x), mask, segment)
-        _require_features(name, x, len(params["weight"]))
+        _require_features(name, x, params, "inputs")
         loop = loop_over(x)
         if loop.mask is not None:
             # A delta of zero at a masked step is not enough: zero times infinity is nan.
@@ -184,8 +190,10 @@ def recurrent(
 
     def backward(tree, cache, dy, *, read=keep):
         carrier = tree.params if isinstance(tree, ForwardInTime) else tree
-        _require_params(name, carrier, leaves, cell)
+        require_params(name, carrier, shapes)
+        require_cache(name, cache, 4)
         x, y, state, kept = cache
+        _require_features(name, x, carrier, "a cache")
         require_delta(name, dy, y.shape)
         loop, h = loop_over(x), _previous(y, state[0], reverse)
         if segment is None:
@@ -206,8 +214,8 @@ def recurrent(
         if isinstance(tree, ForwardInTime):
             gates, before = kept if segment is None else run_steps(loop, kept[0], x, state)[2:]
             grads = carry_influences(loop, carrier, x, gates, (h, *before), dy)
-            signals = {leaf: _as_signals(grads[leaf]) for leaf in leaves}
-        readings = jax.tree.map(read, {leaf: signals[leaf] for leaf in leaves}, is_leaf=is_signal)
+            signals = {leaf: _as_signals(grads[leaf]) for leaf in shapes}
+        readings = jax.tree.map(read, {leaf: signals[leaf] for leaf in shapes}, is_leaf=is_signal)
         return da @ carrier["weight"].T, readings
 
     def loop_over(x):
@@ -313,25 +321,12 @@ def _require_sequence(name: str, shape: Shape, n: Any, mask: Any, segment: int |
         )
 
 
-def _require_features(name: str, x: jax.Array, features: int) -> None:
+def _require_features(name: str, x: jax.Array, params: Params, what: str) -> None:
     """Raises if the last axis of the inputs does not fit the weight."""
+    features = len(params["weight"])
     if x.shape[2] != features:
         got = show_shape(x.shape)
-        raise LayerError(name, f"got inputs of shape {got}; its weight takes [N, T, {features}].")
-
-
-def _require_params(name: str, params: Any, leaves: list[str], cell: Cell) -> None:
-    """Raises if these are the parameters of another layer, or of another cell."""
-    require_leaves(name, params, leaves)
-    h, wide = cell.features, cell.gates * cell.features
-    got = [jnp.shape(params["weight"]), jnp.shape(params["recurrent"])]
-    if len(got[0]) != 2 or got != [(got[0][0], wide), (h, wide)]:
-        raise LayerError(
-            name,
-            f"got a weight of shape {show_shape(got[0])} and a recurrent one of "
-            f"{show_shape(got[1])}; it takes [I, {wide}] and {show_shape((h, wide))}. "
-            "Are they those of another network?",
-        )
+        raise LayerError(name, f"got {what} of shape {got}; its weight takes [N, T, {features}].")
 
 
 def _previous(y: jax.Array, first: jax.Array, reverse: bool) -> jax.Array:

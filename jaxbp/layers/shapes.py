@@ -4,15 +4,18 @@ import math
 
 import jax.numpy as jnp
 
-from jaxbp.require import require_shape
+from jaxbp.require import require_array, require_delta, require_shape, require_shape_alone
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError
+from jaxbp.types import Layer, shape_alone
 
 __all__ = ["flatten"]
 
 
 def flatten() -> Layer:
-    """Reshapes each example to one vector, [N, ...] to [N, O]. dx is dy in the shape of x."""
+    """Reshapes each example to one vector, [N, ...] to [N, O]. dx is dy in the shape of x.
+
+    Integers, such as tokens, have no derivative: dx is None.
+    """
 
     def init(key, shape):
         del key
@@ -20,13 +23,15 @@ def flatten() -> Layer:
 
     def forward(params, x, *, key=None):
         del params, key
-        if jnp.ndim(x) < 1:
-            raise LayerError("flatten", "got inputs of shape []; it takes [N, ...].")
-        # Backward needs only the shape of x. An array without examples carries it through jit.
-        return x.reshape(len(x), math.prod(x.shape[1:])), x[:0]
+        require_array("flatten", x)
+        return x.reshape(len(x), math.prod(x.shape[1:])), shape_alone(x)
 
-    def backward(params, no_examples, dy, *, read=keep):
+    def backward(params, cache, dy, *, read=keep):
         del params, read
-        return dy.reshape(len(dy), *no_examples.shape[1:]), ()
+        shape = require_shape_alone("flatten", cache)
+        if not jnp.issubdtype(cache.dtype, jnp.floating):
+            return None, ()
+        require_delta("flatten", dy, (shape[0], math.prod(shape[1:])))
+        return dy.reshape(shape), ()
 
     return Layer("flatten", init, forward, backward)

@@ -3,9 +3,16 @@
 import jax
 import jax.numpy as jnp
 
-from jaxbp.require import require_floats, require_shape
+from jaxbp.require import (
+    require_array,
+    require_delta,
+    require_floats,
+    require_key,
+    require_shape,
+    require_shape_alone,
+)
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer
+from jaxbp.types import Layer, shape_alone
 
 __all__ = ["dropout"]
 
@@ -46,16 +53,22 @@ def dropout(drop_prob: float) -> Layer:
 
     def forward(params, x, *, key=None):
         del params
-        if key is None:
-            return x, None
         require_floats(name, x)
+        require_key(name, "key", key)
+        if key is None:
+            return x, shape_alone(x)
         # The mask takes one byte per value. Drawing it again would cost more than reading it.
         mask = jax.random.bernoulli(key, keep_prob, x.shape)
         return apply(mask, x), mask
 
-    def backward(params, mask, dy, *, read=keep):
+    def backward(params, cache, dy, *, read=keep):
         del params, read
-        return (dy if mask is None else apply(mask, dy)), ()
+        require_array(name, cache, "a cache")
+        if cache.dtype == bool:
+            require_delta(name, dy, cache.shape)
+            return apply(cache, dy), ()
+        require_delta(name, dy, require_shape_alone(name, cache))
+        return dy, ()
 
     def apply(mask, x):
         return jnp.where(mask, x / keep_prob, 0)

@@ -346,7 +346,7 @@ KEY = jax.random.key(0)
             r"rotary\(2\) got inputs of shape \[N, 8\]; it takes \[N, T, H d\], with one axis of",
         ),
         (
-            lambda: bp.rotary(1).backward((), jnp.ones((0, 3, 2)), jnp.ones((2, 3, 4))),
+            lambda: bp.rotary(1).backward((), jnp.ones((0, 2, 3, 2)), jnp.ones((2, 3, 4))),
             bp.LayerError,
             r"rotary\(1\) got a dy of shape \[2, 3, 4\]; its outputs are \[2, 3, 2\]",
         ),

@@ -199,7 +199,7 @@ EMBEDDING = {"weight": np.ones((5, 3))}
             r"embedding\(5, 3\) got inputs of dtype float64 and shape \[2, 4\]; it takes tokens",
         ),
         (lambda: bp.embedding(5, 3).forward(EMBEDDING, [[1]]), "got inputs of type list"),
-        (lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.int32(1)), r"int32 and shape \[\]"),
+        (lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.int32(1)), r"got inputs of shape \[\]"),
         (
             lambda: bp.embedding(6, 3).forward(EMBEDDING, jnp.ones((2, 4), int)),
             r"got a weight of shape \[5, 3\]; it takes \[6, 3\]\. Is it that of another",
@@ -229,7 +229,7 @@ EMBEDDING = {"weight": np.ones((5, 3))}
         ),
         (
             lambda: bp.learned_positions(5).backward(
-                EMBEDDING, jnp.ones((0, 4, 3)), jnp.ones((2, 3, 3))
+                EMBEDDING, jnp.ones((0, 2, 4, 3)), jnp.ones((2, 3, 3))
             ),
             r"got a dy of shape \[2, 3, 3\]; its outputs are \[2, 4, 3\]",
         ),

@@ -292,7 +292,7 @@ LSTM = bp.recurrent(bp.lstm(2))
                 bp.recurrent(bp.lstm(1)).init(KEY, (5, 3))[0], jnp.ones((4, 5, 3))
             ),
             bp.LayerError,
-            r"got a weight of shape \[3, 4\] and a recurrent one of \[1, 4\]; it takes \[I, 8\]",
+            r"got a weight of shape \[3, 4\]; it takes \[I, 8\]",
         ),
         (
             lambda: LSTM.backward(
