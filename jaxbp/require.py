@@ -221,6 +221,34 @@ def require_delta(name: str, dy: Any, shape: Shape) -> None:
     require_floats(name, dy, what="a dy")
 
 
+def require_deltas(name: str, dy: Any, outputs: Any) -> None:
+    """Raises unless dy is a tree like the outputs; where these are integers it may be anything."""
+    structure = jax.tree.structure(outputs)
+    try:
+        parts = structure.flatten_up_to(dy)
+    except ValueError:
+        raise LayerError(
+            name, f"got a dy of structure {jax.tree.structure(dy)}; its outputs are {structure}."
+        ) from None
+    for part, y in zip(parts, jax.tree.leaves(outputs), strict=True):
+        if jnp.issubdtype(y.dtype, jnp.floating):
+            require_delta(name, part, y.shape)
+
+
+def require_same_outputs(name: str, what: str, *outputs: Any) -> None:
+    """Raises unless trees have the same structure and shapes; `what` is what needs that."""
+    first, *others = (jax.tree.map(lambda y: jnp.shape(y), tree) for tree in outputs)
+    if any(other != first for other in others):
+        got = ", ".join(map(_show_shapes, outputs))
+        raise LayerError(name, f"has arrays of shapes {got}; {what} needs equal shapes.")
+
+
+def _show_shapes(tree: Any) -> str:
+    """The shapes of the arrays of a tree, for messages."""
+    shapes = [show_shape(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+    return shapes[0] if len(shapes) == 1 else f"({', '.join(shapes)})"
+
+
 def require_shape_alone(name: str, cache: Any) -> Shape:
     """Returns the shape of x from a cache that is `shape_alone(x)`; raises unless it is one."""
     require_array(name, cache, "a cache")
@@ -324,19 +352,22 @@ def require_layers(place: str, layers: Iterable[Any]) -> None:
 def require_layer(what: str, layer: Any) -> None:
     """Raises unless something is a Layer; `what` names it, such as `backprop: net`."""
     if not isinstance(layer, Layer):
-        called = getattr(layer, "__name__", None)
-        hint = f" Call it: {called}()?" if callable(layer) and called else ""
+        hint, called = "", getattr(layer, "__name__", None)
+        if callable(layer) and str(getattr(layer, "__module__", "")).startswith("jaxbp."):
+            hint = f" Call it: {called}()?"
+        elif callable(layer):
+            hint = " Use a layer, such as bp.relu(), or make one of your function with bp.lift?"
         raise TypeError(f"{what} is {layer!r}; it takes a Layer.{hint}")
 
 
-def require_entries(name: str, tree: Any, n: int) -> None:
+def require_entries(name: str, tree: Any, n: int, what: str = "parameters") -> None:
     """Raises unless a tree is a tuple with one entry for each of the n parts of a combinator."""
     if not isinstance(tree, tuple) or len(tree) != n:
         got = f"{len(tree)} entries" if isinstance(tree, tuple) else type(tree).__name__
         raise LayerError(
             name,
-            f"got parameters with {got}; it takes a tuple of {n}, one for each part. Are they "
-            "those of another network?",
+            f"got {what} with {got}; it takes a tuple of {n}, one for each part. Is it that of "
+            "another network?",
         )
 
 

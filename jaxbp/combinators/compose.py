@@ -7,14 +7,25 @@ it. Nothing else passes between layers.
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp.require import placed, require_entries, require_layers, require_same_shape
+from jaxbp.require import (
+    placed,
+    require_array,
+    require_cache,
+    require_deltas,
+    require_entries,
+    require_key,
+    require_layers,
+    require_same_outputs,
+    require_same_shape,
+)
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, Params, show_shape, split_keys
+from jaxbp.types import Layer, LayerError, Params, PyTree, shape_alone, show_shape, split_keys
 
 __all__ = ["Direct", "chain", "gated", "parallel", "residual"]
 
@@ -60,14 +71,14 @@ def chain(*layers: Layer) -> Layer:
     require_layers("chain: part", layers)
     name = f"chain({', '.join(layer.name for layer in layers)})"
 
-    def parts(*trees):
+    def parts(params, *trees):
         """For each part: the layer, its place for error messages, and its entry in each tree."""
-        for tree in trees:
-            require_entries(name, tree, len(layers))
+        require_entries(name, params, len(layers))
         places = [placed(f"chain: part {i}", layer) for i, layer in enumerate(layers, 1)]
-        return list(zip(layers, places, *trees, strict=True))
+        return list(zip(layers, places, params, *trees, strict=True))
 
     def init(key, shape):
+        require_key(name, "key", key)
         params = []
         keys = jax.random.split(key, len(layers))
         for layer, place, part_key in parts(tuple(keys)):
@@ -77,6 +88,7 @@ def chain(*layers: Layer) -> Layer:
         return tuple(params), shape
 
     def forward(params, x, *, key=None):
+        require_key(name, "key", key)
         caches = []
         for layer, place, part_params, part_key in parts(params, split_keys(key, len(layers))):
             with place:
@@ -95,6 +107,7 @@ def chain(*layers: Layer) -> Layer:
                 )
         else:
             trees, matrices = params, (None,) * len(layers)
+        require_entries(name, caches, len(layers), "a cache")
         error, dx, readings = dy, dy, []
         for layer, place, tree, cache, matrix in reversed(parts(trees, caches, matrices)):
             with place:
@@ -143,12 +156,13 @@ def residual(*layers: Layer) -> Layer:
     def forward(params, x, *, key=None):
         with placed("residual", inner):
             y, cache = inner.forward(params, x, key=key)
-        return x + y, cache
+        require_same_outputs(name, "a residual", x, y)
+        return jax.tree.map(jnp.add, x, y), cache
 
     def backward(params, cache, dy, *, read=keep):
         with placed("residual", inner):
             dx, readings = inner.backward(params, cache, dy, read=read)
-        return dy + dx, readings
+        return _sum((dy, dx)), readings
 
     return Layer(name, init, forward, backward)
 
@@ -195,8 +209,21 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
             raise LayerError(name, f"got {len(x)} inputs; it takes {len(layers)}, or one for all.")
         return tuple(x) if several else (x,) * len(layers)
 
+    def require_concatenable(outputs):
+        """Raises unless the outputs are arrays that differ in their last axis alone."""
+        for output in outputs:
+            require_array(name, output, "outputs of a branch")
+        if any(output.ndim < 2 or output.shape[:-1] != outputs[0].shape[:-1] for output in outputs):
+            raise LayerError(
+                name,
+                f"has branches with outputs {', '.join(show_shape(y.shape) for y in outputs)}; to "
+                "concatenate them takes equal shapes but for the last axis.",
+            )
+
     def init(key, shape):
-        several = len(shape) > 0 and isinstance(shape[0], tuple | list)
+        several = isinstance(shape, tuple | list) and any(
+            isinstance(part, tuple | list) for part in shape
+        )
         params, shapes = init_each(key, for_each(shape, several=several))
         first, *others = shapes
         if combine == "sum":
@@ -215,19 +242,26 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
     def forward(params, x, *, key=None):
         inputs = for_each(x, several=isinstance(x, tuple))
         outputs, caches = forward_each(params, inputs, key)
-        y = _sum(outputs) if combine == "sum" else jnp.concatenate(outputs, axis=-1)
-        # Backward needs to know whether x is a tuple and how wide the outputs are. Arrays with zero
-        # examples say both, and unlike plain integers they pass through a scan.
-        shapes = jax.tree.map(lambda array: array[:0], (x, outputs))
-        return y, (caches, *shapes)
+        if combine == "sum":
+            require_same_outputs(name, "a sum", *outputs)
+            y = _sum(outputs)
+        else:
+            require_concatenable(outputs)
+            y = jnp.concatenate(outputs, axis=-1)
+        # Backward needs to know whether x is a tuple, and the shapes of the outputs.
+        return y, (caches, *jax.tree.map(shape_alone, (x, outputs)))
 
     def backward(params, cache, dy, *, read=keep):
+        require_cache(name, cache, 3)
         caches, x, outputs = cache
+        outputs = jax.tree.map(lambda y: jax.ShapeDtypeStruct(y.shape[1:], y.dtype), outputs)
         if combine == "sum":
+            require_deltas(name, dy, outputs[0])
             errors = (dy,) * len(layers)
         else:
-            ends = itertools.accumulate(output.shape[-1] for output in outputs[:-1])
-            errors = tuple(jnp.split(dy, list(ends), axis=-1))
+            ends = list(itertools.accumulate(output.shape[-1] for output in outputs))
+            require_deltas(name, dy, outputs[0].update(shape=(*outputs[0].shape[:-1], ends[-1])))
+            errors = (None,) * len(layers) if dy is None else jnp.split(dy, ends[:-1], axis=-1)
         dxs, readings = backward_each(params, caches, errors, read)
         return (dxs if isinstance(x, tuple) else _sum(dxs)), readings
 
@@ -279,11 +313,15 @@ def gated(layer: Layer, gate: Layer) -> Layer:
 
     def forward(params, x, *, key=None):
         (f, g), caches = forward_each(params, (x, x), key)
+        require_same_outputs(name, "a gate", f, g)
         return f * g, (f, g, caches)
 
     def backward(params, cache, dy, *, read=keep):
+        require_cache(name, cache, 3)
         f, g, caches = cache
-        dxs, readings = backward_each(params, caches, (g * dy, f * dy), read)
+        require_deltas(name, dy, f)
+        errors = (None, None) if dy is None else (g * dy, f * dy)
+        dxs, readings = backward_each(params, caches, errors, read)
         return _sum(dxs), readings
 
     return Layer(name, init, forward, backward)
@@ -299,27 +337,29 @@ def _side_by_side(name, layers, places):
         backward(params, caches, errors, read) -> (dxs, readings)
     """
 
-    def each(function, *trees):
+    def each(function, params, *trees):
         """The pairs that `function(layer, *entries)` returns for the layers, as two tuples."""
         pairs = []
-        for tree in trees:
-            require_entries(name, tree, len(layers))
-        for place, layer, *own in zip(places, layers, *trees, strict=True):
+        require_entries(name, params, len(layers))
+        for place, layer, *own in zip(places, layers, params, *trees, strict=True):
             with placed(place, layer):
                 pairs.append(function(layer, *own))
         return tuple(zip(*pairs, strict=True))
 
     def init(key, shapes):
+        require_key(name, "key", key)
         keys = tuple(jax.random.split(key, len(layers)))
         return each(lambda layer, key, shape: layer.init(key, shape), keys, shapes)
 
     def forward(params, inputs, key):
+        require_key(name, "key", key)
         return each(
             lambda layer, params, x, key: layer.forward(params, x, key=key),
             *(params, inputs, split_keys(key, len(layers))),
         )
 
     def backward(params, caches, errors, read):
+        require_entries(name, caches, len(layers), "a cache")
         return each(
             lambda layer, params, cache, dy: layer.backward(params, cache, dy, read=read),
             *(params, caches, errors),
@@ -328,8 +368,14 @@ def _side_by_side(name, layers, places):
     return init, forward, backward
 
 
-def _sum(arrays):
-    return functools.reduce(jnp.add, arrays)
+def _sum(trees: Sequence[PyTree]) -> PyTree:
+    """Adds up trees of arrays. None adds nothing: integers have no derivative."""
+    trees = [tree for tree in trees if tree is not None]
+    if len(trees) < 2:
+        return trees[0] if trees else None
+    if hasattr(trees[0], "shape"):
+        return functools.reduce(jnp.add, trees)
+    return jax.tree.map(lambda *parts: _sum(parts), *trees, is_leaf=lambda part: part is None)
 
 
 def _sent_directly(layer, error, matrix, shape):

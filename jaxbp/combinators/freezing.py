@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 
-from jaxbp.require import require_layers
+from jaxbp.require import placed, require_function, require_layers
 from jaxbp.signals.kinds import keep
 from jaxbp.signals.stacked import one_layer
-from jaxbp.types import Layer, Params, show_path
+from jaxbp.types import Layer, LayerError, Params, show_path
 
 __all__ = ["freeze"]
 
@@ -48,7 +48,9 @@ def freeze(net: Layer, params: Params, where: Callable[[str, Any], bool]) -> tup
       ({'bias': None, 'weight': None}, (3,))
     """
     require_layers("freeze: part", (net,))
+    require_function("freeze", "where", where)
     paths = [show_path(path) for path, _ in jax.tree.leaves_with_path(params)]
+    name = f"freeze({net.name})"
     structure, leaves = jax.tree.structure(params), jax.tree.leaves(params)
     one = jax.tree.leaves(one_layer(params))
     is_fixed = [bool(where(path, leaf)) for path, leaf in zip(paths, one, strict=True)]
@@ -63,18 +65,31 @@ def freeze(net: Layer, params: Params, where: Callable[[str, Any], bool]) -> tup
 
     def whole(tree):
         """Trainable parameters and the fixed ones, as the network takes them."""
-        own = zip(structure.flatten_up_to(tree), fixed, strict=True)
+        try:
+            leaves = structure.flatten_up_to(tree)
+        except ValueError:
+            raise LayerError(
+                name,
+                "got parameters that are not its own; it takes a tree like the trainable ones "
+                "that freeze returned. Are they those of another network?",
+            ) from None
+        own = zip(leaves, fixed, strict=True)
         return structure.unflatten([leaf if kept is None else kept for leaf, kept in own])
 
     def init(key, shape):
-        drawn, out_shape = net.init(key, shape)
+        with placed("freeze", net):
+            drawn, out_shape = net.init(key, shape)
         return trainable(drawn), out_shape
 
     def forward(params, x, *, key=None):
-        return net.forward(whole(params), x, key=key)
+        params = whole(params)
+        with placed("freeze", net):
+            return net.forward(params, x, key=key)
 
     def backward(tree, cache, dy, *, read=keep):
-        dx, readings = net.backward(whole(tree), cache, dy, read=read)
+        tree = whole(tree)
+        with placed("freeze", net):
+            dx, readings = net.backward(tree, cache, dy, read=read)
         return dx, trainable(readings)
 
-    return Layer(f"freeze({net.name})", init, forward, backward), trainable(params)
+    return Layer(name, init, forward, backward), trainable(params)

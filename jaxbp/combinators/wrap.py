@@ -15,7 +15,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from jaxbp.require import placed, require_count, require_layers, require_same_shape
+from jaxbp.require import (
+    placed,
+    require_cache,
+    require_count,
+    require_entries,
+    require_key,
+    require_layer,
+    require_layers,
+    require_same_outputs,
+    require_same_shape,
+)
 from jaxbp.signals.kinds import joined, keep, map_signals
 from jaxbp.signals.stacked import Stacked
 from jaxbp.types import Layer, LayerError, split_keys
@@ -62,6 +72,7 @@ def repeat(layer: Layer, n: int) -> Layer:
         return params, out_shape
 
     def forward(params, x, *, key=None):
+        require_key(name, "key", key)
         caches = []
         for use_key in split_keys(key, n):
             with placed("repeat", layer):
@@ -70,6 +81,7 @@ def repeat(layer: Layer, n: int) -> Layer:
         return x, tuple(caches)
 
     def backward(params, caches, dy, *, read=keep):
+        require_entries(name, caches, n, "a cache")
         uses = []
         for cache in reversed(caches):
             with placed("repeat", layer):
@@ -121,6 +133,7 @@ def stack(layer: Layer, n: int) -> Layer:
             )
 
     def init(key, shape):
+        require_key(name, "key", key)
         out_shapes = []
 
         def init_one(key):
@@ -135,6 +148,7 @@ def stack(layer: Layer, n: int) -> Layer:
 
     def forward(params, x, *, key=None):
         require_stacked(params)
+        require_key(name, "key", key)
         keys = None if key is None else jax.random.split(key, n)
         whole = []
 
@@ -142,7 +156,7 @@ def stack(layer: Layer, n: int) -> Layer:
             layer_params, layer_key = own
             with placed("stack", layer):
                 y, cache = layer.forward(layer_params, x, key=layer_key)
-            require_same_shape(name, x.shape[1:], y.shape[1:], "a stack")
+            require_same_outputs(name, "a stack", x, y)
             arrays, put_back = _distinct(cache)
             whole.append(put_back)
             return y, arrays
@@ -152,6 +166,10 @@ def stack(layer: Layer, n: int) -> Layer:
 
     def backward(params, caches, dy, *, read=keep):
         require_stacked(params)
+        if any(jnp.shape(leaf)[:1] != (n,) for leaf in jax.tree.leaves(caches)):
+            raise LayerError(
+                name, f"got a cache that is not its own: it takes arrays [{n}, ...], from forward."
+            )
         arrays, whole = _distinct((params.layers, caches))
 
         def step(dy, arrays):
@@ -202,6 +220,7 @@ def remat(layer: Layer) -> Layer:
       (4,)
     """
     require_layers("remat: part", (layer,))
+    name = f"remat({layer.name})"
 
     def init(key, shape):
         with placed("remat", layer):
@@ -214,6 +233,7 @@ def remat(layer: Layer) -> Layer:
         return y, (params, x, key)
 
     def backward(tree, cache, dy, *, read=keep):
+        require_cache(name, cache, 3)
         params, x, key = cache
         # The barrier on dy keeps XLA from merging the recomputation with the forward pass.
         x, dy = jax.lax.optimization_barrier((x, dy))
@@ -221,14 +241,15 @@ def remat(layer: Layer) -> Layer:
             _, cache = layer.forward(params, x, key=key)
             return layer.backward(tree, cache, dy, read=read)
 
-    return Layer(f"remat({layer.name})", init, forward, backward)
+    return Layer(name, init, forward, backward)
 
 
 def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
     """The same layer computed in another dtype: parameters keep theirs, products are in `compute`.
 
     Parameters, inputs and the error are rounded to `compute`, and so are the caches. Outputs and dx
-    are returned in the dtype of the inputs (of the parameters, if the inputs are integers). Signals
+    are returned in the dtype of the inputs (of the parameters, if the inputs are integers; integer
+    outputs stay integers). Signals
     hold the rounded operands in the dtype of the outputs. So a reading, such as the gradient (a sum
     of products), is accumulated in the dtype of the outputs and not in `compute`. Normalisations,
     softmax and norms compute their sums in 32 bits in any case.
@@ -252,7 +273,7 @@ def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
       ('float32', 'bfloat16', 'float32')
     """
     require_layers("cast: part", (layer,))
-    if not jnp.issubdtype(compute, jnp.floating):
+    if not _is_floating_dtype(compute):
         raise TypeError(f"cast: compute is {compute!r}; it takes a floating-point dtype.")
     name = f"cast({layer.name}, {jnp.dtype(compute).name})"
 
@@ -261,20 +282,22 @@ def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
             return layer.init(key, shape)
 
     def forward(params, x, *, key=None):
-        wide = next(filter(_is_float, jax.tree.leaves((x, params)))).dtype
+        wide = _float_dtype((x, params), compute)
         with placed("cast", layer):
             y, cache = layer.forward(_as(compute, params), _as(compute, x), key=key)
-        return y.astype(wide), cache
+        return _as(wide, y), cache
 
     def backward(tree, cache, dy, *, read=keep):
+        wide = _float_dtype(dy, compute)
+
         def read_wide(signal):
-            return read(_as(dy.dtype, signal))
+            return read(_as(wide, signal))
 
         with placed("cast", layer):
             dx, readings = layer.backward(
-                _as(compute, tree), cache, dy.astype(compute), read=read_wide
+                _as(compute, tree), cache, _as(compute, dy), read=read_wide
             )
-        return _as(dy.dtype, dx), readings
+        return _as(wide, dx), readings
 
     return Layer(name, init, forward, backward)
 
@@ -309,6 +332,11 @@ def masked(make: Callable[[jax.Array | None], Layer]) -> Layer:
     require_layers("masked: part", (unmasked,))
     name = f"masked({unmasked.name})"
 
+    def make_layer(mask):
+        layer = make(mask)
+        require_layer("masked: make(mask)", layer)
+        return layer
+
     def require_pair(pair):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise LayerError(name, "got inputs that are not a pair, (x, mask).")
@@ -321,19 +349,33 @@ def masked(make: Callable[[jax.Array | None], Layer]) -> Layer:
     def forward(params, x, *, key=None):
         x, mask = require_pair(x)
         with placed("masked", unmasked):
-            y, cache = make(mask).forward(params, x, key=key)
+            y, cache = make_layer(mask).forward(params, x, key=key)
         return y, (cache, mask)
 
     def backward(params, cache, dy, *, read=keep):
+        require_cache(name, cache, 2)
         cache, mask = cache
         with placed("masked", unmasked):
-            return make(mask).backward(params, cache, dy, read=read)
+            return make_layer(mask).backward(params, cache, dy, read=read)
 
     return Layer(name, init, forward, backward)
 
 
+def _is_floating_dtype(dtype):
+    """Whether something says a floating-point dtype. NumPy reads None as one."""
+    try:
+        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
 def _is_float(x):
-    return jnp.issubdtype(x.dtype, jnp.floating)
+    return hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _float_dtype(tree, otherwise):
+    """The dtype of the first floating-point array of a tree, or another one if it has none."""
+    return next((leaf.dtype for leaf in jax.tree.leaves(tree) if _is_float(leaf)), otherwise)
 
 
 def _as(dtype, tree):
