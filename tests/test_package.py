@@ -38,7 +38,7 @@ CHAPTERS = {
     "rules": {"types", "require", "signals", "combinators", "layers", "readings", "forward"},
     "sweeps": {"types", "require", "signals", "outputs", "readings", "forward", "rules"},
     "training": {"types", "require", "signals", "outputs", "readings", "rules", "sweeps"},
-    "check": {"types", "readings"},
+    "check": {"types", "require", "signals", "readings"},
 }
 
 
