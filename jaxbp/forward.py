@@ -49,12 +49,17 @@ def forward_and_loss(
     n = require_examples(name, inputs=inputs, targets=targets)
     outputs, cache = net.forward(params, inputs, key=key)
     require_examples(name, inputs=inputs, outputs=outputs)
-    answer = loss(outputs, targets)
+    values, delta = require_answer(name, loss(outputs, targets), outputs, n)
+    return outputs, cache, values, delta
+
+
+def require_answer(name: str, answer: Any, outputs: PyTree, n: int) -> tuple[jax.Array, PyTree]:
+    """Returns what a loss returned, `(values [N], delta)`; raises unless it is of this form."""
     _require_pair(name, answer)
     values, delta = answer
     _require_values(name, values, n)
     _require_delta(name, delta, outputs)
-    return outputs, cache, values, delta
+    return values, delta
 
 
 def scaled_for_mean(delta: PyTree, cache: PyTree, n: int) -> tuple[PyTree, Reading]:
@@ -64,17 +69,16 @@ def scaled_for_mean(delta: PyTree, cache: PyTree, n: int) -> tuple[PyTree, Readi
     division is done once and not for each parameter. Where float16 carries the error, delta / N
     could be too small to be represented. There the reading divides.
     """
-    if any(map(_has_short_range, jax.tree.leaves((delta, cache)))):
+    if has_short_range((delta, cache)):
         return delta, mean
     return jax.tree.map(lambda d: d / n, delta), total
 
 
-def _has_short_range(array: Any) -> bool:
-    """Whether a dtype of floating-point numbers cannot hold the small numbers of float32."""
-    dtype = array.dtype
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return False
-    return float(jnp.finfo(dtype).tiny) > float(jnp.finfo(jnp.float32).tiny)
+def has_short_range(tree: PyTree) -> bool:
+    """Whether the dtype of any array of floats in a tree cannot hold the small ones of float32."""
+    dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    return any(jnp.issubdtype(d, jnp.floating) and jnp.finfo(d).tiny > tiny for d in dtypes)
 
 
 def _require_pair(name, answer):

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 
+from jaxbp.forward import require_answer
+from jaxbp.require import first_difference, is_count, require_examples
 from jaxbp.rules.feedback import exact
 from jaxbp.training.nonfinite import BadStepError, NonFiniteError, is_finite, locate, run_watched
 from jaxbp.training.step import (
@@ -25,14 +26,15 @@ from jaxbp.training.step import (
     init_state,
     make_epoch,
     make_step,
+    require_state,
     shuffle,
     take,
 )
-from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule, show_shape
+from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule
 
 __all__ = ["Fit", "fit"]
 
-Data: TypeAlias = tuple[ArrayLike, PyTree]  # inputs [N, ...] and targets [N, ...]
+Data: TypeAlias = tuple[PyTree, PyTree]  # inputs and targets, trees of arrays [N, ...]
 
 
 class Fit(NamedTuple):
@@ -85,20 +87,28 @@ def fit(
         patience    stops when the measure has not improved for this number of epochs
         epochs      stops after this number of epochs
 
+    `train` is a data set or batches, which its type tells apart. Inputs and targets may be trees:
+    arrays, or tuples and dicts of arrays, all [N, ...].
+
+        (inputs, targets)           a tuple of two is a data set, split into shuffled batches
+        ((x, mask), targets)        a data set too: its inputs are the pair (x, mask)
+        [inputs, targets]           a data set too, since its first entry is an array
+        [(x1, t1), (x2, t2)]        any other list, or iterable, gives batches; it is gone through
+                                    once per epoch
+
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: any optax optimizer.
-      train: a pair of arrays `(inputs, targets)`, split into shuffled batches on the device; or an
-        iterable of such pairs, each a batch, which is gone through once per epoch.
+      train: a data set or batches (see below).
       key: a random key to make a new state.
       state: a state to continue from, instead of a key.
-      held_out: the validation set, a pair of arrays `(inputs, targets)`.
+      held_out: the validation set, a pair `(inputs, targets)`.
       metric: `metric(outputs, targets) -> [N]`, such as `bp.accuracy`.
       target: the measure that is good enough.
       patience: the number of epochs to wait for an improvement; needs `held_out`.
       epochs: the largest number of epochs.
-      batch_size: the number of examples in a batch, if `train` is a pair of arrays.
+      batch_size: the number of examples in a batch, if `train` is a data set.
       rule: which weights carry the error back (see `rules`).
       read: a dict of readings to record, as their mean over the epoch.
       measures: a dict of other functions to record, as in `make_step`; also as their mean.
@@ -111,8 +121,9 @@ def fit(
       and measures by their names.
 
     Raises:
-      ValueError: an argument is wrong, or the data are empty, of unequal lengths, not finite, or of
-        shapes, dtypes or labels that the network or the loss refuses.
+      ValueError: an argument is wrong; or the data are empty, of unequal lengths, not finite, or of
+        shapes, dtypes or labels that the network or the loss refuses; or `state` is that of another
+        optimizer, rule or network. Targets need not be finite where the loss gives them no weight.
       NonFiniteError: a loss, a parameter, the state of the rule or the measure became infinite or
         not a number. The error says where, and has the last good state.
 
@@ -132,9 +143,10 @@ def fit(
       'target'
     """
     _require_arguments(
-        net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
-    )
-    batched = not _is_pair_of_arrays(train)
+        net, loss, optimizer, rule, key, state, held_out, metric, callback, patience, epochs,
+        batch_size, target,
+    )  # fmt: skip
+    batched = not _is_data_set(train)
     if batched and metric is not None and held_out is None:
         raise ValueError("fit: a metric needs held_out data where train comes in batches.")
     if batched:
@@ -142,9 +154,12 @@ def fit(
     else:
         train = _as_arrays("train", train)
         first_inputs = train[0]
+    shape = jax.tree.map(lambda x: x.shape[1:], first_inputs)
     if state is None:
         assert key is not None  # checked by _require_arguments
-        state = init_state(net, optimizer, key, first_inputs.shape[1:], rule=rule)
+        state = init_state(net, optimizer, key, shape, rule=rule)
+    else:
+        _require_own_state(state, net, optimizer, rule, shape)
 
     require_data = _make_require_data(net, loss, state.params)
 
@@ -244,7 +259,7 @@ def _make_goal(metric, held_out, target, patience, epochs) -> _Goal:
 def _epochs_on_arrays(make, train, batch_size):
     """`run_epoch(state) -> (state, record)` on arrays: one compiled scan, checked at its end."""
     epoch = make(make_epoch, batch_size=batch_size)
-    n = len(train[0])
+    n = len(jax.tree.leaves(train)[0])
 
     def run_epoch(start):
         state, record = epoch(start, *train)
@@ -296,25 +311,41 @@ def _make_measure(net, loss, metric, held_out, train):
     return measure
 
 
-def _is_pair_of_arrays(data: Any) -> bool:
-    return isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape")
+def _is_data_set(train: Any) -> bool:
+    """Whether `train` is a pair (inputs, targets), and not batches; `fit` says how to tell."""
+    if isinstance(train, list):
+        return len(train) == 2 and hasattr(train[0], "shape")
+    return _is_pair(train)
 
 
-def _as_arrays(name: str, data: Any) -> tuple[jax.Array, PyTree]:
-    if not _is_pair_of_arrays(data):
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple | list) and len(data) == 2
+
+
+def _as_arrays(name: str, data: Any) -> tuple[PyTree, PyTree]:
+    """A data set or a batch as arrays; raises unless it is a pair with N examples."""
+    _require_pair(name, data)
+    inputs, targets = data
+    require_examples(f"fit: {name}", inputs=inputs, targets=targets)
+    return jax.tree.map(jnp.asarray, (inputs, targets))
+
+
+def _require_pair(name, data):
+    if not _is_pair(data):
         raise ValueError(
             f"fit: {name} is {type(data).__name__}, expected a pair of arrays (inputs, targets)."
         )
-    return jax.tree.map(jnp.asarray, tuple(data))
 
 
-def _peek(batches: Any, epochs: int) -> tuple[Iterable[Data], jax.Array]:
+def _peek(batches: Any, epochs: int) -> tuple[Iterable[Data], PyTree]:
     """The iterable, with its first batch still in it, and the inputs of the first batch."""
-    if not hasattr(batches, "__iter__"):
+    if not hasattr(batches, "__iter__") or isinstance(batches, str | bytes):
         raise ValueError(
             f"fit: train is {type(batches).__name__}, expected a pair of arrays (inputs, targets) "
             "or an iterable of such pairs."
         )
+    if isinstance(batches, list | tuple):
+        _require_pairs(batches)
     iterator = iter(batches)
     once_only = iterator is batches
     if once_only and epochs > 1:
@@ -329,6 +360,17 @@ def _peek(batches: Any, epochs: int) -> tuple[Iterable[Data], jax.Array]:
     return (itertools.chain([first], iterator) if once_only else batches), inputs
 
 
+def _require_pairs(batches):
+    """Refuses a list that is meant as a data set of several inputs, before its first step."""
+    for i, batch in enumerate(batches, 1):
+        if not _is_pair(batch):
+            raise ValueError(
+                f"fit: train is a {type(batches).__name__}, so its entries are batches, and batch "
+                f"{i} is {type(batch).__name__}, expected a pair of arrays (inputs, targets). A "
+                "data set with several inputs is a tuple, ((x, mask), targets)."
+            )
+
+
 def _make_require_data(net, loss, params):
     """`require_data(name, data)` refuses data that cannot be trained on.
 
@@ -336,38 +378,85 @@ def _make_require_data(net, loss, params):
     """
 
     def require_data(name, data):
-        inputs, targets = data
-        n = len(inputs) if inputs.ndim else 0
-        if n == 0:
-            raise ValueError(f"fit: {name} has inputs of shape {show_shape(inputs.shape)}: empty.")
-        for leaf in jax.tree.leaves(targets):
-            if leaf.shape[:1] != (n,):
-                raise ValueError(
-                    f"fit: {name} has {n} inputs and targets of shape {show_shape(leaf.shape)}."
-                )
-        for what, tree in (("inputs", inputs), ("targets", targets)):
-            if not is_finite(tree):
-                leaf = next(leaf for leaf in jax.tree.leaves(tree) if not is_finite(leaf))
-                example = np.argwhere(~np.isfinite(np.asarray(leaf)))[0][0]
-                raise ValueError(
-                    f"fit: {name} has {what} that are infinite or not a number, the first in "
-                    f"example {example}."
-                )
-        try:
-            for i in range(0, n, 1024):  # in pieces, which bounds the memory for the outputs
-                x, t = take(data, slice(i, i + 1024))
+        inputs, _ = data
+        if not is_finite(inputs):
+            raise _not_finite_error(name, "inputs", _not_finite(inputs))
+        n = len(jax.tree.leaves(inputs)[0])
+        for i in range(0, n, 1024):  # in pieces, which bounds the memory for the outputs
+            x, t = take(data, slice(i, i + 1024))
+            try:
                 outputs, _ = jax.eval_shape(net.forward, params, x)
-                loss(jnp.zeros(outputs.shape, outputs.dtype), t)
-        except LayerError as error:
-            raise error.inside(f"fit: {name}") from None
-        except ValueError as error:
-            raise ValueError(f"fit: {name}: {error}") from None
+                zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), outputs)
+                answer = loss(zeros, t)
+            except LayerError as error:
+                raise error.inside(f"fit: {name}") from None
+            except ValueError as error:
+                raise ValueError(f"fit: {name}: {error}") from None
+            size = require_examples(f"fit: {name}", inputs=x, outputs=outputs)
+            values, _ = require_answer(f"fit: {name}", answer, zeros, size)
+            # Where the loss gives a target no weight, its value is finite whatever the target is.
+            if not is_finite(t) and not is_finite(values):
+                wrong = _not_finite(t) & _not_finite(values)
+                if wrong.any():
+                    raise _not_finite_error(name, "targets", wrong, i)
 
     return require_data
 
 
+def _not_finite(tree: PyTree) -> np.ndarray:
+    """Which examples have a number that is infinite or nan, [N]."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+    bad = [~np.asarray(jnp.isfinite(leaf)).reshape(len(leaf), -1) for leaf in leaves]
+    return np.concatenate(bad, axis=1).any(axis=1)
+
+
+def _not_finite_error(name, what, wrong, start=0):
+    return ValueError(
+        f"fit: {name} has {what} that are infinite or not a number, the first in example "
+        f"{start + int(np.argmax(wrong))}."
+    )
+
+
+def _require_own_state(state, net, optimizer, rule, shape):
+    """Refuses a state of another network, optimizer or rule."""
+
+    def require(what, own, like, of, *, dtypes):
+        difference = first_difference(own, like, dtypes=dtypes)
+        if difference is not None:
+            raise ValueError(
+                f"fit: state.{what} is that of another {of}: {difference}. Take the state of this "
+                f"{of}, or make a new one by init_state(...)?"
+            )
+
+    require_state("fit", state)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # Parameters may have been converted to another dtype than that in which they were drawn.
+    try:
+        params = jax.eval_shape(lambda key: net.init(key, shape)[0], key)
+        rule_state = jax.eval_shape(lambda key: rule.make(key, net, shape), key)
+    except LayerError:  # a network that draws no parameters; its forward pass checks the shapes
+        pass
+    else:
+        require("params", state.params, params, "network", dtypes=False)
+        require("rule_state", state.rule_state, rule_state, "rule", dtypes=False)
+    opt_state = jax.eval_shape(optimizer.init, state.params)
+    require("opt_state", state.opt_state, opt_state, "optimizer", dtypes=True)
+
+
 def _require_arguments(
-    net, optimizer, rule, key, state, held_out, patience, epochs, batch_size, target
+    net,
+    loss,
+    optimizer,
+    rule,
+    key,
+    state,
+    held_out,
+    metric,
+    callback,
+    patience,
+    epochs,
+    batch_size,
+    target,
 ):
     """Refuses wrong arguments, and names all of them in one message."""
     wrong = []
@@ -379,15 +468,21 @@ def _require_arguments(
         wrong.append(f"rule is {type(rule).__name__}, expected a Rule, such as exact()")
     if (key is None) == (state is None):
         wrong.append("expected a key for a new state or a state to continue from, and not both")
+    functions = {"loss": loss, "metric": metric, "callback": callback}
+    for name, function in functions.items():
+        if not callable(function) and (name == "loss" or function is not None):
+            wrong.append(f"{name} is {function!r}, expected a function")
     counts = {"epochs": epochs, "batch_size": batch_size, "patience": patience}
     for name, count in counts.items():
-        if name == "patience" and count is None:
-            continue
-        if not isinstance(count, int) or count < 1:
+        if not is_count(count) and (name != "patience" or count is not None):
             wrong.append(f"{name} is {count!r}, expected a positive integer")
     if patience is not None and held_out is None:
         wrong.append("patience needs held_out data")
-    if target is not None and not math.isfinite(target):
-        wrong.append(f"target is {target}, expected a finite number")
+    if target is not None and not _is_finite_number(target):
+        wrong.append(f"target is {target!r}, expected a finite number")
     if wrong:
         raise ValueError(f"fit: {'; '.join(wrong)}.")
+
+
+def _is_finite_number(x: Any) -> bool:
+    return np.shape(x) == () and np.isreal(x) and bool(np.isfinite(x))

@@ -78,7 +78,7 @@ def run_watched(
         after, record = step(state, *batch)
         if not is_finite((record["loss"], after.params, after.rule_state)):
             raise BadStepError(i, state, after, batch)
-        size = len(batch[0])
+        size = len(jax.tree.leaves(batch)[0])
         weighed = jax.tree.map(lambda r, size=size: size * r, record)
         sums = weighed if sums is None else jax.tree.map(jnp.add, sums, weighed)
         state, n = after, n + size

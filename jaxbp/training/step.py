@@ -9,17 +9,29 @@ Each function here returns a pure function, jit-compiled as a whole:
 `fitting.fit` runs epochs until the network is good enough.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.core import Tracer
 
+from jaxbp.forward import forward_and_loss
 from jaxbp.readings.sums import mean
+from jaxbp.require import (
+    require_call,
+    require_count,
+    require_examples,
+    require_function,
+    require_key,
+    require_layer,
+)
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, Shape
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, Shape, show_shape
 
 __all__ = ["TrainState", "deferred", "evaluate", "init_state", "make_epoch", "make_step"]
 
@@ -59,11 +71,13 @@ def init_state(
       net: a Layer.
       optimizer: an optax optimizer.
       key: a random key.
-      shape: the shape of one example, without N.
+      shape: the shape of one example, without N; of several inputs a tree of shapes.
       rule: which weights carry the error back. The drawn parameters do not depend on it.
 
     Raises:
-      ValueError: `rule` is not a Rule, or the network or the rule refuses the shape.
+      TypeError: `net` is not a Layer, or `optimizer` is not one of optax.
+      ValueError: `rule` is not a Rule, `key` is not a random key, or the network or the rule
+        refuses the shape.
 
     Example:
       >>> import jax, optax, jaxbp as bp
@@ -71,7 +85,12 @@ def init_state(
       >>> state.params["weight"].shape, int(state.step)
       ((3, 2), 0)
     """
+    require_layer("init_state: net", net)
+    require_optimizer("init_state", optimizer)
     require_rule("init_state", rule)
+    if key is None:
+        raise ValueError("init_state: draws parameters and needs a random key.")
+    require_key("init_state", "key", key)
     init_key, key = jax.random.split(key)
     params, _ = net.init(init_key, shape)
     # With another key than the network's: otherwise a rule that draws by the network's initialisers
@@ -118,7 +137,11 @@ def make_step(
       `loss`, a tree for each reading, and the value of each measure.
 
     Raises:
-      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name.
+      TypeError: `net` is not a Layer, `optimizer` is not one of optax, or something is not a
+        function.
+      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name; or,
+        when called, the state was given to a step that donates, or inputs and targets do not have
+        the same number of examples.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -129,14 +152,24 @@ def make_step(
       >>> int(state.step), sorted(record)
       (1, ['loss'])
     """
-    _require_names("read", "readings", read, RESERVED)
-    _require_names("measures", "measures", measures, RESERVED | set(read or {}))
-    _require_names("extra_args", "arguments", extra_args, PASSED)
+    return _make_step("make_step", net, loss, optimizer, rule, read, measures, extra_args, donate)
+
+
+def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate):
+    """`make_step`, with the name of a call for messages."""
+    require_call(name, net, loss)
+    require_optimizer(name, optimizer)
+    require_rule(name, rule)
+    _require_names(name, "read", "readings", read, RESERVED)
+    _require_names(name, "measures", "measures", measures, RESERVED | set(read or {}))
+    _require_names(name, "extra_args", "arguments", extra_args, PASSED)
     optimizer = optax.with_extra_args_support(optimizer)
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})}, rule=rule)
     mean_sweep = value_and_grad(net, loss, rule=rule)
 
     def step(state, inputs, targets):
+        require_state(name, state)
+        require_examples(name, inputs=inputs, targets=targets)
         key, (choose_key, update_key) = forward_key(state), rule_keys(state)
         how = {"key": key, "rule_state": state.rule_state, "rule_key": choose_key}
         if read:
@@ -145,16 +178,16 @@ def make_step(
         else:  # faster: the mean over examples is taken once, in delta, and not per parameter
             value, grads = mean_sweep(state.params, inputs, targets, **how)
             record = {}
-        for name, measure in (measures or {}).items():
-            record[name] = measure(state.params, inputs, targets, **how)
+        for own, measure in (measures or {}).items():
+            record[own] = measure(state.params, inputs, targets, **how)
 
         def value_fn(params):  # for optimizers with a line search
             outputs, _ = net.forward(params, inputs, key=key)
             return jnp.mean(loss(outputs, targets)[0])
 
         extra = {
-            name: function(state.params, inputs, targets, key=key)
-            for name, function in (extra_args or {}).items()
+            own: function(state.params, inputs, targets, key=key)
+            for own, function in (extra_args or {}).items()
         }
 
         def move(tree):
@@ -170,7 +203,36 @@ def make_step(
         after = TrainState(params, opt_state, state.step + 1, state.key, rule_state)
         return after, {"loss": value, **record}
 
-    return jax.jit(step, donate_argnums=0 if donate else ())
+    return _in_words(name, jax.jit(step, donate_argnums=0 if donate else ()))
+
+
+def _in_words(name, jitted):
+    """A jitted step, epoch or evaluation that says what is wrong where `jax.jit` itself refuses.
+
+    Everything else is checked while it is traced. These checks run only after an error, so they
+    cost nothing.
+    """
+
+    @functools.wraps(jitted)
+    def function(start, inputs, targets):
+        try:
+            return jitted(start, inputs, targets)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if any(map(_is_deleted, jax.tree.leaves(start))):
+                raise ValueError(
+                    f"{name}: the state was already given to a step that donates it, so its arrays "
+                    "are deleted. Go on from the state that the step returned, or make the step "
+                    "with donate=False?"
+                ) from error
+            if not str(error).startswith(name):
+                require_examples(name, inputs=inputs, targets=targets)
+            raise
+
+    return function
+
+
+def _is_deleted(leaf):
+    return isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted()
 
 
 def deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
@@ -231,8 +293,9 @@ def make_epoch(
       of the records of the steps.
 
     Raises:
-      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name; or,
-        when called, the shape of something recorded depends on the number of examples.
+      TypeError: as for `make_step`.
+      ValueError: as for `make_step`; or `batch_size` is not a positive integer; or, when called,
+        the shape of something recorded depends on the number of examples.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -243,19 +306,21 @@ def make_epoch(
       >>> int(state.step)
       3
     """
-    step = make_step(
-        net, loss, optimizer, rule=rule, read=read, measures=measures, extra_args=extra_args
-    )
+    name = "make_epoch"
+    require_count(name, "batch_size", batch_size)
+    step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
 
     def epoch(state, inputs, targets):
-        order = shuffle(state, len(inputs))
+        require_state(name, state)
+        n = require_examples(name, inputs=inputs, targets=targets)
+        order = shuffle(state, n)
 
         def step_on(state, indices):
             return step(state, *take((inputs, targets), indices))
 
         return _scan_batches(step_on, state, order, batch_size)
 
-    return jax.jit(epoch)
+    return _in_words(name, jax.jit(epoch))
 
 
 def evaluate(
@@ -276,6 +341,12 @@ def evaluate(
       `function(params, inputs, targets) -> record`, jit-compiled. The record is a dict with the
       mean over examples of `loss` and, if there is one, of `metric`.
 
+    Raises:
+      TypeError: `net` is not a Layer, or `loss` or `metric` is not a function.
+      ValueError: `batch_size` is not a positive integer; or, when called, inputs and targets do not
+        have the same number of examples, or the loss or the metric does not return a value for
+        each.
+
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
       >>> net = bp.dense(2)
@@ -284,19 +355,26 @@ def evaluate(
       >>> sorted(measure(params, jnp.ones((10, 3)), jnp.zeros(10, int)))
       ['loss', 'metric']
     """
+    name = "evaluate"
+    require_call(name, net, loss)
+    if metric is not None:
+        require_function(name, "metric", metric)
+    require_count(name, "batch_size", batch_size)
 
     def function(params, inputs, targets):
+        n = require_examples(name, inputs=inputs, targets=targets)
+
         def measure(carry, indices):
             x, t = take((inputs, targets), indices)
-            outputs, _ = net.forward(params, x)
-            record = {"loss": jnp.mean(loss(outputs, t)[0])}
+            outputs, _, values, _ = forward_and_loss(name, net, loss, params, x, t)
+            record = {"loss": jnp.mean(values)}
             if metric is not None:
-                record["metric"] = jnp.mean(metric(outputs, t))
+                record["metric"] = jnp.mean(_measured(name, metric(outputs, t), len(values)))
             return carry, record
 
-        return _scan_batches(measure, (), jnp.arange(len(inputs)), batch_size)[1]
+        return _scan_batches(measure, (), jnp.arange(n), batch_size)[1]
 
-    return jax.jit(function)
+    return _in_words(name, jax.jit(function))
 
 
 # Names that readings and measures may not use: the other entries of records, and the optimizer's
@@ -308,17 +386,46 @@ RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
 PASSED = {"updates", "state", "params", "value", "grad", "value_fn"}
 
 
-def _require_names(argument, what, functions, reserved):
+def require_optimizer(name: str, optimizer: Any) -> None:
+    """Raises unless an optimizer is one of optax; `name` is the call, for messages."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"{name}: optimizer is {optimizer!r}; it takes one of optax.")
+
+
+def require_state(name: str, state: Any) -> None:
+    """Raises unless a state is a TrainState; `name` is the call, for messages."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"{name}: state is of type {type(state).__name__}; it takes a TrainState, which "
+            "init_state makes."
+        )
+
+
+def _require_names(name, argument, what, functions, reserved):
     if functions is None:
         return
     if not isinstance(functions, Mapping):
         raise ValueError(
-            f"{argument} is {type(functions).__name__}, expected a dict of {what} by name."
+            f"{name}: {argument} is {type(functions).__name__}, expected a dict of {what} by name."
         )
     if taken := reserved & set(functions):
         raise ValueError(
-            f"{argument} has {what} called {', '.join(sorted(taken))}: names are taken."
+            f"{name}: {argument} has {what} called {', '.join(sorted(taken))}: names are taken."
         )
+    for own, function in functions.items():
+        require_function(name, f"{argument}[{own!r}]", function)
+
+
+def _measured(name, values, n):
+    """What a metric returned, after a check that it is one number for each example."""
+    shape = np.shape(values)
+    if shape != (n,):
+        hint = " Average the rest?" if shape[:1] == (n,) else ""
+        raise ValueError(
+            f"{name}: the metric returned an array of shape {show_shape(shape)}, expected [{n}]: "
+            f"one number for each example.{hint}"
+        )
+    return jnp.asarray(values)
 
 
 # Keys are folded from a key that never changes, so a network that draws nothing computes no keys.

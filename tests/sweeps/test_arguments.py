@@ -1,5 +1,7 @@
 """What goes into the calls: which axis counts examples, what a loss returns, wrong arguments."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,20 @@ def times_params(make):
     return made
 
 
+def of_params(make):
+    """A step or an epoch as a call with parameters in place of a state."""
+
+    def made(net, loss):
+        step = make(net, loss, optax.sgd(0.1))
+        return lambda params, x, t: step(
+            bp.TrainState(params, (optax.EmptyState(),) * 2, jnp.zeros((), int), jax.random.key(0)),
+            x,
+            t,
+        )
+
+    return made
+
+
 # Each call as `function(net, loss)(params, inputs, targets)`.
 CALLS = {
     "value_and_grad": bp.value_and_grad,
@@ -40,9 +56,21 @@ CALLS = {
     "gauss_newton_vector_product": times_params(bp.gauss_newton_vector_product),
     "alignment": lambda net, loss: bp.alignment(net, loss, rule=bp.exact()),
 }
-every_call = pytest.mark.parametrize(
-    ("name", "make"), [pytest.param(name, make, id=name) for name, make in CALLS.items()]
-)
+TRAINING = {
+    "make_step": of_params(functools.partial(bp.make_step, donate=False)),
+    "make_epoch": of_params(functools.partial(bp.make_epoch, batch_size=N)),
+    "evaluate": bp.evaluate,
+}
+
+
+def each(calls):
+    return pytest.mark.parametrize(
+        ("name", "make"), [pytest.param(name, make, id=name) for name, make in calls.items()]
+    )
+
+
+every_call = each(CALLS | TRAINING)
+every_call_with_a_key = each(CALLS)
 
 
 def scalar(outputs, targets):
@@ -82,6 +110,8 @@ LOSSES_THAT_ARE_NONE = [
 @every_call
 @pytest.mark.parametrize(("loss", "message"), LOSSES_THAT_ARE_NONE)
 def test_what_a_loss_returns_wrong_is_said(name, make, loss, message, params):
+    # A step runs the sweep of another call, whose name the message has.
+    name = "value_and_grad" if name in ("make_step", "make_epoch") else name
     with pytest.raises(ValueError, match=f"^{name}: the loss returned .*{message}"):
         make(NET, loss)(params, X, T)
 
@@ -116,7 +146,7 @@ def test_a_network_and_a_loss_that_are_none(name, make):
 
 
 @pytest.mark.parametrize("key", [3, "key", np.zeros(2), jax.random.split(jax.random.key(0))])
-@every_call
+@every_call_with_a_key
 def test_a_key_that_is_none(name, make, key, params):
     with pytest.raises(ValueError, match=rf"^{name}: key is .*; it takes one key"):
         make(NET, bp.squared_error)(params, X, T, key=key)

@@ -326,8 +326,8 @@ X, T = np.zeros((9, 2)), np.zeros(9, int)
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
-        ((X, T[:4]), {}, r"fit: train has 9 inputs and targets of shape \[4\]"),
-        ((X[:0], T[:0]), {}, r"fit: train has inputs of shape \[0, 2\]: empty"),
+        ((X, T[:4]), {}, r"fit: train: inputs has 9 examples .* and targets has 4 \(shape \[4\]\)"),
+        ((X[:0], T[:0]), {}, r"fit: train: inputs has shape \[0, 2\]: no examples"),
         (
             (X * np.nan, T),
             {},
@@ -364,6 +364,17 @@ X, T = np.zeros((9, 2)), np.zeros(9, int)
         ([X], {}, r"batch 1 is ndarray, expected a pair"),
         ([(X, T), (X, T + 5)], {}, r"fit: batch 2: softmax_cross_entropy: labels go from 5 to 5"),
         ([(X, T), (X + np.inf, T)], {}, r"fit: batch 2 has inputs that are infinite"),
+        ((X, X[:2]), {}, r"fit: train: inputs has 9 examples .* and targets has 2"),
+        ([(X, X), T], {}, r"train is a list, so its entries are batches, and batch 2 is ndarray"),
+        ("images", {}, r"train is str, expected a pair"),
+        ((X.astype(str), T), {}, r"fit: train: inputs is an array of dtype <U32; it takes numbers"),
+        ((X, T), {"batch_size": True}, r"batch_size is True, expected a positive integer"),
+        ((X, T), {"epochs": np.float64(3)}, r"epochs is .*3\.0.*, expected a positive integer"),
+        ((X, T), {"metric": "accuracy"}, r"metric is 'accuracy', expected a function"),
+        ((X, T), {"callback": 3}, r"callback is 3, expected a function"),
+        ((X, T), {"target": "good"}, r"target is 'good', expected a finite number"),
+        ((X, T), {"key": 3}, r"key is 3; it takes one key"),
+        ((X, T), {"metric": lambda y, t: jnp.mean(y)}, r"metric returned .* \[\], expected \[9\]"),
         ([(X, T)], {"metric": bp.accuracy}, r"a metric needs held_out data where train comes in"),
     ],
 )
@@ -375,7 +386,7 @@ def test_what_is_wrong_is_said(data, options, message):
 def test_parameters_of_another_network_are_refused(data):
     other = bp.chain(bp.dense(3))
     state = bp.init_state(other, ADAM, jax.random.key(0), (2,))
-    with pytest.raises(ValueError, match="got parameters with 1 entries; it takes a tuple of 3"):
+    with pytest.raises(ValueError, match=r"state\.params is that of another network: 0\.bias"):
         fit(data, key=None, state=state)
 
 
@@ -387,3 +398,78 @@ def test_a_network_that_is_not_one_is_refused(data):
 def test_the_first_bad_example_is_named(data):
     with pytest.raises(ValueError, match="the first in example 3"):
         fit((nan_at_3(data[0]), data[1]))
+
+
+def test_a_loss_that_averages_is_refused(data):
+    def mean_loss(outputs, targets):
+        value, delta = LOSS(outputs, targets)
+        return jnp.mean(value), delta
+
+    with pytest.raises(ValueError, match=r"fit: train: the loss returned a value of shape \[\]"):
+        bp.fit(NET, mean_loss, ADAM, data, key=jax.random.key(0))
+
+
+MASKED = bp.masked(lambda mask: bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.dense(1)))
+
+
+def test_inputs_may_be_a_tree(key):
+    """As a data set, as batches, and for validation: all train as the same steps by hand."""
+    x = jax.random.normal(key, (9, 4, 2))
+    mask = jnp.arange(4) < 1 + jnp.arange(9)[:, None] % 4
+    data = (x, mask), jnp.ones((9, 4, 1))
+    options = {"key": key, "epochs": 2, "held_out": data}
+    run = bp.fit(MASKED, bp.squared_error, ADAM, data, batch_size=9, **options)
+    batches = bp.fit(MASKED, bp.squared_error, ADAM, [data], **options)
+    assert_close(run.params, batches.params)
+    state = bp.init_state(MASKED, ADAM, key, ((4, 2), (4,)))
+    step = bp.make_step(MASKED, bp.squared_error, ADAM)
+    for _ in range(2):
+        state, _ = step(state, *data)
+    assert_close(run.state.params, state.params)
+    want = jnp.mean(bp.squared_error(MASKED.forward(run.params, data[0])[0], data[1])[0])
+    assert_close(run.records[-1]["held_out_loss"], want)
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["data_set", "batches"])
+def test_an_epoch_goes_through_all_examples_of_a_tree(batched, key):
+    """Of a pair of inputs there are as many examples as in each of the two."""
+    data = (jnp.ones((9, 4, 2)), jnp.ones((9, 4), bool)), jnp.ones((9, 4, 1))
+    train = [data, data] if batched else data
+    run = bp.fit(MASKED, bp.squared_error, ADAM, train, key=key, epochs=1, batch_size=4)
+    assert int(run.state.step) == (2 if batched else 3)
+
+
+def test_targets_without_weight_need_not_be_finite(data):
+    """A nan that the loss gives no weight is left out, and one that counts is refused."""
+    x, loss = data[0], bp.weighted(bp.squared_error)
+    targets, weights = x.at[3, 1].set(jnp.nan), jnp.ones(90).at[3].set(0)
+    net = bp.dense(2)
+    run = bp.fit(net, loss, ADAM, (x, (targets, weights)), key=jax.random.key(0), epochs=1)
+    assert bool(jnp.all(jnp.isfinite(run.params["weight"])))
+    with pytest.raises(ValueError, match=r"targets that are infinite .* the first in example 3"):
+        bp.fit(net, loss, ADAM, (x, (targets, weights + 1)), key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": optax.sgd(0.1)}, r"opt_state is that of another optimizer: it has 0\.count"),
+        ({"optimizer": optax.adamw(0.1, mu_dtype=jnp.float32)}, r"0\.mu\.0\.bias has float64 .*"),
+        ({"rule": bp.random_feedback()}, r"rule_state is that of another rule: it has no 0"),
+        ({"state": 3}, r"state is of type int; it takes a TrainState"),
+    ],
+)
+def test_the_state_of_another_run_is_refused(change, message, data):
+    state = bp.init_state(NET, ADAM, jax.random.key(0), (2,))
+    with pytest.raises((ValueError, TypeError), match=message):
+        fit(data, key=None, **{"state": state, **change})
+
+
+def test_a_state_in_another_dtype_goes_on(data):
+    """Parameters that were converted, with an optimizer state that is made for them."""
+    state = bp.init_state(NET, ADAM, jax.random.key(0), (2,))
+    params = jax.tree.map(lambda p: p.astype(jnp.float32), state.params)
+    state = state._replace(params=params, opt_state=ADAM.init(params))
+    data = data[0].astype(jnp.float32), data[1]
+    run = fit(data, key=None, state=state, epochs=np.int64(1), batch_size=np.int32(50))
+    assert run.params[0]["weight"].dtype == jnp.float32

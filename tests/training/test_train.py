@@ -86,6 +86,64 @@ def test_a_step_donates_its_state_unless_told_not_to(data, key):
     assert state.params[0]["weight"].is_deleted()
 
 
+def test_a_state_that_was_donated_is_refused(data, key):
+    optimizer = optax.sgd(0.1)
+    state = bp.init_state(NET, optimizer, key, (3,))
+    step = bp.make_step(NET, bp.squared_error, optimizer)
+    epoch = bp.make_epoch(NET, bp.squared_error, optimizer, batch_size=9)
+    after, _ = step(state, *data)
+    for name, function in (("make_step", step), ("make_epoch", epoch)):
+        with pytest.raises(ValueError, match=rf"^{name}: the state was already given to a step"):
+            function(state, *data)
+    step(after, *data)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda y, t: jnp.mean(y - t), r"shape \[\], expected \[23\]: one number for each"),
+        (lambda y, t: y - t, r"shape \[23, 2\], expected \[23\]: .* Average the rest"),
+        (lambda y, t: jnp.mean(y - t, axis=0), r"shape \[2\], expected \[23\]"),
+    ],
+)
+def test_a_metric_is_one_number_for_each_example(metric, message, data, key):
+    params, _ = NET.init(key, (3,))
+    measure = bp.evaluate(NET, bp.squared_error, metric=metric)
+    with pytest.raises(ValueError, match=f"^evaluate: the metric returned an array of {message}"):
+        measure(params, *data)
+
+
+LOSS, SGD = bp.squared_error, optax.sgd(0.1)
+
+
+def make_step(**options):
+    return bp.make_step(NET, LOSS, SGD, **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_step(measures={"a": 3}), r"make_step: measures\['a'\] is 3; it takes"),
+        (lambda: make_step(read={"a": None}), r"make_step: read\['a'\] is None; it takes"),
+        (lambda: make_step(extra_args=[]), r"make_step: extra_args is list, expected a dict"),
+        (lambda: make_step(rule="exact"), r"make_step: rule is str, expected a Rule"),
+        (lambda: make_step()(3, 0, 0), r"make_step: state is of type int; it takes a TrainS"),
+        (lambda: bp.make_step(NET, LOSS, 0.1), r"make_step: optimizer is 0\.1; it takes one"),
+        (lambda: bp.init_state(NET, 0.1, 0, (3,)), r"init_state: optimizer is 0\.1; it takes"),
+        (lambda: bp.init_state(NET, SGD, 0, (3,)), r"init_state: key is 0; it takes one key"),
+        (lambda: bp.init_state("net", SGD, 0, (3,)), r"init_state: net is 'net'; it takes"),
+        (lambda: bp.evaluate(NET, LOSS, metric=3), r"evaluate: metric is 3; it takes a func"),
+        (lambda: bp.evaluate(NET, LOSS, batch_size=0), r"evaluate: batch_size is 0; it takes"),
+        (lambda: bp.evaluate(NET, LOSS, batch_size=True), r"evaluate: batch_size is True; it"),
+        (lambda: bp.evaluate(NET, LOSS, batch_size=2.0), r"evaluate: batch_size is 2\.0; it"),
+        (lambda: bp.make_epoch(NET, LOSS, SGD, batch_size=0), r"make_epoch: batch_size is 0;"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        make()
+
+
 def test_a_step_records_readings_of_the_same_sweep(data, key):
     optimizer = optax.sgd(0.1)
     state = bp.init_state(NET, optimizer, key, (3,))
