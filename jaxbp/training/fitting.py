@@ -406,8 +406,8 @@ def _make_require_data(net, loss, params):
 def _not_finite(tree: PyTree) -> np.ndarray:
     """Which examples have a number that is infinite or nan, [N]."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    bad = [~np.asarray(jnp.isfinite(leaf)).reshape(len(leaf), -1) for leaf in leaves]
-    return np.concatenate(bad, axis=1).any(axis=1)
+    bad = [jnp.any(~jnp.isfinite(leaf), axis=range(1, leaf.ndim)) for leaf in leaves]
+    return np.logical_or.reduce([np.asarray(one) for one in bad])
 
 
 def _not_finite_error(name, what, wrong, start=0):

@@ -396,8 +396,8 @@ def require_state(name: str, state: Any) -> None:
     """Raises unless a state is a TrainState; `name` is the call, for messages."""
     if not isinstance(state, TrainState):
         raise TypeError(
-            f"{name}: state is of type {type(state).__name__}; it takes a TrainState, which "
-            "init_state makes."
+            f"{name}: state is not a TrainState, which init_state makes; it is of structure "
+            f"{jax.tree.structure(state)}."
         )
 
 

@@ -456,7 +456,7 @@ def test_targets_without_weight_need_not_be_finite(data):
         ({"optimizer": optax.sgd(0.1)}, r"opt_state is that of another optimizer: it has 0\.count"),
         ({"optimizer": optax.adamw(0.1, mu_dtype=jnp.float32)}, r"0\.mu\.0\.bias has float64 .*"),
         ({"rule": bp.random_feedback()}, r"rule_state is that of another rule: it has no 0"),
-        ({"state": 3}, r"state is of type int; it takes a TrainState"),
+        ({"state": 3}, r"fit: state is not a TrainState"),
     ],
 )
 def test_the_state_of_another_run_is_refused(change, message, data):

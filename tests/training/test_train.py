@@ -127,7 +127,7 @@ def make_step(**options):
         (lambda: make_step(read={"a": None}), r"make_step: read\['a'\] is None; it takes"),
         (lambda: make_step(extra_args=[]), r"make_step: extra_args is list, expected a dict"),
         (lambda: make_step(rule="exact"), r"make_step: rule is str, expected a Rule"),
-        (lambda: make_step()(3, 0, 0), r"make_step: state is of type int; it takes a TrainS"),
+        (lambda: make_step()(3, 0, 0), r"make_step: state is not a TrainState, which init_"),
         (lambda: bp.make_step(NET, LOSS, 0.1), r"make_step: optimizer is 0\.1; it takes one"),
         (lambda: bp.init_state(NET, 0.1, 0, (3,)), r"init_state: optimizer is 0\.1; it takes"),
         (lambda: bp.init_state(NET, SGD, 0, (3,)), r"init_state: key is 0; it takes one key"),
