@@ -79,7 +79,7 @@ class Sight(NamedTuple):
     def hide(self, x: jax.Array) -> jax.Array:
         """Keys or values [N, G, T, d] with zeros where the mask is false.
 
-        Their probability is zero, but zero times an infinite value would be nan.
+        Their probability is zero, but a product with them may overflow: zero times infinity is nan.
         """
         if self.mask is None:
             return x
@@ -173,7 +173,8 @@ def _attend_rows(q, k, v, see):
     # Finite even where a row sees no key: its exponentials are 0. Any other row has a 1 among them.
     top = jnp.max(scores, axis=-1, keepdims=True, initial=jnp.finfo(scores.dtype).min)
     exponentials = jnp.exp(scores - top)
-    sums = jnp.maximum(jnp.sum(exponentials, axis=-1, keepdims=True), 1)
+    sums = jnp.sum(exponentials, axis=-1, keepdims=True)
+    sums = jnp.where(sums == 0, 1, sums)
     p = (exponentials / sums).astype(v.dtype)
     y = _product("ngts,ngsd->ngtd", p, v).astype(v.dtype)
     return y, p, top + jnp.log(sums)

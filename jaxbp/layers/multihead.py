@@ -20,6 +20,7 @@ from jaxbp.combinators.compose import chain
 from jaxbp.layers.dot_product import Sight, attend, attend_backward
 from jaxbp.layers.linear import dense
 from jaxbp.require import (
+    require_cache,
     require_count,
     require_delta,
     require_fit,
@@ -124,7 +125,8 @@ def dot_product_attention(
 
         by default             each position sees all positions
         causal                 t sees the positions s <= t
-        mask false at s        no position sees s: x_s changes no other output, and dk_s = dv_s = 0
+        mask false at s        no position sees s: x_s changes no other output, and dk_s = dv_s = 0.
+                               If x_s is not finite there, zeros stand for it, and dx_s = 0
         t sees no position     y_t = 0 and dq_t = 0
 
     The forward pass keeps the probabilities, H T^2 numbers per example without `causal`. The lean
@@ -180,18 +182,20 @@ def dot_product_attention(
         del params, key
         require_floats(name, x)
         require(x.shape[1:], len(x))
-        q, k, v = layout.split(x)
+        broken = _broken(x, mask)
+        q, k, v = layout.split(_without(broken, x))
         k, v = sight.hide(k), sight.hide(v)
         rows, kept = attend(q, k, v, sight, lean=lean)
-        return layout.from_rows(rows), (q, k, v, kept)
+        return layout.from_rows(rows), (q, k, v, kept, broken)
 
     def backward(params, cache, dy, *, read=keep):
         del params, read
-        q, k, v, kept = cache
+        require_cache(name, cache, 5)
+        q, k, v, kept, broken = cache
         n, _, t, size = k.shape
         require_delta(name, dy, (n, t, heads * size))
         dq, dk, dv = attend_backward(q, k, v, kept, layout.to_rows(dy), sight, lean=lean)
-        return layout.join(dq, dk, dv).astype(dy.dtype), ()
+        return _without(broken, layout.join(dq, dk, dv).astype(dy.dtype)), ()
 
     return Layer(name, init, forward, backward)
 
@@ -258,7 +262,46 @@ def attention(
         heads, kv_heads=kv_heads, causal=causal, mask=mask, rotary=rotary, lean=lean
     )
     layer = chain(linear((heads + 2 * groups) * (features // heads)), core, linear(features))
-    return layer._replace(name=f"attention({features}, {heads})")
+    layer = layer._replace(name=f"attention({features}, {heads})")
+    return layer if mask is None else _without_broken(layer, mask)
+
+
+def _without_broken(layer: Layer, mask: jax.Array | np.ndarray) -> Layer:
+    """The layer, for inputs in which zeros replace masked positions that are not finite.
+
+    A delta of zero at such a position is not enough for the dense layers: zero times nan is nan.
+    """
+    name = layer.name
+
+    def forward(params, x, *, key=None):
+        require_floats(name, x)
+        if x.ndim != 3:
+            got = show_shape(x.shape)
+            raise LayerError(name, f"got inputs of shape {got}; it takes [N, T, I].")
+        require_fit(name, mask, len(x), x.shape[1:])
+        broken = _broken(x, mask)
+        y, cache = layer.forward(params, _without(broken, x), key=key)
+        return y, (cache, broken)
+
+    def backward(params, cache, dy, *, read=keep):
+        require_cache(name, cache, 2)
+        cache, broken = cache
+        dx, readings = layer.backward(params, cache, dy, read=read)
+        return _without(broken, dx), readings
+
+    return Layer(name, layer.init, forward, backward)
+
+
+def _broken(x: jax.Array, mask: jax.Array | np.ndarray | None) -> jax.Array | None:
+    """Which positions are masked and hold a number that is not finite, [N, T, 1], or None."""
+    if mask is None:
+        return None
+    return ~jnp.atleast_2d(mask)[..., None] & ~jnp.isfinite(x).all(axis=-1, keepdims=True)
+
+
+def _without(broken: jax.Array | None, x: jax.Array) -> jax.Array:
+    """The array [N, T, ...] with zeros at broken positions."""
+    return x if broken is None else jnp.where(broken, 0, x)
 
 
 class _Layout(NamedTuple):

@@ -145,14 +145,42 @@ def test_what_a_padded_position_holds_changes_nothing(causal, lean, holds, key):
     x, dy = inputs_for(key)
     # Nothing is asked of a padded position: there is no error at its own outputs.
     dy = jnp.where(PADDED[..., None], dy, 0)
-    padded = ~PADDED[..., None] & (np.arange(x.shape[-1]) >= H * D)
-    if np.isfinite(holds):
-        padded = jnp.broadcast_to(~PADDED[..., None], x.shape)
+    padded = jnp.broadcast_to(~PADDED[..., None], x.shape)
     y, dx = run(layer, x, dy)
     other_y, other_dx = run(layer, jnp.where(padded, holds, x), dy)
     assert_close(jnp.where(PADDED[..., None], other_y, 0), jnp.where(PADDED[..., None], y, 0))
     assert_close(other_dx, dx)
     assert not np.any(np.asarray(other_dx)[~PADDED])
+
+
+def with_hole(net, n_inputs, key):
+    """Whether nothing changes when masked positions, at which dy is 0, hold nan instead of 0."""
+    net = bp.masked(net)
+    params, _ = net.init(key, ((T, n_inputs), (T,)))
+    x = jnp.where(PADDED[..., None], jax.random.normal(key, (N, T, n_inputs)), 0)
+
+    @jax.jit
+    def answers(x):
+        y, cache = net.forward(params, (x, PADDED))
+        dy = jnp.where(PADDED[..., None], jnp.cos(y), 0)
+        reads = (bp.total, bp.per_example, bp.sq_norms)
+        swept = [net.backward(params, cache, dy, read=read) for read in reads]
+        return jnp.where(PADDED[..., None], y, 0), swept
+
+    return answers(x), answers(jnp.where(PADDED[..., None], x, jnp.nan))
+
+
+@pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
+def test_a_masked_nan_reaches_nothing(lean, key):
+    """Through the dense layers too, whose gradients are products with their inputs."""
+
+    def net(mask):
+        attend = bp.attention(4, 2, causal=True, mask=mask, lean=lean)
+        return bp.chain(attend, bp.attention(4, 1, mask=mask, rotary=True))
+
+    zero, hole = with_hole(net, 3, key)
+    # A query at a masked position is asked of what it holds: with nan, of zeros.
+    assert_close(hole, zero)
 
 
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
