@@ -294,6 +294,9 @@ LOSSES = {
         (5, 4),
         lambda rng: (labels(rng, 5), weights(rng, 5)),
     ),
+    "softmax_cross_entropy, ignoring a label": LossCase(
+        bp.ignoring(bp.softmax_cross_entropy, 1), (5, 4), lambda rng: labels(rng, 5)
+    ),
     "sigmoid_cross_entropy": LossCase(bp.sigmoid_cross_entropy, (1,), lambda rng: bits(rng, 1)),
     "sigmoid_cross_entropy of many labels": LossCase(
         bp.sigmoid_cross_entropy, (4,), lambda rng: bits(rng, 4)

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.outputs.joint import JointLoss
+from jaxbp.require import require_count
 from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["ggn_columns", "jacobian_rows", "sampled"]
@@ -107,8 +108,7 @@ def sampled(
     _require_loss("sampled", loss)
     if key is None:
         raise ValueError("sampled: draws targets and needs a random key. Pass error_key=...?")
-    if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"sampled: draws is {draws!r}; it takes a positive integer.")
+    require_count("sampled", "draws", draws)
 
     # In 16 bits the draws would be rounded, and so biased.
     wide = jax.tree.map(widened, outputs)

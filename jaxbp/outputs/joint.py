@@ -7,18 +7,21 @@ targets and its delta. Each output is a head of the network.
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Loss, PyTree
+from jaxbp.outputs.weighting import weighted
+from jaxbp.require import require_examples
+from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["JointLoss", "joint_loss"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class JointLoss(Loss):
     """A loss for each output: E_n = sum_h w_h E_nh. `joint_loss` makes it.
 
@@ -41,8 +44,9 @@ class JointLoss(Loss):
         Returns:
           A tree like the outputs, of arrays [sum of K_h, ...].
         """
-        heads = _heads(self, outputs, targets)
-        own = [math.sqrt(w) * make(*head) for w, head in zip(self.weights, heads, strict=True)]
+        own = []
+        for w, (loss, y, t) in zip(self.weights, _counted(self, outputs, targets), strict=True):
+            own.append((math.sqrt(w) * make(loss, widened(y), t)).astype(y.dtype))
         total, at, spread = sum(map(len, own)), 0, []
         for columns in own:
             rows = [(at, total - at - len(columns))] + [(0, 0)] * (columns.ndim - 1)
@@ -66,11 +70,12 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
 
     Args:
       losses: a tree like the outputs, with a Loss for each.
-      weights: a tree like `losses` of numbers that are not negative; all 1 if it is None.
+      weights: a tree like `losses` of numbers that are not negative; all 1 if it is None. A loss of
+        weight 0 counts nothing, whatever its outputs and targets are.
 
     Raises:
       TypeError: a leaf is not a Loss.
-      ValueError: the trees differ, or a weight is negative.
+      ValueError: the trees differ, or a weight is negative or not finite.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -94,8 +99,11 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
             raise ValueError(
                 f"joint_loss: weights are {given}, expected {structure} as the losses."
             )
-        if any(w < 0 for w in own):
-            raise ValueError(f"joint_loss: weights are {own}; none may be negative.")
+        if not all(isinstance(w, numbers.Real) and 0 <= float(w) < math.inf for w in own):
+            raise ValueError(
+                f"joint_loss: weights are {own}; none may be negative, and all have to be finite "
+                "numbers."
+            )
     name = f"joint_loss({', '.join(head.name for head in heads)})"
 
     def terms(outputs, targets):
@@ -103,10 +111,12 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
         factors = loss.weights
         if isinstance(targets, _Drawn):
             targets, factors = targets.targets, tuple(map(math.sqrt, factors))
-        answers = [head(y, t) for head, y, t in _heads(loss, outputs, targets)]
-        pairs = list(zip(factors, answers, strict=True))
-        value = functools.reduce(jnp.add, [factor * value for factor, (value, _) in pairs])
-        return value, structure.unflatten([factor * delta for factor, (_, delta) in pairs])
+        values, deltas = [], []
+        for factor, (head, y, t) in zip(factors, _counted(loss, outputs, targets), strict=True):
+            value, delta = head(widened(y), t)
+            values.append(factor * value)
+            deltas.append((factor * delta).astype(y.dtype))
+        return functools.reduce(jnp.add, values), structure.unflatten(deltas)
 
     def sample(key, outputs, targets=None):
         keys = jax.random.split(key, len(heads))
@@ -118,7 +128,9 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
     def hessian_factor(outputs, targets):
         return loss.columns(lambda head, y, t: head.hessian_factor(y, t), outputs, targets)
 
-    loss = JointLoss(name, terms, sample, hessian_factor, losses, tuple(map(float, own)))
+    loss = JointLoss(
+        name, terms, sample, hessian_factor, losses=losses, weights=tuple(map(float, own))
+    )
     return loss
 
 
@@ -136,3 +148,12 @@ def _heads(loss, outputs, targets):
             f"{loss.name}: takes outputs and targets as trees like the losses, {structure}: {error}"
         ) from error
     return list(zip(heads, outputs, targets, strict=True))
+
+
+def _counted(loss, outputs, targets):
+    """The same, with weights of 0 in the targets of a loss of weight 0, which then is exactly 0."""
+    n = require_examples(loss.name, outputs=outputs)
+    return [
+        (weighted(head), y, (t, jnp.zeros(n))) if w == 0 else (head, y, t)
+        for w, (head, y, t) in zip(loss.weights, _heads(loss, outputs, targets), strict=True)
+    ]

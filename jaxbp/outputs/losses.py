@@ -3,11 +3,13 @@
 A loss maps outputs [N, ..., O] and targets to the value of each example, [N], and to its derivative
 with respect to the outputs, delta = dE/dy, of the outputs' shape. Nothing is averaged over the
 examples. The positions of one example are summed: the loss of a sequence is minus the logarithm of
-its probability. `weighted` leaves out padded positions and examples.
+its probability. `weighted` and `ignoring` leave out padded positions and examples.
 
-The cross-entropies take logits, not probabilities. They are exact wherever the result can be
-represented. 16-bit outputs are computed in 32 bits; delta is returned in the dtype of the outputs,
-the value in 32 bits.
+The cross-entropies take logits, not probabilities. Value and delta are exact to the last digits
+wherever the result can be represented, also where a prediction is certain or a logit is infinite.
+16-bit outputs are computed in 32 bits; delta is returned in the dtype of the outputs, the value in
+32 bits. Outside jit, targets out of range are refused. Under jit they are not known, and the value
+and delta of that position are NaN.
 
 Each loss is the negative logarithm of a distribution p(target | outputs), up to a constant. It can
 draw targets from this distribution, and it knows a factor of its Hessian (see `Loss`).
@@ -21,24 +23,27 @@ Example:
 """
 
 import math
-from typing import Any
+import numbers
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jax.typing import ArrayLike
 
-from jaxbp.types import Loss, Shape, show_shape, widened
+from jaxbp.outputs.arguments import (
+    require_array,
+    require_distributions,
+    require_labels,
+    require_like,
+    require_outputs,
+    require_probabilities,
+)
+from jaxbp.types import Loss, show_shape
 
 __all__ = [
-    "accuracy",
     "huber",
     "make_huber",
     "sigmoid_cross_entropy",
     "softmax_cross_entropy",
     "squared_error",
-    "weighted",
 ]
 
 
@@ -51,6 +56,11 @@ def _softmax_cross_entropy():
             Hessian    diag(p) - p p^T, with columns sqrt(p_c) (e_c - p)
             sample     integers, c with probability p_c
 
+          p_c = 1 at the label    value 0, delta 0
+          z_c = -inf              p_c = 0: no error at this class, value inf if it is the label
+          z_c = inf               p_c = 1
+          z = -inf for all c      NaN
+
         Args:
           outputs: logits z, [N, ..., C].
           targets: classes as integers [N, ...], or probabilities [N, ..., C].
@@ -59,36 +69,121 @@ def _softmax_cross_entropy():
           ValueError: outputs or targets have the wrong shape or dtype. Outside jit also: a label or
             a probability is out of range, or probabilities do not sum to 1.
         """
-        z, targets = _require_outputs(name, outputs), jnp.asarray(targets)
-        p = jax.nn.softmax(z)
-        log_p = jax.nn.log_softmax(z)
+        z, targets = require_outputs(name, outputs), require_array(name, "targets", targets)
         if jnp.issubdtype(targets.dtype, jnp.integer):
-            _require_labels(name, targets, z.shape)
-            values = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
-            # p - one_hot(t), computed by a subtraction at the labels only. It takes as many FLOP,
-            # but the whole pass was measured to be up to a tenth faster on a CPU.
-            rows, places = p.reshape(-1, p.shape[-1]), targets.ravel()
-            delta = rows.at[jnp.arange(len(rows)), places].add(-1).reshape(p.shape)
+            values, delta = _at_labels(z, require_labels(name, targets, z.shape))
         else:
-            targets = _require_like(name, targets, outputs, "one probability per class")
-            _require_range(name, targets, 0, 1, "probabilities")
-            _require_sum_to_one(name, targets)
-            # 0 log 0 = 0, also where p is too small to be represented and log p is -inf.
-            values = -jnp.sum(jnp.where(targets == 0, 0, targets * log_p), axis=-1)
-            delta = p * jnp.sum(targets, axis=-1, keepdims=True) - targets
+            values, delta = _at_probabilities(z, require_distribution(targets, z))
         return values, delta.astype(outputs.dtype)
 
     def sample(key, outputs, targets=None):
         del targets
-        return jax.random.categorical(key, outputs)
+        return jax.random.categorical(key, require_outputs(name, outputs))
 
     def hessian_factor(outputs, targets):
         del targets
-        p = jax.nn.softmax(_require_outputs(name, outputs))
-        columns = jnp.sqrt(p)[..., None, :] * (jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None])
-        return jnp.moveaxis(columns, -1, 0).astype(outputs.dtype)
+        z = require_outputs(name, outputs)
+        shifted = _difference(z, _largest(z))
+        e, own = jnp.exp(shifted), jnp.eye(z.shape[-1], dtype=bool)
+        s = jnp.sum(e, axis=-1, keepdims=True)
+        # Column k is sqrt(p_k) (e_k - p), in rows [..., k, c]. 1 - p_k is the sum of the other p_c.
+        others = jnp.where(own, 0, e[..., None, :])
+        rows = jnp.where(own, jnp.sum(others, axis=-1, keepdims=True), -others) / s[..., None]
+        # sqrt(p_k) by half the exponent: p_k itself may be too small to be represented.
+        roots = jnp.exp(shifted / 2) / jnp.sqrt(s)
+        return jnp.moveaxis(roots[..., None] * rows, -2, 0).astype(outputs.dtype)
 
-    return Loss(name, terms, sample, hessian_factor)
+    def right(outputs, targets, top):
+        z, targets = require_outputs(name, outputs), require_array(name, "targets", targets)
+        if top > z.shape[-1]:
+            raise ValueError(f"{name}: has {z.shape[-1]} classes, fewer than the {top} to look at.")
+        best = jnp.argmax(z, axis=-1)[..., None] if top == 1 else jax.lax.top_k(z, top)[1]
+        if jnp.issubdtype(targets.dtype, jnp.integer):
+            labels = require_labels(name, targets, z.shape)
+            hits = best.astype(labels.dtype) == labels[..., None]
+        else:
+            targets = require_distribution(targets, z)
+            largest = jnp.max(targets, axis=-1, keepdims=True)
+            hits = jnp.take_along_axis(targets, best, axis=-1) == largest
+        hits = jnp.any(hits, axis=-1) & ~jnp.any(jnp.isnan(z), axis=-1)
+        return hits, jnp.ones(hits.shape, jnp.float32)
+
+    def require_distribution(targets, z):
+        if targets.dtype == bool or targets.shape == z.shape[:-1]:
+            raise ValueError(
+                f"{name}: targets has dtype {targets.dtype} and shape {show_shape(targets.shape)}, "
+                f"expected integers {show_shape(z.shape[:-1])}, or probabilities "
+                f"{show_shape(z.shape)}. For labels, convert them by .astype(int)?"
+            )
+        return require_distributions(
+            name, require_like(name, targets, z, "one probability per class")
+        )
+
+    return Loss(name, terms, sample, hessian_factor, right)
+
+
+def _largest(z):
+    """The largest logit m, [..., 1], by which the others are shifted before exp.
+
+    The shift cancels wherever it is used, so it has no derivative.
+    """
+    return jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
+
+
+def _difference(z, m):
+    """The difference z - m, where inf counts as the largest number, so that inf - inf is 0."""
+    top = jnp.finfo(z.dtype).max
+    return jnp.minimum(z, top) - jnp.minimum(m, top)
+
+
+def _at_labels(z, labels):
+    """Value and delta of a softmax cross-entropy at labels l [N, ...], without cancellation.
+
+        E = log sum_c e^(z_c - z_l),    delta_l = p_l - 1 = -sum of the other p_c
+
+    The label is found by comparison. A gather and a scatter were slower on a CPU, and would bring
+    together classes that are distributed over devices.
+    """
+    at = labels[..., None] == jnp.arange(z.shape[-1], dtype=labels.dtype)
+    exists = (labels >= 0) & (labels < z.shape[-1])
+    m = _largest(z)
+    e = jnp.exp(_difference(z, m))
+    others = jnp.sum(jnp.where(at, 0, e), axis=-1, keepdims=True)
+    z_l = jnp.sum(jnp.where(at, z, 0), axis=-1, keepdims=True)
+    e_l = jnp.where(exists[..., None], jnp.exp(_difference(z_l, m)), jnp.nan)
+    # E = (m - z_l) + log(others + e_l). If z_l is the largest logit, e_l - 1 is 0, and log1p is
+    # exact however little the others are. Otherwise m - z_l or the others are far from 0.
+    gap = jnp.where(z_l == jnp.inf, 0, m - z_l)
+    values = gap + jnp.log1p(others + (e_l - 1))
+    return values[..., 0], jnp.where(at, -others, e) / (others + e_l)
+
+
+def _at_probabilities(z, t):
+    """Value and delta of a softmax cross-entropy at probabilities t [N, ..., C].
+
+        E = sum_c t_c (m - z_c + log sum_k e_k),    e_c = e^(z_c - m)
+        delta_c = (e_c sum_{k != c} t_k - t_c sum_{k != c} e_k) / sum_k e_k
+
+    This is p_c sum_k t_k - t_c, in which nothing cancels if t is one-hot.
+    """
+    m = _largest(z)
+    e = jnp.exp(_difference(z, m))
+    e_first, e_rest, e_others = _sums_of_others(e)
+    _, _, t_others = _sums_of_others(t)
+    # 0 log 0 = 0: a class that cannot occur costs nothing if the target does not have it.
+    gaps = m - z
+    gaps = jnp.where((z == jnp.inf) | ((t == 0) & (gaps == jnp.inf)), 0, gaps)
+    values = jnp.sum(t * (gaps + jnp.log1p(e_rest + (e_first - 1))), axis=-1)
+    return values, (e * t_others - t * e_others) / (e_rest + e_first)
+
+
+def _sums_of_others(x):
+    """The largest entry and the sum of the rest, [..., 1]; for each entry the sum of the others."""
+    at = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
+    first = jnp.sum(jnp.where(at, x, 0), axis=-1, keepdims=True)
+    rest = jnp.sum(jnp.where(at, 0, x), axis=-1, keepdims=True)
+    # first - x is not negative, so only the largest entry could cancel in a difference of sums.
+    return first, rest, jnp.where(at, rest, rest + (first - x))
 
 
 softmax_cross_entropy = _softmax_cross_entropy()
@@ -106,6 +201,9 @@ def _sigmoid_cross_entropy():
             Hessian    diag(p (1 - p))
             sample     0 or 1, 1 with probability p
 
+          z = inf, t = 1    value 0, delta 0; the same for z = -inf, t = 0
+          z = inf, t < 1    value inf, delta 1 - t; the same for z = -inf, t > 0, with delta -t
+
         Args:
           outputs: logits z, [N, ..., O].
           targets: 0, 1 or a probability for each output, [N, ..., O].
@@ -114,23 +212,43 @@ def _sigmoid_cross_entropy():
           ValueError: outputs or targets have the wrong shape or dtype. Outside jit also: a target
             is not in [0, 1].
         """
-        z = _require_outputs(name, outputs)
-        targets = _require_like(name, targets, outputs, "one target in [0, 1] per output")
-        _require_range(name, targets, 0, 1, "targets")
-        values = jnp.maximum(z, 0) - z * targets + jnp.log1p(jnp.exp(-jnp.abs(z)))
-        return values, (jax.nn.sigmoid(z) - targets).astype(outputs.dtype)
+        z = require_outputs(name, outputs)
+        t = require_targets(z, targets)
+        size, is_one = _size(z), z >= 0
+        miss = jnp.where(is_one, 1 - t, t)  # the target's probability of the less likely answer
+        e = jnp.exp(-size)  # the odds that the outputs give to this answer
+        values = miss * jnp.where((miss == 0) & (size == jnp.inf), 0, size) + jnp.log1p(e)
+        delta = (miss - (1 - miss) * e) / (1 + e)
+        return values, jnp.where(is_one, delta, -delta).astype(outputs.dtype)
 
     def sample(key, outputs, targets=None):
         del targets
-        return jax.random.bernoulli(key, jax.nn.sigmoid(outputs)).astype(outputs.dtype)
+        z = require_outputs(name, outputs)
+        return jax.random.bernoulli(key, jax.nn.sigmoid(z)).astype(z.dtype)
 
     def hessian_factor(outputs, targets):
         del targets
-        z = _require_outputs(name, outputs)
-        # sqrt(p(z) p(-z)) and not sqrt(p (1 - p)): for large z, 1 - p would round to zero.
-        return _diagonal(jnp.sqrt(jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)).astype(outputs.dtype))
+        size = _size(require_outputs(name, outputs))
+        # sqrt(p (1 - p)), in which 1 - p would round to zero for large z.
+        return _diagonal((jnp.exp(-size / 2) / (1 + jnp.exp(-size))).astype(outputs.dtype))
 
-    return Loss(name, terms, sample, hessian_factor)
+    def right(outputs, targets, top):
+        if top != 1:
+            raise ValueError(f"{name}: each output has two answers, so top has to be 1, not {top}.")
+        z = require_outputs(name, outputs)
+        hits = ((z > 0) == (require_targets(z, targets) > 0.5)) & ~jnp.isnan(z)
+        return hits, jnp.ones(hits.shape, jnp.float32)
+
+    def require_targets(z, targets):
+        targets = require_like(name, targets, z, "one target in [0, 1] per output")
+        return require_probabilities(name, targets, "targets")
+
+    return Loss(name, terms, sample, hessian_factor, right)
+
+
+def _size(z):
+    """|z|, with a derivative of 1 at zero, and not 0 as that of jnp.abs."""
+    return jnp.where(z >= 0, z, -z)
 
 
 sigmoid_cross_entropy = _sigmoid_cross_entropy()
@@ -152,17 +270,20 @@ def _squared_error():
         Raises:
           ValueError: outputs or targets have the wrong shape or dtype.
         """
-        y = _require_outputs(name, outputs)
-        residuals = y - _require_like(name, targets, outputs, "one target per output")
-        return residuals * residuals / 2, residuals.astype(outputs.dtype)
+        y = require_outputs(name, outputs)
+        residuals = y - require_like(name, targets, y, "one target per output")
+        # Halved first: the square may overflow where half of it does not.
+        return (residuals / 2) * residuals, residuals.astype(outputs.dtype)
 
     def sample(key, outputs, targets=None):
         del targets
-        return outputs + jax.random.normal(key, outputs.shape, outputs.dtype)
+        y = require_outputs(name, outputs)
+        return y + jax.random.normal(key, y.shape, y.dtype)
 
     def hessian_factor(outputs, targets):
         del targets
-        return _diagonal(jnp.ones_like(outputs))
+        y = require_outputs(name, outputs)
+        return _diagonal(jnp.ones(y.shape, outputs.dtype))
 
     return Loss(name, terms, sample, hessian_factor)
 
@@ -187,37 +308,39 @@ def make_huber(threshold: float) -> Loss:
       threshold: h, positive.
 
     Raises:
-      ValueError: `threshold` is not positive.
+      ValueError: `threshold` is not a positive number.
 
     References:
       "Robust Estimation of a Location Parameter", Huber, 1964.
     """
-    if not threshold > 0:
-        raise ValueError(f"huber: threshold is {threshold}; it takes a positive number.")
+    if not isinstance(threshold, numbers.Real) or not threshold > 0:
+        raise ValueError(f"huber: threshold is {threshold!r}; it takes a positive number.")
+    threshold = float(threshold)
     name = "huber"
 
     def residuals_of(outputs, targets):
-        y = _require_outputs(name, outputs)
-        return y - _require_like(name, targets, outputs, "one target per output")
+        y = require_outputs(name, outputs)
+        return y - require_like(name, targets, y, "one target per output")
 
     def terms(outputs, targets):
         """The Huber loss (see `make_huber`): d (r - d / 2) with d = r clipped to [-h, h]."""
         r = residuals_of(outputs, targets)
-        delta = jnp.clip(r, -threshold, threshold)
+        # Not jnp.clip: the derivative of its minimum would multiply 0 by an infinite residual.
+        delta = jnp.where(jnp.abs(r) <= threshold, r, threshold * jnp.sign(r))
         return delta * (r - delta / 2), delta.astype(outputs.dtype)
 
     def sample(key, outputs, targets=None):
         del targets
-        shape, dtype = outputs.shape, outputs.dtype
+        y = require_outputs(name, outputs)
         which, middle, tail = jax.random.split(key, 3)
         # The integrals of e^-E over the middle and over both tails.
         in_middle = math.sqrt(2 * math.pi) * math.erf(threshold / math.sqrt(2))
-        in_tails = 2 / threshold * math.exp(-(threshold**2) / 2)
-        near = jax.random.truncated_normal(middle, -threshold, threshold, shape, dtype)
-        size = threshold + jax.random.exponential(tail, shape, dtype) / threshold
+        in_tails = 2 / threshold * math.exp(-threshold * threshold / 2)
+        near = jax.random.truncated_normal(middle, -threshold, threshold, y.shape, y.dtype)
+        size = threshold + jax.random.exponential(tail, y.shape, y.dtype) / threshold
         far = jnp.where(near < 0, -size, size)
-        is_near = jax.random.bernoulli(which, in_middle / (in_middle + in_tails), shape)
-        return outputs + jnp.where(is_near, near, far)
+        is_near = jax.random.bernoulli(which, in_middle / (in_middle + in_tails), y.shape)
+        return y + jnp.where(is_near, near, far)
 
     def hessian_factor(outputs, targets):
         near = jnp.abs(residuals_of(outputs, targets)) <= threshold
@@ -229,158 +352,7 @@ def make_huber(threshold: float) -> Loss:
 huber = make_huber(1.0)
 
 
-def weighted(loss: Loss) -> Loss:
-    """The loss with a weight for each example or position: E_n = sum_t w_nt E_nt.
-
-    Its targets are a pair `(targets, weights)`. Weights are [N] or [N, T], or have any number of
-    the first axes of the loss's terms. A mask is weights of 0 and 1: terms of weight 0 contribute
-    nothing, even if they are not finite. The weights are part of each example's own loss, so a mean
-    over examples still divides by N.
-
-    Args:
-      loss: a Loss.
-
-    Raises:
-      ValueError: when called, the targets are not a pair, or the weights do not fit the terms.
-
-    Example:
-      >>> import jax.numpy as jnp, jaxbp as bp
-      >>> loss = bp.weighted(bp.squared_error)
-      >>> value, delta = loss(
-      ...     jnp.array([[3.0], [5.0]]), (jnp.zeros((2, 1)), jnp.array([1.0, 0.0]))
-      ... )
-      >>> value
-      Array([4.5, 0. ], dtype=float32)
-    """
-    name = f"weighted({loss.name})"
-
-    def unpack(targets):
-        if not isinstance(targets, tuple) or len(targets) != 2:
-            raise ValueError(f"{name}: takes its targets as a pair (targets, weights).")
-        return targets
-
-    def times(weights, values):
-        weights = weights.astype(values.dtype)
-        weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
-        return jnp.where(weights == 0, 0, weights * values)
-
-    def terms(outputs, targets):
-        """The terms of a loss, each multiplied by its weight (see `weighted`)."""
-        targets, weights = unpack(targets)
-        values, delta = loss.terms(outputs, targets)
-        weights = jnp.asarray(weights)
-        if weights.ndim < 1 or weights.shape != values.shape[: weights.ndim]:
-            raise ValueError(
-                f"{name}: weights has shape {show_shape(weights.shape)}, expected the first axes "
-                f"of {show_shape(values.shape)}."
-            )
-        return times(weights, values), times(weights, delta)
-
-    def sample(key, outputs, targets=None):
-        if targets is None:
-            return loss.sample(key, outputs), jnp.ones(len(outputs), outputs.dtype)
-        targets, weights = unpack(targets)
-        # w delta has second moment w^2 H, where the weighted loss's Hessian is w H.
-        return loss.sample(key, outputs, targets), jnp.sqrt(weights)
-
-    def hessian_factor(outputs, targets):
-        targets, weights = unpack(targets)
-        return jax.vmap(lambda column: times(jnp.sqrt(weights), column))(
-            loss.hessian_factor(outputs, targets)
-        )
-
-    return Loss(name, terms, sample, hessian_factor)
-
-
-def accuracy(outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
-    """Whether each example's largest output is at its label: 1.0 or 0.0, [N].
-
-    A metric for classifiers with integer labels. If there are positions, it is the fraction of
-    positions at which this holds.
-
-    Args:
-      outputs: [N, ..., C].
-      targets: integers, [N, ...].
-
-    Example:
-      >>> import jax.numpy as jnp, jaxbp as bp
-      >>> bp.accuracy(jnp.array([[2.0, 1.0], [0.0, 3.0]]), jnp.array([0, 0])).tolist()
-      [1.0, 0.0]
-    """
-    targets = jnp.asarray(targets)
-    right = jnp.argmax(outputs, axis=-1).astype(targets.dtype) == targets
-    return jnp.mean(right, axis=range(1, right.ndim), dtype=jnp.float32)
-
-
 def _diagonal(values):
     """The columns of diagonal matrices, [O, N, ..., O], from their diagonals, [N, ..., O]."""
     eye = jnp.eye(values.shape[-1], dtype=values.dtype)
     return jnp.moveaxis(values[..., None, :] * eye, -2, 0)
-
-
-def _require_outputs(name: str, outputs: Any) -> jax.Array:
-    """Refuses what cannot be outputs; returns them in at least 32 bits."""
-    if not jax.tree_util.treedef_is_leaf(jax.tree.structure(outputs)):
-        raise ValueError(
-            f"{name}: outputs is a {type(outputs).__name__}, expected one array [N, ..., O]. For "
-            "a network with several outputs, make a loss of a loss for each by joint_loss?"
-        )
-    if jnp.ndim(outputs) < 2:
-        raise ValueError(
-            f"{name}: outputs has shape {show_shape(jnp.shape(outputs))}, expected [N, ..., O]."
-        )
-    if outputs.size == 0:
-        raise ValueError(f"{name}: outputs has shape {show_shape(outputs.shape)}: it is empty.")
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise ValueError(
-            f"{name}: outputs has dtype {outputs.dtype}, expected floating-point numbers."
-        )
-    return widened(outputs)
-
-
-def _require_like(name: str, targets: Any, outputs: jax.Array, what: str) -> jax.Array:
-    """Refuses targets that do not fit the outputs; returns them in the dtype of the computation."""
-    targets = jnp.asarray(targets)
-    if targets.shape != outputs.shape:
-        hint = " Add an axis, targets[:, None]?" if (*targets.shape, 1) == outputs.shape else ""
-        raise ValueError(
-            f"{name}: targets has shape {show_shape(targets.shape)}, "
-            f"expected {show_shape(outputs.shape)}: {what}.{hint}"
-        )
-    return targets.astype(widened(outputs).dtype)
-
-
-def _require_labels(name: str, labels: jax.Array, shape: Shape) -> None:
-    if labels.shape != shape[:-1]:
-        one = "example" if len(shape) == 2 else "position"
-        hint = " Put flatten() into the network?" if labels.shape == shape[:1] else ""
-        raise ValueError(
-            f"{name}: labels has shape {show_shape(labels.shape)}, "
-            f"expected {show_shape(shape[:-1])}: one integer per {one}.{hint}"
-        )
-    _require_range(name, labels, 0, shape[-1] - 1, "labels")
-
-
-def _require_range(name: str, values: Any, low: float, high: float, what: str) -> None:
-    """Refuses values out of range. Under jit values are not known, and all pass."""
-    if isinstance(values, Tracer):
-        return
-    values = np.asarray(values)
-    wrong = ~((values >= low) & (values <= high))
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"{name}: {what} go from {values.min()} to {values.max()}, expected {low} to {high}; "
-            f"the first that does not is {values[where]}, at {show_shape(where)}."
-        )
-
-
-def _require_sum_to_one(name: str, probabilities: Any) -> None:
-    if isinstance(probabilities, Tracer):  # under jit, where values are not known
-        return
-    sums = np.asarray(probabilities, np.float64).sum(-1)
-    if not np.allclose(sums, 1, atol=1e-2):
-        raise ValueError(
-            f"{name}: probabilities sum to between {sums.min():.4g} and {sums.max():.4g} over the "
-            "classes, expected 1."
-        )

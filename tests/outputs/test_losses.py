@@ -258,7 +258,10 @@ ONES = jnp.ones((3, 4))
             lambda: bp.softmax_cross_entropy(ONES, jnp.full((3, 4), -0.25)),
             r"probabilities go from -0\.25 to -0\.25, expected 0 to 1",
         ),
-        (lambda: bp.softmax_cross_entropy(ONES, jnp.ones(3)), r"targets has shape \[3\], expected"),
+        (
+            lambda: bp.softmax_cross_entropy(ONES, jnp.ones(3)),
+            r"targets has dtype float64 and shape \[3\], expected integers \[3\], or probabilities",
+        ),
         (
             lambda: bp.sigmoid_cross_entropy(jnp.ones((3, 1)), jnp.ones(3)),
             r"targets has shape \[3\], expected \[3, 1\].*Add an axis, targets\[:, None\]\?",

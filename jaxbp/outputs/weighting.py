@@ -1,0 +1,201 @@
+"""Weights of examples and positions: losses that leave out padding, or count some terms more."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbp.outputs.arguments import require_array, require_outputs
+from jaxbp.types import Loss, show_shape
+
+__all__ = ["ignoring", "weighted"]
+
+
+def weighted(loss: Loss) -> Loss:
+    """The loss with a weight for each example or position: E_n = sum_t w_nt E_nt.
+
+    Its targets are a pair `(targets, weights)`. Weights are [N] or [N, T], or have any number of
+    the first axes of the loss's terms. A mask is weights of 0 and 1. The weights are part of each
+    example's own loss, so a mean over examples still divides by N.
+
+      weight 0    value 0 and delta 0, whatever outputs and targets are: also NaN, or a label of -1
+
+    Args:
+      loss: a Loss.
+
+    Raises:
+      TypeError: `loss` is not a Loss.
+      ValueError: when called, the targets are not a pair, or the weights do not fit the terms.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> loss = bp.weighted(bp.squared_error)
+      >>> value, delta = loss(
+      ...     jnp.array([[3.0], [5.0]]), (jnp.zeros((2, 1)), jnp.array([1.0, 0.0]))
+      ... )
+      >>> value
+      Array([4.5, 0. ], dtype=float32)
+    """
+    _require_loss("weighted", loss)
+    name = f"weighted({loss.name})"
+
+    def unpack(outputs, targets):
+        """Outputs in at least 32 bits and targets, both valid where the weight is 0; weights."""
+        y = require_outputs(name, outputs)
+        if not isinstance(targets, tuple) or len(targets) != 2:
+            raise ValueError(f"{name}: takes its targets as a pair (targets, weights).")
+        targets, weights = targets
+        if isinstance(targets, list):
+            targets = require_array(name, "targets", targets)
+        weights = require_array(name, "weights", weights).astype(y.dtype)
+        if weights.ndim < 1 or weights.shape != y.shape[: weights.ndim]:
+            raise ValueError(
+                f"{name}: weights has shape {show_shape(weights.shape)}, expected the first axes "
+                f"of {show_shape(y.shape)}."
+            )
+        return _where_kept(weights, y), jax.tree.map(lambda t: _valid(weights, t), targets), weights
+
+    def times(weights, values):
+        if weights.ndim > values.ndim:
+            raise ValueError(
+                f"{name}: weights has shape {show_shape(weights.shape)}, expected the first axes "
+                f"of {show_shape(values.shape)}."
+            )
+        return _where_kept(weights, _spread(weights, values) * values)
+
+    def terms(outputs, targets):
+        """The terms of a loss, each multiplied by its weight (see `weighted`)."""
+        y, targets, weights = unpack(outputs, targets)
+        values, delta = loss.terms(y, targets)
+        return times(weights, values), times(weights, delta).astype(outputs.dtype)
+
+    def sample(key, outputs, targets=None):
+        if targets is None:
+            y = require_outputs(name, outputs)
+            return loss.sample(key, y), jnp.ones(len(y), y.dtype)
+        y, targets, weights = unpack(outputs, targets)
+        # w delta has second moment w^2 H, where the weighted loss's Hessian is w H.
+        return loss.sample(key, y, targets), jnp.sqrt(weights)
+
+    def hessian_factor(outputs, targets):
+        y, targets, weights = unpack(outputs, targets)
+        roots = _where_kept(weights, jnp.sqrt(weights))
+        columns = jax.vmap(lambda column: times(roots, column))(loss.hessian_factor(y, targets))
+        return columns.astype(outputs.dtype)
+
+    def right_by(judge):
+        def right(outputs, targets, top):
+            y, targets, weights = unpack(outputs, targets)
+            hits, own = judge(y, targets, top)
+            return hits, times(weights.astype(own.dtype), own)
+
+        return right
+
+    right = None if loss.right is None else right_by(loss.right)
+    return Loss(name, terms, sample, hessian_factor, right)
+
+
+def ignoring(loss: Loss, label: int = -100) -> Loss:
+    """The loss without the examples and positions that have a certain label, such as padding.
+
+    It is `weighted(loss)` with weights of 0 where the target is `label`, and 1 elsewhere. Its
+    targets are the labels alone.
+
+    Args:
+      loss: a Loss whose targets are one array, such as `softmax_cross_entropy`.
+      label: the label to leave out. It may be a class, or any other integer.
+
+    Raises:
+      TypeError: `loss` is not a Loss.
+      ValueError: `label` is not an integer.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> loss = bp.ignoring(bp.softmax_cross_entropy, -1)
+      >>> value, delta = loss(jnp.zeros((1, 3, 2)), jnp.array([[0, 1, -1]]))
+      >>> round(float(value[0]), 4), delta.tolist()
+      (1.3863, [[[-0.5, 0.5], [0.5, -0.5], [0.0, 0.0]]])
+    """
+    _require_loss("ignoring", loss)
+    if not isinstance(label, int) or isinstance(label, bool):
+        raise ValueError(f"ignoring: label is {label!r}; it takes an integer.")
+    name = f"ignoring({loss.name}, {label})"
+    inner = weighted(loss)
+
+    def kept(outputs, targets):
+        if isinstance(targets, _Drawn):
+            return targets
+        targets, shape = require_array(name, "targets", targets), jnp.shape(outputs)
+        if targets.ndim < 1 or targets.shape != shape[: targets.ndim]:
+            raise ValueError(
+                f"{name}: targets has shape {show_shape(targets.shape)}, expected the first axes "
+                f"of {show_shape(shape)}."
+            )
+        return targets, ~_equal(targets, label)
+
+    def terms(outputs, targets):
+        """The terms of a loss, zero where the target is a certain label (see `ignoring`)."""
+        return inner.terms(outputs, kept(outputs, targets))
+
+    def sample(key, outputs, targets=None):
+        return _Drawn(
+            *inner.sample(key, outputs, None if targets is None else kept(outputs, targets))
+        )
+
+    def hessian_factor(outputs, targets):
+        return inner.hessian_factor(outputs, kept(outputs, targets))
+
+    def right_by(judge):
+        return lambda outputs, targets, top: judge(outputs, kept(outputs, targets), top)
+
+    right = None if inner.right is None else right_by(inner.right)
+    return Loss(name, terms, sample, hessian_factor, right)
+
+
+class _Drawn(NamedTuple):
+    """Targets that were drawn, and their weights. A drawn label may be the one that is ignored."""
+
+    targets: jax.Array
+    weights: jax.Array
+
+
+def _equal(targets, label):
+    """Where targets are the label; nowhere if their dtype cannot hold it."""
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        held = jnp.iinfo(targets.dtype)
+        if not held.min <= label <= held.max:
+            return jnp.zeros(targets.shape, bool)
+    return targets == label
+
+
+def _spread(weights, values):
+    """Weights with axes of size 1 behind theirs, as many as the values have."""
+    return weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
+
+
+def _where_kept(weights, values):
+    """The values, and 0 where the weight is 0."""
+    return jnp.where(_spread(weights, values) == 0, 0, values)
+
+
+def _valid(weights, targets):
+    """Targets that every loss takes where the weight is 0, and the given ones elsewhere.
+
+    There, integers are 0, and the others 1/C, so that probabilities sum to 1.
+    """
+    if jnp.shape(targets)[: weights.ndim] != weights.shape or not _is_number(targets.dtype):
+        return targets  # the loss says what is wrong
+    filler = 1 / targets.shape[-1] if jnp.issubdtype(targets.dtype, jnp.floating) else 0
+    return jnp.where(_spread(weights, targets) == 0, jnp.asarray(filler, targets.dtype), targets)
+
+
+def _is_number(dtype):
+    return jnp.issubdtype(dtype, jnp.bool) or jnp.issubdtype(dtype, jnp.number)
+
+
+def _require_loss(name: str, loss: Loss | Callable[..., object]) -> None:
+    if not isinstance(loss, Loss):
+        raise TypeError(
+            f"{name}: loss is {loss!r}; it takes a Loss. Make one of a function by loss_of?"
+        )
