@@ -26,11 +26,9 @@ from jaxbp.readings.sums import per_example, total
 from jaxbp.signals.conv_patches import patched, windowed
 from jaxbp.signals.conv_products import convolve, exchanged
 from jaxbp.signals.kinds import (
-    Bias,
     Conv,
     Lookup,
     Outer,
-    Scale,
     Signal,
     Sum,
     Through,
@@ -38,8 +36,10 @@ from jaxbp.signals.kinds import (
     is_signal,
     map_signals,
     not_a_signal,
+    rows_of,
     widen,
 )
+from jaxbp.signals.operands import require_signal
 from jaxbp.signals.stacked import sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
 
@@ -71,7 +71,8 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
 
     Raises:
       TypeError: a leaf is not a signal.
-      ValueError: the two trees are of different networks, or there are no signals.
+      ValueError: the operands of a signal do not fit each other, the two trees are of different
+        networks, or there are no signals.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -91,10 +92,13 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
     return sum_leaves(map_signals(_gram, first, second))
 
 
-@functools.singledispatch
-def _gram(signal: Signal, other: Signal) -> jax.Array:
-    del other
-    raise not_a_signal("gram", signal)
+def _gram_of_formed(signal: Signal, other: Signal) -> jax.Array:
+    """The inner products of gradients that are formed for each example."""
+    gradients, others = per_example(signal), per_example(other)
+    return gradients.reshape(len(gradients), -1) @ others.reshape(len(others), -1).T
+
+
+_gram = functools.singledispatch(_gram_of_formed)
 
 
 @_gram.register
@@ -109,14 +113,7 @@ def _(signal: Outer, other):
         return jnp.sum(
             jnp.einsum("nti,msi->nmts", x, z) * jnp.einsum("nto,mso->nmts", d, e), axis=(2, 3)
         )
-    gradients, others = per_example(Outer(x, d)), per_example(Outer(z, e))
-    return gradients.reshape(n, -1) @ others.reshape(m, -1).T
-
-
-@_gram.register(Bias)
-@_gram.register(Scale)
-def _(signal, other):
-    return per_example(signal) @ per_example(other).T
+    return _gram_of_formed(signal, other)
 
 
 @_gram.register
@@ -124,18 +121,17 @@ def _(signal: Lookup, other):
     d, e = as_positions(signal.deltas), as_positions(other.deltas)
     (n, t, _), (m, s, _) = d.shape, e.shape
     if t * s < len(signal.table):
-        rows, others = signal.indices.reshape(n, 1, t, 1), other.indices.reshape(1, m, 1, s)
-        return jnp.sum(jnp.where(rows == others, jnp.einsum("nto,mso->nmts", d, e), 0), axis=(2, 3))
-    return per_example(signal).reshape(n, -1) @ per_example(other).reshape(m, -1).T
+        rows, others = rows_of(signal).reshape(n, 1, t, 1), rows_of(other).reshape(1, m, 1, s)
+        same = (rows == others) & (rows < len(signal.table))
+        return jnp.sum(jnp.where(same, jnp.einsum("nto,mso->nmts", d, e), 0), axis=(2, 3))
+    return _gram_of_formed(signal, other)
 
 
 @_gram.register
 def _(signal: Conv, other):
     # Where Gram matrices do not pay for a norm, they pay even less for products with many others.
     if by_place_is_less_work(signal):
-        gradients = per_example(signal).reshape(len(signal.deltas), -1)
-        others = per_example(other).reshape(len(other.deltas), -1)
-        return gradients @ others.T
+        return _gram_of_formed(signal, other)
     first = patched(signal)
     if other is signal:
         return jnp.sum(jax.vmap(lambda outer: _gram(outer, outer))(first), axis=0)
@@ -148,17 +144,6 @@ def _(signal: Through, other):
         same = other is signal
         return _gram(signal.signal, signal.signal if same else other.signal)
     return _gram_of_formed(signal, other)
-
-
-@_gram.register
-def _(signal: Sum, other):
-    return _gram_of_formed(signal, other)
-
-
-def _gram_of_formed(signal, other):
-    """Products of gradients that have to be formed for each example."""
-    gradients, others = per_example(signal), per_example(other)
-    return gradients.reshape(len(gradients), -1) @ others.reshape(len(others), -1).T
 
 
 def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
@@ -178,7 +163,8 @@ def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
 
     Raises:
       TypeError: a leaf is not a signal.
-      ValueError: the direction is not a tree like the parameters, or there are no signals.
+      ValueError: the operands of a signal do not fit each other, the direction is not a tree like
+        the parameters, or there are no signals.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -197,10 +183,13 @@ def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
     return sum_leaves(map_signals(_along, signals, jax.tree.map(widened, direction)))
 
 
-@functools.singledispatch
-def _along(signal: Signal, direction: jax.Array) -> jax.Array:
-    del direction
-    raise not_a_signal("directional_derivatives", signal)
+def _along_formed(signal: Signal, direction: jax.Array) -> jax.Array:
+    """The products of a direction with gradients that are formed for each example."""
+    gradients = per_example(signal)
+    return gradients.reshape(len(gradients), -1) @ direction.ravel()
+
+
+_along = functools.singledispatch(_along_formed)
 
 
 @_along.register
@@ -209,15 +198,9 @@ def _(signal: Outer, direction):
     return jnp.sum((x @ direction) * d, axis=(1, 2))
 
 
-@_along.register(Bias)
-@_along.register(Scale)
-def _(signal, direction):
-    return per_example(signal) @ direction
-
-
 @_along.register
 def _(signal: Lookup, direction):
-    rows = direction[signal.indices.reshape(len(signal.indices), -1)]
+    rows = direction.at[rows_of(signal)].get(mode="fill", fill_value=0)
     return jnp.sum(rows * as_positions(signal.deltas), axis=(1, 2))
 
 
@@ -235,8 +218,7 @@ def _(signal: Conv, direction):
 def _(signal: Through, direction):
     if signal.back.moves:
         return _along(signal.signal, signal.back.take(direction))
-    gradients = per_example(signal)
-    return gradients.reshape(len(gradients), -1) @ direction.ravel()
+    return _along_formed(signal, direction)
 
 
 @_along.register
@@ -245,7 +227,10 @@ def _(signal: Sum, direction):
 
 
 def _wide_signals(name: str, tree: PyTree) -> PyTree:
-    """Converts a tree of signals to at least 32 bits; raises if a leaf is not a signal."""
+    """Converts a tree of signals to at least 32 bits; raises if a leaf is not a signal that fits.
+
+    In a stack, operands fit one layer at a time.
+    """
 
     def wide(signal):
         if not is_signal(signal):
@@ -254,7 +239,9 @@ def _wide_signals(name: str, tree: PyTree) -> PyTree:
 
     if not jax.tree.leaves(tree):
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
-    return jax.tree.map(wide, tree, is_leaf=is_signal)
+    signals = jax.tree.map(wide, tree, is_leaf=is_signal)
+    jax.eval_shape(lambda tree: map_signals(lambda s: require_signal(name, s), tree), signals)
+    return signals
 
 
 def _parameters_of(signals: PyTree) -> tuple[Any, str]:

@@ -51,15 +51,13 @@ from jaxbp.signals.kinds import (
     Outer,
     Scale,
     Signal,
-    Sum,
     Through,
     as_positions,
     as_rows,
     each_row_once,
-    is_signal,
-    not_a_signal,
     widen,
 )
+from jaxbp.signals.operands import count_examples, require_signal
 from jaxbp.types import widened
 
 __all__ = [
@@ -72,7 +70,6 @@ __all__ = [
 ]
 
 
-@functools.singledispatch
 def per_example_diagonal(signal: Signal, *, columns: str | None = None) -> jax.Array:
     """Computes the squared gradient of each example, sum_k g_nk^2, elementwise.
 
@@ -87,7 +84,8 @@ def per_example_diagonal(signal: Signal, *, columns: str | None = None) -> jax.A
       An array [N, shape of the parameter].
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     References:
       "BackPACK: Packing more into backprop", Dangel, Kunstner, Hennig, 2020.
@@ -98,11 +96,20 @@ def per_example_diagonal(signal: Signal, *, columns: str | None = None) -> jax.A
       >>> bp.per_example_diagonal(signal)[..., 0].tolist()
       [[9.0, 36.0], [0.0, 16.0]]
     """
-    del columns
-    raise not_a_signal("per_example_diagonal", signal)
+    require_signal("per_example_diagonal", signal)
+    return _squares(signal, columns=columns)
 
 
-@per_example_diagonal.register
+def _squares_of_formed(signal: Signal, *, columns: str | None = None) -> jax.Array:
+    """The squares of gradients that are formed for each example."""
+    squares = jnp.square(per_example(widen(signal)))
+    return squares if columns is None else jax.lax.psum(squares, columns)
+
+
+_squares = functools.singledispatch(_squares_of_formed)
+
+
+@_squares.register
 def _(signal: Outer, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     if x.shape[1] == 1:
@@ -110,23 +117,23 @@ def _(signal: Outer, *, columns=None):
     return _sum_squares(lambda d: per_example(Outer(x, d)), d)
 
 
-@per_example_diagonal.register
+@_squares.register
 def _(signal: Bias, *, columns=None):
     return _sum_squares(lambda d: jnp.sum(d, axis=1), _all_columns(signal.deltas, columns))
 
 
-@per_example_diagonal.register
+@_squares.register
 def _(signal: Scale, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     return _sum_squares(lambda d: jnp.sum(x * d, axis=1), d)
 
 
-@per_example_diagonal.register
+@_squares.register
 def _(signal: Lookup, *, columns=None):
     return per_example(_squared(signal, columns))
 
 
-@per_example_diagonal.register
+@_squares.register
 def _(signal: Conv, *, columns=None):
     signal = jax.tree.map(widened, signal)
     return _sum_squares(
@@ -134,22 +141,11 @@ def _(signal: Conv, *, columns=None):
     )
 
 
-@per_example_diagonal.register
+@_squares.register
 def _(signal: Through, *, columns=None):
     if signal.back.moves:
-        return jax.vmap(signal.back)(per_example_diagonal(signal.signal, columns=columns))
-    return _squares_of_formed(signal, columns)
-
-
-@per_example_diagonal.register
-def _(signal: Sum, *, columns=None):
-    return _squares_of_formed(signal, columns)
-
-
-def _squares_of_formed(signal, columns):
-    """The squares of gradients that have to be formed for each example, summed over the columns."""
-    squares = jnp.square(per_example(widen(signal)))
-    return squares if columns is None else jax.lax.psum(squares, columns)
+        return jax.vmap(signal.back)(_squares(signal.signal, columns=columns))
+    return _squares_of_formed(signal, columns=columns)
 
 
 def _squared(signal: Lookup, columns: str | None) -> Lookup:
@@ -162,7 +158,6 @@ def _squared(signal: Lookup, columns: str | None) -> Lookup:
     return each_row_once(signal)._replace(deltas=squares)
 
 
-@functools.singledispatch
 def diagonal(signal: Signal, *, columns: str | None = None) -> jax.Array:
     """Computes the sum of the squared gradients, sum_nk g_nk^2, elementwise.
 
@@ -178,7 +173,8 @@ def diagonal(signal: Signal, *, columns: str | None = None) -> jax.Array:
       An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     References:
       "BackPACK: Packing more into backprop", Dangel, Kunstner, Hennig, 2020.
@@ -192,11 +188,16 @@ def diagonal(signal: Signal, *, columns: str | None = None) -> jax.Array:
       >>> curvature["weight"].tolist()  # sum_n x_n^2, for each output
       [[5.0, 5.0]]
     """
-    del columns
-    raise not_a_signal("diagonal", signal)
+    require_signal("diagonal", signal)
+    return _sum_of_squares(signal, columns=columns)
 
 
-@diagonal.register
+@functools.singledispatch
+def _sum_of_squares(signal: Signal, *, columns: str | None = None) -> jax.Array:
+    return jnp.sum(_squares(signal, columns=columns), axis=0)
+
+
+@_sum_of_squares.register
 def _(signal: Outer, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     if x.shape[1] == 1:
@@ -207,23 +208,18 @@ def _(signal: Outer, *, columns=None):
     return _sum_squares(lambda pair: x[pair[0]].T @ pair[1], pairs)
 
 
-@diagonal.register
+@_sum_of_squares.register
 def _(signal: Bias, *, columns=None):
     d = jnp.sum(_all_columns(signal.deltas, columns), axis=2)
     return jnp.sum(jnp.square(as_rows(d)), axis=0)
 
 
-@diagonal.register
-def _(signal: Scale, *, columns=None):
-    return jnp.sum(per_example_diagonal(signal, columns=columns), axis=0)
-
-
-@diagonal.register
+@_sum_of_squares.register
 def _(signal: Lookup, *, columns=None):
     return total(_squared(signal, columns))
 
 
-@diagonal.register
+@_sum_of_squares.register
 def _(signal: Conv, *, columns=None):
     x, d = widened(signal.inputs), _every_column(widened(signal.deltas), columns)
     example = jnp.tile(jnp.arange(len(x)), len(d))
@@ -234,16 +230,11 @@ def _(signal: Conv, *, columns=None):
     return _sum_squares(gradient, (example, d.reshape(-1, *d.shape[2:])))
 
 
-@diagonal.register
+@_sum_of_squares.register
 def _(signal: Through, *, columns=None):
     if signal.back.moves:
-        return signal.back(diagonal(signal.signal, columns=columns))
-    return jnp.sum(_squares_of_formed(signal, columns), axis=0)
-
-
-@diagonal.register
-def _(signal: Sum, *, columns=None):
-    return jnp.sum(_squares_of_formed(signal, columns), axis=0)
+        return signal.back(_sum_of_squares(signal.signal, columns=columns))
+    return jnp.sum(_squares_of_formed(signal, columns=columns), axis=0)
 
 
 def second_moment(signal: Signal) -> jax.Array:
@@ -256,16 +247,16 @@ def second_moment(signal: Signal) -> jax.Array:
       An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
       >>> bp.second_moment(bp.Bias(jnp.array([[1.0], [3.0]]))).tolist()
       [5.0]
     """
-    if not is_signal(signal):
-        raise not_a_signal("second_moment", signal)
-    return diagonal(signal) / len(signal.deltas)
+    require_signal("second_moment", signal)
+    return diagonal(signal) / count_examples(signal)
 
 
 def variance(signal: Signal) -> jax.Array:
@@ -283,15 +274,15 @@ def variance(signal: Signal) -> jax.Array:
       An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
       >>> bp.variance(bp.Bias(jnp.array([[1.0], [3.0]]))).tolist()
       [1.0]
     """
-    if not is_signal(signal):
-        raise not_a_signal("variance", signal)
+    require_signal("variance", signal)
     return jnp.maximum(second_moment(signal) - jnp.square(mean(widen(signal))), 0)
 
 
@@ -311,7 +302,6 @@ class Kronecker(NamedTuple):
     deltas: jax.Array
 
 
-@functools.singledispatch
 def kronecker(
     signal: Signal, *, bias: str = "folded", shared: str = "expand", columns: str | None = None
 ) -> Kronecker | Through | tuple[()]:
@@ -343,7 +333,8 @@ def kronecker(
     `view.take` brings a gradient into the layout of the factors, and `view` brings it back.
 
     A gain (`Scale`), a table (`Lookup`), a parameter used in several ways (`Sum`) and a parameter
-    behind a `Through` that does more than move entries have no such factors, and get ().
+    behind a `Through` that does more than move entries have no such factors, and get (). Nor has a
+    kind of your own.
 
     Args:
       signal: the operands of one parameter.
@@ -356,8 +347,9 @@ def kronecker(
       `Kronecker(inputs=A, deltas=G)`, the same in a `Through`, or ().
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
-      ValueError: `bias` or `shared` is not one of its two values.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other, or `bias` or `shared` is not one of its two
+        values.
 
     References:
       "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", Martens, Grosse,
@@ -374,13 +366,24 @@ def kronecker(
       >>> factors.inputs.tolist(), factors.deltas.tolist()
       ([[1.0, 1.0], [1.0, 2.0]], [[5.0]])
     """
-    del bias, shared, columns
-    raise not_a_signal("kronecker", signal)
+    require_signal("kronecker", signal)
+    if bias not in ("folded", "apart"):
+        raise ValueError(f"kronecker: bias is {bias!r}; it takes 'folded' or 'apart'.")
+    if shared not in ("expand", "reduce"):
+        raise ValueError(f"kronecker: shared is {shared!r}; it takes 'expand' or 'reduce'.")
+    return _factors(signal, bias=bias, shared=shared, columns=columns)
 
 
-@kronecker.register
-def _(signal: Outer, *, bias="folded", shared="expand", columns=None):
-    _require_choices(bias, shared)
+@functools.singledispatch
+def _factors(
+    signal: Signal, *, bias: str, shared: str, columns: str | None
+) -> Kronecker | Through | tuple[()]:
+    del signal, bias, shared, columns
+    return ()
+
+
+@_factors.register
+def _(signal: Outer, *, bias, shared, columns):
     a, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     if bias == "folded":
         a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
@@ -389,39 +392,28 @@ def _(signal: Outer, *, bias="folded", shared="expand", columns=None):
     return Kronecker(_products(a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
 
 
-@kronecker.register
-def _(signal: Conv, *, bias="folded", shared="expand", columns=None):
+@_factors.register
+def _(signal: Conv, *, bias, shared, columns):
     signal = jax.tree.map(widened, signal)
-    factors = jax.vmap(lambda outer: kronecker(outer, bias=bias, shared=shared, columns=columns))(
+    factors = jax.vmap(lambda outer: _factors(outer, bias=bias, shared=shared, columns=columns))(
         patched_outputs(signal)
     )
     return jax.tree.map(lambda a: a[0], factors) if signal.geometry.groups == 1 else factors
 
 
-@kronecker.register
-def _(signal: Bias, *, bias="folded", shared="expand", columns=None):
-    _require_choices(bias, shared)
+@_factors.register
+def _(signal: Bias, *, bias, shared, columns):
     if bias == "folded":
         return ()
     d = _all_columns(signal.deltas, columns)
     return Kronecker(jnp.ones((1, 1), d.dtype), _deltas_factor(d, shared))
 
 
-@kronecker.register(Scale)
-@kronecker.register(Lookup)
-@kronecker.register(Sum)
-def _(signal, *, bias="folded", shared="expand", columns=None):
-    del signal, columns
-    _require_choices(bias, shared)
-    return ()
-
-
-@kronecker.register
-def _(signal: Through, *, bias="folded", shared="expand", columns=None):
-    _require_choices(bias, shared)
+@_factors.register
+def _(signal: Through, *, bias, shared, columns):
     if not signal.back.moves:
         return ()
-    factors = kronecker(signal.signal, bias=bias, shared=shared, columns=columns)
+    factors = _factors(signal.signal, bias=bias, shared=shared, columns=columns)
     # Only a View moves entries, and lift joins two that follow each other to one.
     return signal._replace(signal=factors) if isinstance(factors, Kronecker) else ()
 
@@ -464,10 +456,3 @@ def _sum_squares(function: Callable[[Any], jax.Array], stacked: Any) -> jax.Arra
         return total + jnp.square(function(x)), None
 
     return jax.lax.scan(add, jnp.zeros(first.shape, first.dtype), stacked)[0]
-
-
-def _require_choices(bias: str, shared: str) -> None:
-    if bias not in ("folded", "apart"):
-        raise ValueError(f"kronecker: bias is {bias!r}; it takes 'folded' or 'apart'.")
-    if shared not in ("expand", "reduce"):
-        raise ValueError(f"kronecker: shared is {shared!r}; it takes 'expand' or 'reduce'.")

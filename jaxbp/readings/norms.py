@@ -24,6 +24,8 @@ Sources:
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,26 +34,24 @@ from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work
 from jaxbp.readings.sums import per_example
 from jaxbp.signals.conv_patches import map_place_gradients, patched
 from jaxbp.signals.kinds import (
-    Bias,
     Conv,
     Lookup,
     Outer,
-    Scale,
     Signal,
     Sum,
     Through,
     as_positions,
     each_row_once,
-    not_a_signal,
+    rows_of,
     widen,
 )
+from jaxbp.signals.operands import require_signal
 from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
-from jaxbp.types import PyTree, show_shape, widened
+from jaxbp.types import PyTree, show_shape
 
 __all__ = ["example_norms", "layer_norms", "sq_norms"]
 
 
-@functools.singledispatch
 def sq_norms(signal: Signal) -> jax.Array:
     """Computes the squared norm of each example's gradient, |g_n|^2.
 
@@ -63,7 +63,9 @@ def sq_norms(signal: Signal) -> jax.Array:
                            up several times are added first
         bias, gain         from the gradient
 
-    `costs` has the formulas that decide. Numbers of 16 bits are accumulated in 32.
+    `costs` has the formulas that decide. Numbers of 16 bits are accumulated in 32. The square of a
+    norm above 2e19 is inf in 32 bits, and that of a norm below 1e-19 is zero or inaccurate.
+    `reweighted` computes norms over the whole range of the dtype.
 
     Args:
       signal: the operands of one parameter.
@@ -72,87 +74,193 @@ def sq_norms(signal: Signal) -> jax.Array:
       An array [N]. `example_norms` and `layer_norms` combine those of several parameters.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
       >>> bp.sq_norms(bp.Bias(jnp.array([[3.0, 4.0], [0.0, 1.0]]))).tolist()
       [25.0, 1.0]
     """
-    raise not_a_signal("sq_norms", signal)
+    require_signal("sq_norms", signal)
+    squares, unit = _measured(widen(signal))
+    return unit * (unit * squares)
 
 
-@sq_norms.register
+def parameter_norms(signal: Signal) -> jax.Array:
+    """The norm of each example's gradient for one parameter, [N], over the range of the dtype.
+
+    Args:
+      signal: the operands of one parameter.
+    """
+    require_signal("parameter_norms", signal)
+    return _measured(widen(signal)).norms
+
+
+class Measured(NamedTuple):
+    """The squared norms of gradients, measured in units of each example's own.
+
+    Squares overflow, or vanish, where norms do not. In a unit that is near the largest entry of the
+    example's operands they do neither.
+
+    Attributes:
+      squares: |g_n|^2 / u_n^2, [N].
+      unit: u, [N], powers of two, so that dividing by them rounds nothing.
+    """
+
+    squares: jax.Array
+    unit: jax.Array
+
+    @property
+    def norms(self) -> jax.Array:
+        """|g_n|, [N]."""
+        return self.unit * _root(self.squares)
+
+
+@functools.singledispatch
+def _measured(signal: Signal) -> Measured:
+    """The squared norm of each example's gradient, of operands of at least 32 bits."""
+    return _measure(per_example(signal))
+
+
+@_measured.register
 def _(signal: Outer):
-    x, d = as_positions(widened(signal.inputs)), as_positions(widened(signal.deltas))
+    x, d = as_positions(signal.inputs), as_positions(signal.deltas)
     (_, t, i), o = x.shape, d.shape[-1]
     if t == 1:
-        return _sq_norm(x) * _sq_norm(d)
+        inputs, deltas = _measure(x), _measure(d)
+        return Measured(inputs.squares * deltas.squares, inputs.unit * deltas.unit)
     if gram_is_less_work(i, o, pairs=t * t, rows=t, products=1):
-        grams = jnp.einsum("nsi,nti->nst", x, x) * jnp.einsum("nso,nto->nst", d, d)
-        # Where terms cancel, rounding errors are left, which can be negative or far below the norm.
-        # The bound from below is the size of the rounding. Without it, an example's norm could be
-        # underestimated, and a clipped sum could exceed its threshold.
-        lengths = jnp.linalg.norm(x, axis=2) * jnp.linalg.norm(d, axis=2)
-        rounding = jnp.finfo(x.dtype).eps * jnp.square(jnp.sum(lengths, axis=1))
-        return jnp.maximum(jnp.sum(grams, axis=(1, 2)), rounding)
-    return _sq_norm(per_example(Outer(x, d)))
+        return _measured_by_grams(x, d)
+    return _measure(per_example(Outer(x, d)))
 
 
-@sq_norms.register(Bias)
-@sq_norms.register(Scale)
-def _(signal):
-    return _sq_norm(per_example(jax.tree.map(widened, signal)))
+def _measured_by_grams(x, d):
+    """The squared norm of sum_t x_t d_t^T as sum_st (x_s . x_t) (d_s . d_t)."""
+    # Each position has units of its own: where its input is large, its delta may be small.
+    x_unit, d_unit = _unit(x, axis=2), _unit(d, axis=2)
+    x, d = x * (1 / x_unit), d * (1 / d_unit)
+    x_gram, d_gram = jnp.einsum("nsi,nti->nst", x, x), jnp.einsum("nso,nto->nst", d, d)
+    lengths = x_unit * d_unit * _lengths(x_gram) * _lengths(d_gram)
+    unit = _unit(lengths, axis=(1, 2))
+    # At most 4, except where a position is zero: there it may not be infinite.
+    sizes = jnp.minimum(x_unit * d_unit / unit, 2.0**60)
+    squares = jnp.sum(x_gram * sizes * (d_gram * jnp.swapaxes(sizes, 1, 2)), axis=(1, 2))
+    lengths, unit = jnp.sum(lengths / unit, axis=(1, 2)), unit[:, 0, 0]
+    return Measured(_above_rounding(squares, lengths), unit)
 
 
-@sq_norms.register
+def _lengths(gram):
+    """The norms of the rows that have this Gram matrix, [N, T, 1]; constants for derivatives."""
+    squares = jnp.diagonal(jax.lax.stop_gradient(gram), axis1=1, axis2=2)
+    return jnp.sqrt(squares)[..., None]
+
+
+@_measured.register
 def _(signal: Lookup):
-    return _sq_norm(each_row_once(jax.tree.map(widened, signal)).deltas)
+    return _measure(each_row_once(signal).deltas)
 
 
-@sq_norms.register
+@_measured.register
 def _(signal: Conv):
-    signal = jax.tree.map(widened, signal)
     if by_place_is_less_work(signal):
-        squares = map_place_gradients(lambda g: jnp.sum(g * g, axis=(0, 2, 3)), signal)
-        return jnp.sum(squares, axis=0)
-    return jnp.sum(jax.vmap(sq_norms)(patched(signal)), axis=0)
+        parts = map_place_gradients(lambda g: _measure(jnp.moveaxis(g, 1, 0)).norms, signal)
+    else:
+        parts = jax.vmap(lambda outer: _measured(outer).norms)(patched(signal))
+    return _measure(parts.T)
 
 
-@sq_norms.register
+@_measured.register
 def _(signal: Through):
     if signal.back.moves:
-        return sq_norms(signal.signal)
-    return _sq_norm(per_example(widen(signal)))
+        return _measured(signal.signal)
+    return _measure(per_example(signal))
 
 
-@sq_norms.register
+@_measured.register
 def _(signal: Sum):
     # |sum_i g_i|^2 = sum_i |g_i|^2 + 2 sum_(i > j) g_i . g_j, if all products have a closed form.
-    uses, terms = [widen(use) for use in signal.signals], []
-    for use, other in itertools.combinations(uses, 2):
-        product = _product(use, other)
-        if product is None:
-            return _sq_norm(per_example(Sum(tuple(uses))))
-        terms.append(2 * product)
-    return functools.reduce(jnp.add, [*map(sq_norms, uses), *terms])
+    pairs = [_table_pair(*pair) for pair in itertools.combinations(signal.signals, 2)]
+    if None in pairs:
+        return _measure(per_example(signal))
+    norms = jnp.stack([_measured(use).norms for use in signal.signals], axis=1)
+    squares, unit = _measure(norms)
+    products = functools.reduce(jnp.add, (_product(pair, unit) for pair in pairs))
+    lengths = jnp.sum(norms, axis=1) / unit
+    return Measured(_above_rounding(squares + 2 * products, lengths), unit)
 
 
-def _product(use, other):
-    """g_n . h_n of a table whose rows are looked up in one use and are a matrix in the other."""
+def _table_pair(use, other):
+    """Two uses of a table as (use, rows, columns): one looks up rows, the other is a matrix.
+
+    The gradient of the other use is sum_t rows_t columns_t^T. None stands for any other pair.
+    """
     if isinstance(other, Lookup):
         use, other = other, use
-    if not isinstance(use, Lookup) or not isinstance(other, Through | Outer):
+    if not isinstance(use, Lookup):
         return None
-    if isinstance(other, Outer):  # the row with index v is that of input v
-        rows, columns = other.inputs, other.deltas
-    elif isinstance(other.signal, Outer) and getattr(other.back, "transposes", False):
-        rows, columns = other.signal.deltas, other.signal.inputs
-    else:
-        return None
-    d, rows, columns = map(as_positions, (use.deltas, rows, columns))
-    at = jnp.take_along_axis(rows, use.indices.reshape(len(d), 1, -1), axis=2)
-    return jnp.einsum("nso,nto,nts->n", d, columns, at)
+    if isinstance(other, Outer):
+        return use, other.inputs, other.deltas
+    if (
+        isinstance(other, Through)
+        and isinstance(other.signal, Outer)
+        and getattr(other.back, "transposes", False)
+    ):
+        return use, other.signal.deltas, other.signal.inputs
+    return None
+
+
+def _product(pair, unit):
+    """g_n . h_n / u_n^2 for the gradients of a table's two uses, as `_table_pair` gives them."""
+    use, rows, columns = pair
+    arrays = [as_positions(a) for a in (use.deltas, rows, columns)]
+    units = [_unit(a, axis=(1, 2)) for a in arrays]
+    d, rows, columns = arrays
+    at = jnp.take_along_axis(rows, rows_of(use)[:, None], axis=2, mode="fill", fill_value=0)
+    d, at, columns = (a * (1 / own) for a, own in zip((d, at, columns), units, strict=True))
+    products = jnp.einsum("nso,nto,nts->n", d, columns, at)
+    d_unit, row_unit, column_unit = (own[:, 0, 0] for own in units)
+    return products * (d_unit / unit) * (row_unit / unit * column_unit)
+
+
+def _measure(x: jax.Array) -> Measured:
+    """The squared norm of each row of an array, [N, ...] to [N]."""
+    axes = tuple(range(1, x.ndim))
+    unit = _unit(x, axis=axes)
+    return Measured(jnp.sum(jnp.square(x * (1 / unit)), axis=axes), unit.reshape(len(x)))
+
+
+def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """The power of two next to the largest entry along some axes, which are kept with size 1.
+
+    It and its inverse can be represented, even for infinity. For zero it is 1. It is a constant for
+    derivatives: it cancels from the norm.
+    """
+    info = jnp.finfo(x.dtype)
+    peak = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    peak = jnp.where(peak == 0, 1, jnp.clip(peak, float(info.tiny), float(1 / info.tiny)))
+    return jax.lax.reduce_precision(peak, exponent_bits=info.nexp, mantissa_bits=0)
+
+
+def _above_rounding(squares: jax.Array, lengths: jax.Array) -> jax.Array:
+    """Squared norms, [N], at least as large as the rounding error that cancelling terms leave.
+
+    Such errors can be negative or far below the norm. Without the bound, an example's norm could be
+    underestimated, and a clipped sum could exceed its threshold. The bound is a constant for
+    derivatives, which are those of the squares.
+
+    Args:
+      squares: sums of terms that may cancel.
+      lengths: the sum of the norms of what is added, so that the terms are up to its square.
+    """
+    rounding = jnp.finfo(squares.dtype).eps * jnp.square(lengths)
+    return squares + jax.lax.stop_gradient(jnp.maximum(rounding - squares, 0))
+
+
+def _root(x: jax.Array) -> jax.Array:
+    """The square root, with a derivative of zero at zero, where that of a norm is not defined."""
+    zero = x == 0
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, x)))
 
 
 def example_norms(readings: PyTree) -> jax.Array:
@@ -172,15 +280,8 @@ def example_norms(readings: PyTree) -> jax.Array:
       >>> bp.example_norms({"weight": jnp.array([9.0, 0.0]), "bias": jnp.array([16.0, 4.0])})
       Array([5., 2.], dtype=float32)
     """
-    axes = jax.tree.leaves(stack_axes(readings))
-    leaves = jax.tree.leaves(readings)
-    shapes = {jnp.shape(leaf)[k:] for leaf, k in zip(leaves, axes, strict=True)}
-    if len(shapes) != 1 or len(*shapes) != 1:
-        raise ValueError(
-            "example_norms: takes a tree of squared norms, all of shape [N], as read=sq_norms "
-            f"gives; it got {', '.join(map(show_shape, sorted(shapes))) or 'no leaves'}."
-        )
-    return jnp.sqrt(sum_leaves(readings))
+    _require_norms("example_norms", readings)
+    return _root(sum_leaves(readings))
 
 
 def layer_norms(readings: PyTree) -> PyTree:
@@ -202,17 +303,35 @@ def layer_norms(readings: PyTree) -> PyTree:
       >>> bp.layer_norms(({"weight": jnp.array([9.0]), "bias": jnp.array([16.0])}, ()))
       (Array([5.], dtype=float32), ())
     """
+    return by_layer(example_norms, readings)
+
+
+def joint_norms(norms: PyTree) -> jax.Array:
+    """The norm of each example's whole gradient, [N], from a tree of `parameter_norms`."""
+    _require_norms("joint_norms", norms)
+    rows = [leaf.reshape(-1, leaf.shape[-1]) for leaf in jax.tree.leaves(norms)]
+    return _measure(jnp.concatenate(rows).T).norms
+
+
+def by_layer(function: Callable[[PyTree], jax.Array], readings: PyTree) -> PyTree:
+    """Applies a function to the readings of each layer, one layer of a stack at a time."""
 
     def parts(node):
         return jax.tree.leaves(node, is_leaf=lambda child: child is not node)
 
     return map_layers(
-        lambda layer: example_norms(layer) if parts(layer) else layer,
+        lambda layer: function(layer) if parts(layer) else layer,
         readings,
         is_leaf=lambda node: jax.tree_util.all_leaves(parts(node)),
     )
 
 
-def _sq_norm(x: jax.Array) -> jax.Array:
-    """The squared norm of each row, [N, ...] to [N]."""
-    return jnp.sum(x * x, axis=range(1, x.ndim))
+def _require_norms(name: str, readings: PyTree) -> None:
+    """Raises unless there are leaves, all of shape [N], with L in front in a stack."""
+    axes, leaves = jax.tree.leaves(stack_axes(readings)), jax.tree.leaves(readings)
+    shapes = {jnp.shape(leaf)[k:] for leaf, k in zip(leaves, axes, strict=True)}
+    if len(shapes) != 1 or len(*shapes) != 1:
+        raise ValueError(
+            f"{name}: takes a tree of squared norms, all of shape [N], as read=sq_norms gives; it "
+            f"got {', '.join(map(show_shape, sorted(shapes))) or 'no leaves'}."
+        )

@@ -45,19 +45,20 @@ from jaxbp.signals.kinds import (
     Through,
     as_positions,
     as_rows,
-    is_signal,
-    not_a_signal,
+    rows_of,
+    widen,
 )
-from jaxbp.types import weighed
+from jaxbp.signals.operands import count_examples, dtype_of, require_signal
+from jaxbp.types import weighed, wide_dtype, widened
 
 __all__ = ["mean", "per_example", "total"]
 
 
-@functools.singledispatch
 def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
     """Computes the sum of the gradients over the examples, sum_n w_n g_n.
 
     For a weight matrix it is one matrix product, X^T diag(w) D, over examples and positions.
+    Numbers of 16 bits are weighed and accumulated in 32, and the sum is rounded to 16.
 
     Args:
       signal: the operands of one parameter.
@@ -67,8 +68,8 @@ def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
       An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
-      ValueError: `weights` is not of shape [N].
+      TypeError: `signal` is not a signal.
+      ValueError: `weights` is not of shape [N], or the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -76,36 +77,48 @@ def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
       >>> bp.total(bias).tolist(), bp.total(bias, weights=jnp.array([1.0, 0.0])).tolist()
       ([4.0, 6.0], [1.0, 2.0])
     """
-    del weights
-    raise not_a_signal("total", signal)
+    require_signal("total", signal)
+    return wide_total(signal, weights=weights).astype(dtype_of(signal))
 
 
-@total.register
+@functools.singledispatch
+def wide_total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
+    """The `total` in at least 32 bits; for operands of 16 bits, before it is rounded to them."""
+    return jnp.sum(weighed(_formed(widen(signal)), weights), axis=0)
+
+
+@wide_total.register
 def _(signal: Outer, *, weights=None):
-    deltas = weighed(signal.deltas, weights)
-    return as_rows(signal.inputs).T @ as_rows(deltas)
+    x, d = signal.inputs, signal.deltas
+    if weights is not None:
+        x, d = widened(x), weighed(d, weights)
+    wide = wide_dtype(dtype_of(signal))
+    return jnp.matmul(as_rows(x).T, as_rows(d), preferred_element_type=wide)
 
 
-@total.register
+@wide_total.register
 def _(signal: Bias, *, weights=None):
-    return jnp.sum(as_rows(weighed(signal.deltas, weights)), axis=0)
+    return jnp.sum(as_rows(widened(weighed(signal.deltas, weights))), axis=0)
 
 
-@total.register
+@wide_total.register
 def _(signal: Scale, *, weights=None):
-    return jnp.sum(as_rows(signal.inputs * weighed(signal.deltas, weights)), axis=0)
+    products = widened(signal.inputs) * widened(weighed(signal.deltas, weights))
+    return jnp.sum(as_rows(products), axis=0)
 
 
-@total.register
+@wide_total.register
 def _(signal: Lookup, *, weights=None):
-    deltas = as_rows(weighed(signal.deltas, weights))
+    deltas = as_rows(widened(weighed(signal.deltas, weights)))
     zeros = jnp.zeros((len(signal.table), deltas.shape[-1]), deltas.dtype)
-    return zeros.at[signal.indices.ravel()].add(deltas)
+    return zeros.at[rows_of(signal).ravel()].add(deltas, mode="drop")
 
 
-@total.register
+@wide_total.register
 def _(signal: Conv, *, weights=None):
-    signal = signal._replace(deltas=weighed(signal.deltas, weights))
+    signal = signal._replace(
+        inputs=widened(signal.inputs), deltas=widened(weighed(signal.deltas, weights))
+    )
     x, y = (a.reshape(-1, *a.shape[2:]) for a in windowed(signal))
     gradient = kernel_gradient(x, y, signal.geometry)
     if signal.geometry.transposed:
@@ -113,14 +126,14 @@ def _(signal: Conv, *, weights=None):
     return gradient
 
 
-@total.register
+@wide_total.register
 def _(signal: Through, *, weights=None):
-    return signal.back(total(signal.signal, weights=weights))
+    return signal.back(wide_total(signal.signal, weights=weights))
 
 
-@total.register
+@wide_total.register
 def _(signal: Sum, *, weights=None):
-    return functools.reduce(jnp.add, (total(use, weights=weights) for use in signal.signals))
+    return functools.reduce(jnp.add, (wide_total(use, weights=weights) for use in signal.signals))
 
 
 def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
@@ -139,8 +152,8 @@ def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
       An array of the parameter's shape.
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
-      ValueError: `weights` is not of shape [N].
+      TypeError: `signal` is not a signal.
+      ValueError: `weights` is not of shape [N], or the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -148,22 +161,23 @@ def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
       >>> bp.mean(bias).tolist(), bp.mean(bias, weights=jnp.array([3.0, 1.0])).tolist()
       ([2.0, 3.0], [1.5, 2.5])
     """
-    if not is_signal(signal):
-        raise not_a_signal("mean", signal)
-    # The sum is linear in the deltas: the smaller array of the two is divided, which a product may
-    # have to copy. A sum in 16 bits might overflow, so there it is always the deltas.
+    require_signal("mean", signal)
+    dtype = dtype_of(signal)
     if weights is None:
-        n, deltas = len(signal.deltas), signal.deltas
-        if jnp.finfo(deltas.dtype).bits >= 32:
-            shape = jax.eval_shape(total, signal).shape
-            if math.prod(shape) < deltas.size:
-                return total(signal) / n
-        return total(signal, weights=jnp.full(n, 1 / n, deltas.dtype))
-    norm = jnp.sum(weights)
-    return total(signal, weights=jnp.where(norm == 0, 0, weights / jnp.where(norm == 0, 1, norm)))
+        n, deltas = count_examples(signal), getattr(signal, "deltas", None)
+        # The sum is linear in the deltas: the smaller array of the two is divided, which a product
+        # may have to copy.
+        if deltas is not None and jnp.finfo(dtype).bits >= 32:
+            shape = jax.eval_shape(wide_total, signal).shape
+            if math.prod(shape) >= deltas.size:
+                return wide_total(signal, weights=jnp.full(n, 1 / n, dtype))
+        return (wide_total(signal) / n).astype(dtype)
+    weights = jnp.asarray(weights)
+    norm = jnp.sum(widened(weights))
+    shares = jnp.where(norm == 0, 0, widened(weights) / jnp.where(norm == 0, 1, norm))
+    return wide_total(signal, weights=shares).astype(dtype)
 
 
-@functools.singledispatch
 def per_example(signal: Signal) -> jax.Array:
     """Computes the gradient of each example, g_n.
 
@@ -177,7 +191,8 @@ def per_example(signal: Signal) -> jax.Array:
       An array [N, shape of the parameter].
 
     Raises:
-      TypeError: `signal` is not a signal of a known kind.
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
@@ -185,10 +200,17 @@ def per_example(signal: Signal) -> jax.Array:
       >>> bp.per_example(signal).shape
       (2, 2, 1)
     """
-    raise not_a_signal("per_example", signal)
+    require_signal("per_example", signal)
+    return _formed(widen(signal)).astype(dtype_of(signal))
 
 
-@per_example.register
+@functools.singledispatch
+def _formed(signal):
+    """The gradient of each example, of operands of at least 32 bits."""
+    return signal.per_example()
+
+
+@_formed.register
 def _(signal: Outer):
     x, d = as_positions(signal.inputs), as_positions(signal.deltas)
     if x.shape[1] == 1:
@@ -197,38 +219,38 @@ def _(signal: Outer):
     return jnp.einsum("nti,nto->nio", x, d)
 
 
-@per_example.register
+@_formed.register
 def _(signal: Bias):
     return jnp.sum(as_positions(signal.deltas), axis=1)
 
 
-@per_example.register
+@_formed.register
 def _(signal: Scale):
     return jnp.sum(as_positions(signal.inputs * signal.deltas), axis=1)
 
 
-@per_example.register
+@_formed.register
 def _(signal: Lookup):
     deltas = as_positions(signal.deltas)
-    n, t, o = deltas.shape
+    n, _, o = deltas.shape
     zeros = jnp.zeros((n, len(signal.table), o), deltas.dtype)
-    return zeros.at[jnp.arange(n)[:, None], signal.indices.reshape(n, t)].add(deltas)
+    return zeros.at[jnp.arange(n)[:, None], rows_of(signal)].add(deltas, mode="drop")
 
 
-@per_example.register
+@_formed.register
 def _(signal: Conv):
     if by_place_is_less_work(signal):
         gradients = jnp.moveaxis(map_place_gradients(lambda g: g, signal), 0, 2)
     else:
-        gradients = jax.vmap(per_example)(patched(signal))
+        gradients = jax.vmap(_formed)(patched(signal))
     return as_kernel(gradients, signal.geometry)
 
 
-@per_example.register
+@_formed.register
 def _(signal: Through):
-    return jax.vmap(signal.back)(per_example(signal.signal))
+    return jax.vmap(signal.back)(_formed(signal.signal))
 
 
-@per_example.register
+@_formed.register
 def _(signal: Sum):
-    return functools.reduce(jnp.add, map(per_example, signal.signals))
+    return functools.reduce(jnp.add, map(_formed, signal.signals))

@@ -1,9 +1,11 @@
 """Signals: the operands of a parameter's gradient, kept separate until a reading combines them.
 
-`kinds` has the five records `Outer`, `Bias`, `Scale`, `Lookup` and `Conv`. `stacked` handles trees
-that hold many alike layers in one array. Convolutions need three more modules: `conv_windows` says
-which inputs each window sees, `conv_products` computes the forward product, its transpose and the
-kernel gradient, and `conv_patches` turns a `Conv` into the `Outer` of its patches.
+`kinds` has the five records `Outer`, `Bias`, `Scale`, `Lookup` and `Conv`. `operands` checks that
+the arrays of a signal fit each other. `stacked` handles trees that hold many alike layers in one
+array. `views` says where the entries of a gradient stand in the parameter. Convolutions need three
+more modules: `conv_windows` says which inputs each window sees, `conv_products` computes the
+forward product, its transpose and the kernel gradient, and `conv_patches` turns a `Conv` into the
+`Outer` of its patches.
 
 This chapter imports only `types`. To add a kind of signal, add a record to `kinds` and its formulas
 to each module of `readings`.

@@ -6,10 +6,27 @@ deltas alone). A signal keeps these operands, so that a reading can compute the 
 or the gradient of each example, its norm, or a curvature factor (see `readings`). This often costs
 far less than forming the gradient of each example first.
 
-There are many layers, but only five kinds of signal. A reading is written once per kind.
+There are many layers, but only five kinds of signal, and two that are made of others. A reading is
+written once per kind.
+
+A kind of your own is a record, a pytree, with a method `per_example() -> gradients [N, ...]`. Every
+reading then works, from these gradients.
+
+Example:
+  >>> import jax.numpy as jnp, jaxbp as bp
+  >>> from typing import NamedTuple
+  >>> class Shared(NamedTuple):  # of a number that multiplies all inputs
+  ...     inputs: jnp.ndarray
+  ...     deltas: jnp.ndarray
+  ...     def per_example(self):
+  ...         return jnp.sum(self.inputs * self.deltas, axis=1)
+  >>> signal = Shared(jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.ones((2, 2)))
+  >>> float(bp.mean(signal)), bp.sq_norms(signal).tolist()
+  (5.0, [9.0, 49.0])
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
@@ -18,6 +35,7 @@ import jax.numpy as jnp
 
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.stacked import map_layers
+from jaxbp.signals.views import View
 from jaxbp.types import PyTree, widened
 
 __all__ = [
@@ -31,6 +49,7 @@ __all__ = [
     "Through",
     "keep",
     "map_signals",
+    "unshared",
 ]
 
 
@@ -50,6 +69,8 @@ class Outer(NamedTuple):
 class Bias(NamedTuple):
     """The signal of a vector [O] that is added, such as a bias: dE_n/db = sum_t deltas_nt.
 
+    For an array that has an entry for each position, pass the signal to `unshared`.
+
     Attributes:
       deltas: the derivative of the loss with respect to the sum, [N, ..., O].
     """
@@ -60,7 +81,8 @@ class Bias(NamedTuple):
 class Scale(NamedTuple):
     """The signal of a vector [O] that multiplies elementwise, such as the gain of a normalisation.
 
-    dE_n/dg = sum_t inputs_nt deltas_nt.
+    dE_n/dg = sum_t inputs_nt deltas_nt. For an array that has an entry for each position, pass the
+    signal to `unshared`.
 
     Attributes:
       inputs: the other factor of the product, [N, ..., O].
@@ -74,7 +96,8 @@ class Scale(NamedTuple):
 class Lookup(NamedTuple):
     """The signal of a table [V, O] whose rows are looked up, such as an embedding.
 
-    Row v of dE_n/dW is the sum of deltas_nt over the positions t with indices_nt = v.
+    Row v of dE_n/dW is the sum of deltas_nt over the positions t with indices_nt = v. An index
+    outside [0, V) is of no row, and adds nothing.
 
     Attributes:
       indices: the rows that were looked up, integers [N, ...].
@@ -149,7 +172,7 @@ Signal: TypeAlias = Outer | Bias | Scale | Lookup | Conv | Through | Sum
 
 def is_signal(node: Any) -> TypeGuard[Signal]:
     """Whether a node of a tree is a signal; pass it as `is_leaf` for trees of signals."""
-    return isinstance(node, KINDS)
+    return isinstance(node, KINDS) or hasattr(node, "per_example")
 
 
 def map_signals(function: Callable[..., Any], signals: PyTree, *rest: PyTree) -> PyTree:
@@ -199,6 +222,29 @@ def keep(signal: Signal) -> Signal:
     return signal
 
 
+def unshared(signal: Bias | Scale) -> Through:
+    """The signal of an array with an entry for each position, which positions do not share.
+
+    Use it for an elementwise map, such as a parameter [H, W, C] that is added to or multiplied with
+    inputs [N, H, W, C].
+
+    Args:
+      signal: a `Bias` or a `Scale` with operands [N, ...].
+
+    Returns:
+      The signal of a parameter [...].
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> x, dy = jnp.ones((5, 4, 4, 3)), jnp.ones((5, 4, 4, 3))
+      >>> bp.total(bp.Scale(x, dy)).shape, bp.total(bp.unshared(bp.Scale(x, dy))).shape
+      ((3,), (4, 4, 3))
+    """
+    shape = signal.deltas.shape[1:]
+    flat = type(signal)(*(operand.reshape(len(operand), -1) for operand in signal))
+    return Through(flat, View((math.prod(shape),)).reshape(shape))
+
+
 def as_positions(x: jax.Array) -> jax.Array:
     """Reshapes [N, ..., O] to [N, T, O], with T = 1 if there are no positions."""
     return x.reshape(len(x), -1, x.shape[-1])
@@ -241,6 +287,8 @@ def _layout(signal):
     """What has to be equal for the operands of two signals to stand side by side."""
     if isinstance(signal, Through):
         return (signal.back, _layout(signal.signal)) if signal.back.moves else id(signal)
+    if not isinstance(signal, KINDS):
+        return id(signal)
     return type(signal), signal.geometry if isinstance(signal, Conv) else None
 
 
@@ -262,20 +310,34 @@ def _side_by_side(signals):
     return type(first)(*(jnp.concatenate(list(map(as_positions, x)), axis=1) for x in operands))
 
 
+def rows_of(signal: Lookup) -> jax.Array:
+    """The rows that each example looks up, [N, T], with V for an index outside [0, V).
+
+    V is no row, so that `mode="drop"` leaves it out. A negative index would wrap.
+    """
+    indices = signal.indices.reshape(len(signal.indices), -1)
+    if indices.dtype.itemsize < 4:  # V may be too large for these integers
+        indices = indices.astype(jnp.int32)
+    rows = len(signal.table)
+    return jnp.where((indices >= 0) & (indices < rows), indices, rows)
+
+
 def each_row_once(signal: Lookup) -> Lookup:
     """A signal with the same gradients, in which each example looks up each of its rows once.
 
     If an example looks up a row at several positions, one of them gets the sum of the deltas, and
-    the remaining positions get deltas of zero. With T positions this sums the gradients in an array
-    [N, T, O] instead of [N, V, O].
+    the remaining positions get deltas of zero, as do those that look up no row. With T positions
+    this sums the gradients in an array [N, T, O] instead of [N, V, O].
     """
-    deltas = as_positions(signal.deltas)
+    deltas, rows = as_positions(signal.deltas), rows_of(signal)
+    t = rows.shape[1]
 
-    def merge(indices, deltas):
-        rows, places = jnp.unique(indices, return_inverse=True, size=len(indices))
-        return rows, jnp.zeros_like(deltas).at[places].add(deltas)
+    def merge(rows, deltas):
+        found, places = jnp.unique(rows, return_inverse=True, size=t)
+        places = jnp.where(rows < len(signal.table), places, t)
+        return found, jnp.zeros_like(deltas).at[places].add(deltas, mode="drop")
 
-    rows, sums = jax.vmap(merge)(signal.indices.reshape(deltas.shape[:2]), deltas)
+    rows, sums = jax.vmap(merge)(rows, deltas)
     return Lookup(rows, sums, signal.table)
 
 
@@ -288,6 +350,7 @@ def not_a_signal(reading: str, signal: Any) -> TypeError:
     """The error for a reading, called by its name, that did not get a signal of a known kind."""
     return TypeError(
         f"{reading}: takes the signal of one parameter "
-        f"({', '.join(kind.__name__ for kind in KINDS)}); got {type(signal).__name__}. "
+        f"({', '.join(kind.__name__ for kind in KINDS)}, or a record with a method per_example); "
+        f"got {type(signal).__name__}. "
         f"Pass it as read={reading}, or apply it to a tree by map_signals({reading}, signals)?"
     )

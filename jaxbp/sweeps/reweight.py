@@ -28,13 +28,15 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from jaxbp.readings.norms import example_norms, layer_norms, sq_norms
-from jaxbp.readings.sums import total
+from jaxbp.forward import forward_and_loss, has_short_range
+from jaxbp.readings.norms import by_layer, joint_norms, parameter_norms
+from jaxbp.readings.sums import wide_total
+from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.signals.stacked import map_layers
 from jaxbp.sweeps.gradients import SweepFunction
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, show_shape, weighed, widened
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, show_shape, weighed
 
 __all__ = ["Reweighted", "automatic_weights", "clip_weights", "private_gradient", "reweighted"]
 
@@ -160,9 +162,12 @@ def reweighted(
       `function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None) -> Reweighted`.
 
     Raises:
+      TypeError: `net` is not a Layer, or `loss` or `weigh` is not a function.
       ValueError: `sweeps` is not 1 or 2; or it is 2 with `per_layer`, since one error at the
-        outputs cannot carry a weight for each layer; or `weigh` does not return weights [N]; or
-        `rule` is not a Rule.
+        outputs cannot carry a weight for each layer; or `rule` is not a Rule. When called: the
+        arrays do not have the same number of examples, or none; `weigh` does not return weights
+        [N]; or `sweeps` is 2 and a part of the error is in float16, which cannot represent it times
+        a small weight.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -173,46 +178,80 @@ def reweighted(
       >>> round(float(jnp.max(answer.weights * answer.norms)), 4)
       1.0
     """
-    require_rule("reweighted", rule)
-    if sweeps not in (1, 2):
-        raise ValueError(f"reweighted: sweeps is {sweeps!r}; it takes 1 or 2.")
+    name = "reweighted"
+    require_call(name, net, loss)
+    require_function(name, "weigh", weigh)
+    require_rule(name, rule)
     if sweeps == 2 and per_layer:
         raise ValueError(
-            "reweighted: with per_layer, sweeps has to be 1. In a second sweep, the error at the "
+            f"{name}: with per_layer, sweeps has to be 1. In a second sweep, the error at the "
             "outputs carries one weight for each example, not one for each layer."
         )
+    wide = _wide_sums(name, net, loss, weigh, sweeps, rule, per_layer)
+
+    def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
+        answer = wide(params, inputs, targets, key, rule_state, rule_key)
+        return answer._replace(grads=_like(params, answer.grads))
+
+    return function
+
+
+def _wide_sums(
+    name: str,
+    net: Layer,
+    loss: LossFunction,
+    weigh: Weigh,
+    sweeps: int,
+    rule: Rule,
+    per_layer: bool = False,
+) -> Callable[..., Reweighted]:
+    """The function of `reweighted`, but with sums in at least 32 bits."""
+    if sweeps not in (1, 2):
+        raise ValueError(f"{name}: sweeps is {sweeps!r}; it takes 1 or 2.")
 
     def weights_of(norms):
         weights = weigh(norms)
         if jnp.shape(weights) != norms.shape:
             raise ValueError(
-                f"reweighted: weigh gave weights of shape {show_shape(jnp.shape(weights))}, "
+                f"{name}: weigh gave weights of shape {show_shape(jnp.shape(weights))}, "
                 f"expected {show_shape(norms.shape)}: one for each example."
             )
         return weights
 
-    def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
-        outputs, cache = net.forward(params, inputs, key=key)
-        values, delta = loss(outputs, targets)
+    def function(params, inputs, targets, key, rule_state, rule_key):
+        require_key(name, "rule_key", rule_key)
+        _, cache, values, delta = forward_and_loss(name, net, loss, params, inputs, targets, key)
         tree = rule.choose(rule_state, params, key=rule_key)
         if sweeps == 2:
-            _, squares = net.backward(tree, cache, delta, read=sq_norms)
-            norms = example_norms(squares)
+            if has_short_range((delta, cache)):
+                raise ValueError(
+                    f"{name}: with sweeps=2, the error has to be in a dtype with the range of "
+                    "float32, such as bfloat16; here a part of it is in float16, where an error "
+                    "times a small weight cannot be represented. Take sweeps=1?"
+                )
+            _, lengths = net.backward(tree, cache, delta, read=parameter_norms)
+            norms = joint_norms(lengths)
             weights = weights_of(norms)
-            _, grads = net.backward(tree, cache, weighed(delta, weights), read=total)
+            delta = jax.tree.map(lambda d: weighed(d, weights).astype(d.dtype), delta)
+            _, grads = net.backward(tree, cache, delta, read=wide_total)
             return Reweighted(values, norms, weights, grads)
 
         _, signals = net.backward(tree, cache, delta)
-        squares = map_signals(sq_norms, signals)
-        norms = layer_norms(squares) if per_layer else example_norms(squares)
+        lengths = map_signals(parameter_norms, signals)
+        norms = by_layer(joint_norms, lengths) if per_layer else joint_norms(lengths)
         weights = map_layers(weights_of, norms)
 
         def weighed_sum(weights, signals):
-            return map_signals(lambda signal: total(signal, weights=weights), signals)
+            return map_signals(lambda signal: wide_total(signal, weights=weights), signals)
 
         return Reweighted(values, norms, weights, map_layers(weighed_sum, weights, signals))
 
     return function
+
+
+def _like(params: Params, sums: Params) -> Params:
+    """The sums in the dtypes of the parameters."""
+    return jax.tree.map(lambda p, total: total.astype(p.dtype), params, sums)
 
 
 class PrivateGradientFunction(Protocol):
@@ -258,8 +297,10 @@ def private_gradient(
     weights. An example with an infinite or nan gradient makes the sum infinite or nan.
 
     The privacy guarantee holds for the mechanism in exact arithmetic. The noise here is that of
-    `jax.random`, in at least 32 bits, and norms are rounded. Sums in 16 bits can exceed C by
-    rounding.
+    `jax.random`, and norms, weights and sums are rounded. For parameters of 16 bits, all of these
+    are in 32 bits, and the result is rounded to 16 after the noise. With two sweeps, the error that
+    carries the weights is rounded in its own dtype: in bfloat16, an example can add up to 1 % more
+    than C.
 
     Args:
       net: a Layer, in which no example depends on another.
@@ -277,7 +318,9 @@ def private_gradient(
       only in experiments on public data.
 
     Raises:
-      ValueError: a number is out of range, or `rule` is not a Rule.
+      TypeError: `net` is not a Layer, or `loss` is not a function.
+      ValueError: a number is out of range, or `rule` is not a Rule. When called: as for
+        `reweighted`.
 
     References:
       "Deep Learning with Differential Privacy", Abadi et al., 2016.
@@ -294,6 +337,9 @@ def private_gradient(
       >>> answer.grads[0]["weight"].shape
       (3, 4)
     """
+    name = "private_gradient"
+    require_call(name, net, loss)
+    require_rule(name, rule)
     wrong = []
     if not 0 < max_norm < math.inf:
         wrong.append(f"max_norm is {max_norm}, expected a positive number")
@@ -302,24 +348,22 @@ def private_gradient(
     if not 0 < batch_size < math.inf:
         wrong.append(f"batch_size is {batch_size}, expected a positive number")
     if wrong:
-        raise ValueError(f"private_gradient: {'; '.join(wrong)}.")
-    clipped = reweighted(net, loss, clip_weights(max_norm), sweeps=sweeps, rule=rule)
+        raise ValueError(f"{name}: {'; '.join(wrong)}.")
+    clipped = _wide_sums(name, net, loss, clip_weights(max_norm), sweeps, rule)
     deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)
 
     def function(params, inputs, targets, *, key, rule_state=(), rule_key=None):
         forward_key, noise_key = jax.random.split(key)
-        answer = clipped(
-            params, inputs, targets, key=forward_key, rule_state=rule_state, rule_key=rule_key
-        )
+        answer = clipped(params, inputs, targets, forward_key, rule_state, rule_key)
         sums, structure = jax.tree.flatten(answer.grads)
         keys = jax.random.split(noise_key, len(sums))
 
         def add_noise(key, total):
-            wide = widened(total)  # normal numbers of 16 bits would be coarse and bounded
-            noise = deviation * jax.random.normal(key, wide.shape, wide.dtype)
-            return ((wide + noise) / batch_size).astype(total.dtype)
+            return (
+                total + deviation * jax.random.normal(key, total.shape, total.dtype)
+            ) / batch_size
 
-        grads = map(add_noise, keys, sums)
-        return answer._replace(grads=structure.unflatten(grads))
+        grads = structure.unflatten(map(add_noise, keys, sums))
+        return answer._replace(grads=_like(params, grads))
 
     return function

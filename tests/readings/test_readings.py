@@ -115,7 +115,7 @@ def test_example_norms_join_all_parameters():
 
 
 SIGNAL = bp.Outer(jnp.ones((3, 2)), jnp.ones((3, 4)))
-KINDS = "Outer, Bias, Scale, Lookup, Conv, Through, Sum"
+KINDS = "Outer, Bias, Scale, Lookup, Conv, Through, Sum, or a record with a method per_example"
 
 
 @pytest.mark.parametrize(
