@@ -126,7 +126,8 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
     def kept(outputs, targets):
         if isinstance(targets, _Drawn):
             return targets
-        targets, shape = require_array(name, "targets", targets), jnp.shape(outputs)
+        shape = require_outputs(name, outputs).shape
+        targets = require_array(name, "targets", targets)
         if targets.ndim < 1 or targets.shape != shape[: targets.ndim]:
             raise ValueError(
                 f"{name}: targets has shape {show_shape(targets.shape)}, expected the first axes "

@@ -224,13 +224,6 @@ def test_the_score_of_sampled_targets_has_mean_zero_and_the_fisher_information(c
     np.testing.assert_allclose(delta.T @ delta / DRAWS, hessian, atol=0.04)
 
 
-def test_accuracy_counts_the_right_ones():
-    outputs = jnp.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-    got = bp.accuracy(outputs, jnp.array([1, 1, 1], jnp.int32))
-    np.testing.assert_array_equal(got, [1, 0, 1])
-    np.testing.assert_allclose(bp.accuracy(outputs[None], jnp.array([[1, 1, 1]])), [2 / 3], 1e-6)
-
-
 ONES = jnp.ones((3, 4))
 
 
