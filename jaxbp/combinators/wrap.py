@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxbp.require import (
     placed,
+    require_array,
     require_cache,
     require_count,
     require_entries,
@@ -149,6 +150,8 @@ def stack(layer: Layer, n: int) -> Layer:
     def forward(params, x, *, key=None):
         require_stacked(params)
         require_key(name, "key", key)
+        for leaf in jax.tree.leaves(x):
+            require_array(name, leaf)
         keys = None if key is None else jax.random.split(key, n)
         whole = []
 

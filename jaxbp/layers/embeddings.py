@@ -165,8 +165,9 @@ def tied_embedding(
     name = f"tied_embedding({vocabulary}, {features})"
 
     def require_parts(params):
-        """The parameters, a tuple of those of the table and of each layer."""
+        """The parameters, a tuple of those of the table and of each layer, if they fit."""
         require_entries(name, params, 1 + len(layers))
+        require_params(name, params[0], {"weight": (vocabulary, features)})
         return params
 
     def init(key, shape):
