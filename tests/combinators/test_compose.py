@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from cases import NETWORKS, prepare
-from oracles import assert_close
+from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
 
@@ -240,3 +240,87 @@ def test_branches_with_inputs_of_their_own(combine, key):
 def test_what_does_not_compose_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def tables():
+    return bp.embedding(5, 4), bp.embedding(5, 4)
+
+
+SAME_TOKENS = {
+    "parallel": lambda: bp.parallel(*tables()),
+    "parallel, concatenated": lambda: bp.parallel(*tables(), combine="concatenate"),
+    "parallel, one behind another": lambda: bp.parallel(
+        bp.chain(bp.remat(bp.embedding(5, 2)), bp.dense(4)), bp.cast(bp.embedding(5, 4), float)
+    ),
+    "gated": lambda: bp.gated(*tables()),
+    "flatten first": lambda: bp.chain(bp.flatten(), bp.embedding(5, 4)),
+    "dressed": lambda: bp.chain(
+        bp.remat(bp.flatten()), bp.cast(bp.flatten(), float), bp.repeat(bp.flatten(), 2),
+        bp.residual(bp.flatten()), bp.stack(bp.flatten(), 2),
+        bp.parallel(bp.flatten(), bp.flatten(), combine="concatenate"), bp.embedding(30, 2),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", SAME_TOKENS.values(), ids=SAME_TOKENS)
+def test_branches_whose_inputs_have_no_derivative(make, key):
+    net = make()
+    params, out_shape = net.init(key, (3,))
+    x = jax.random.randint(key, (2, 3), 0, 5)
+    dy = jax.random.normal(key, (2, *out_shape))
+    y, cache = net.forward(params, x)
+    assert y.shape == dy.shape
+    dx, grads = net.backward(params, cache, dy, read=bp.total)
+    assert dx is None
+    assert_close((dx, grads), layer_vjp(net, params, x, dy))
+
+
+def tagged(scale):
+    """A layer from trees (tokens, features) to such trees, whose tokens have no derivative."""
+
+    def init(key, shape):
+        del key
+        return (), shape
+
+    def forward(params, x, *, key=None):
+        del params, key
+        tokens, features = x
+        return (tokens, scale * features), ()
+
+    def backward(params, cache, dy, *, read=bp.keep):
+        del params, cache, read
+        return (None, scale * dy[1]), ()
+
+    return bp.Layer("tagged", init, forward, backward)
+
+
+TREES = {
+    "residual": (lambda: bp.residual(tagged(3.0)), 4.0),
+    "repeat": (lambda: bp.repeat(tagged(3.0), 2), 9.0),
+    "stack": (lambda: bp.stack(tagged(3.0), 2), 9.0),
+    "remat": (lambda: bp.remat(tagged(3.0)), 3.0),
+    "cast": (lambda: bp.cast(tagged(3.0), jnp.float32), 3.0),
+    "masked": (lambda: bp.masked(lambda mask: tagged(3.0)), 3.0),
+    "parallel": (lambda: bp.parallel(tagged(3.0), tagged(2.0)), 5.0),
+}
+
+
+@pytest.mark.parametrize(("make", "factor"), TREES.values(), ids=TREES)
+def test_trees_of_which_a_part_has_no_derivative(make, factor, key):
+    net = make()
+    x = jnp.arange(2), jax.random.normal(key, (2, 3), jnp.float32)
+    shape = ((), (3,))
+    inputs, shapes = (x, None) if net.name.startswith("masked") else x, shape
+    if net.name.startswith("masked"):
+        shapes = (shape, None)
+    if net.name.startswith("parallel"):  # a tuple is one input for each branch
+        inputs, shapes = (x, x), (shape, shape)
+    params, out_shape = net.init(key, shapes)
+    y, cache = net.forward(params, inputs)
+    assert out_shape == shape
+    assert_close(y[1], factor * x[1])
+    dx, _ = net.backward(params, cache, (None, x[1]))
+    if net.name.startswith("parallel"):
+        assert_close(dx, ((None, 3 * x[1]), (None, 2 * x[1])))
+    else:
+        assert_close(dx, (None, factor * x[1]))

@@ -247,3 +247,44 @@ EMBEDDING = {"weight": np.ones((5, 3))}
 def test_what_is_wrong_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+READS = {"total": bp.total, "per_example": bp.per_example, "sq_norms": bp.sq_norms}
+
+
+@pytest.mark.parametrize("compiled", [pytest.param(False, marks=pytest.mark.thorough), True])
+@pytest.mark.parametrize("outside", [-1, pytest.param(127, marks=pytest.mark.thorough)])
+def test_a_token_outside_the_table_reads_no_row_and_reaches_none(outside, compiled, key):
+    layer = bp.embedding(5, 2)
+    params, _ = layer.init(key, (3,))
+    tokens = jnp.array([[4, outside, 4], [0, 1, outside]], jnp.int8)
+    dy = jax.random.normal(key, (2, 3, 2))
+
+    def both(params, x, dy):
+        y, cache = layer.forward(params, x)
+        return y, {name: layer.backward(params, cache, dy, read=r) for name, r in READS.items()}
+
+    y, got = (jax.jit(both) if compiled else both)(params, tokens, dy)
+    bad = np.asarray(tokens) == outside
+    assert np.isnan(np.asarray(y)[bad]).all()
+    assert np.isfinite(np.asarray(y)[~bad]).all()
+    # As if nothing were asked of these positions, whatever comes back to them.
+    _, want = both(params, jnp.where(bad, 2, tokens), jnp.where(bad[..., None], 0, dy))
+    assert_close(got, want)
+    _, of_nan = both(params, tokens, jnp.where(bad[..., None], jnp.nan, dy))
+    assert_close(of_nan, want)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vocabulary"),
+    [(jnp.int8, 128), (jnp.int8, 200), (jnp.uint8, 256), (jnp.uint8, 300), (jnp.int16, 70_000),
+     (jnp.uint32, 300)],
+)  # fmt: skip
+def test_tokens_of_few_bits_of_a_table_of_many_rows(dtype, vocabulary, key):
+    layer = bp.embedding(vocabulary, 1)
+    params, _ = layer.init(key, ())
+    tokens = jnp.array([0, 3, 127], dtype)
+    y, cache = layer.forward(params, tokens)
+    assert_close(y, params["weight"][np.array([0, 3, 127])])
+    _, grads = layer.backward(params, cache, jnp.ones((3, 1)), read=bp.total)
+    assert np.flatnonzero(grads["weight"]).tolist() == [0, 3, 127]
