@@ -6,11 +6,13 @@ accuracy reaches a target or no longer improves. `--model conv` adds convolution
 layers.
 
 The same code trains on your own data: `--data table.csv` reads a table with a column of classes,
-and `--data folder` reads files in MNIST's format.
+and `--data folder` reads files in MNIST's format. If the column holds a quantity, such as a price,
+the network predicts that number instead, by the squared error of the standardised quantity. Its
+measure is then R2 = 1 - (mean squared error) / (variance of the quantity in that set).
 
-The figure shows the loss and the accuracy over training, the size of the error signal at each layer
+The figure shows the loss and the measure over training, the size of the error signal at each layer
 (the root mean square of delta, which the sweep of each step reads off), and the test examples with
-the highest losses.
+the highest losses; for a table, the confusion matrix, or the predictions against the quantity.
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, wrong_flags
 
 LOSS = bp.softmax_cross_entropy
+CLASSES_COUNTED = 30  # in a confusion matrix with numbers; with more they are too small to read
 ACTIVATIONS = {
     "sigmoid": bp.sigmoid,
     "tanh": bp.tanh,
@@ -52,7 +55,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Trains a classifier by explicit backpropagation, by default on real handwritten digits."""
+    """Trains a network by explicit backpropagation, by default on real handwritten digits."""
 
     model: Literal["mlp", "conv"] = "mlp"
     """Dense layers only, or convolutions of 3 x 3 with pooling before the dense layers."""
@@ -71,9 +74,9 @@ class Config:
     batch_size: int = 64
     """The number of examples per step."""
     good: float = 0.995
-    """The validation accuracy at which training stops."""
+    """The validation accuracy, or R2 of a quantity, at which training stops."""
     patience: int = 30
-    """Training stops after this many epochs without a better validation accuracy."""
+    """Training stops after this many epochs without a better validation accuracy or R2."""
     epochs: int = 200
     """The largest number of epochs."""
     seed: int = 0
@@ -81,50 +84,70 @@ class Config:
     data: Path | None = None
     """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
-    """The column of the .csv file that holds the class."""
+    """The column of the .csv file to predict."""
+    one_hot: tuple[str, ...] = ()
+    """Columns of text in the .csv file: each of their values becomes a column of 0 and 1."""
+    drop_missing: bool = False
+    """Whether to leave out the rows of the .csv file that have missing cells."""
+    predict: Literal["auto", "class", "number"] = "auto"
+    """What the target is. A number by default if it has decimals and more than 20 values."""
     out: Path = Path("out")
     """The folder for the figure."""
 
 
 def main(config: Config) -> float:
-    """Trains the network, draws the figure, and returns the test accuracy."""
+    """Trains the network, draws the figure, and returns the test accuracy, or R2."""
     started = perf_counter()
     raise_wrong(wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate))
-    dataset = data.load(config.data, target=config.target, seed=config.seed)
+    dataset = data.load(
+        config.data,
+        target=config.target,
+        one_hot=config.one_hot,
+        drop_missing=config.drop_missing,
+        predict=config.predict,
+        seed=config.seed,
+    )
     if config.model == "conv":
         dataset = with_images(dataset)
-    parts, net = make_network(config, len(dataset.class_names))
+    outputs_size = len(dataset.class_names) or 1
+    parts, net = make_network(config, outputs_size)
+    loss = bp.squared_error if dataset.quantity else LOSS
 
     shape = dataset.train[0].shape[1:]
     sizes = ", ".join(
         f"{len(part[1])} {use}"
         for part, use in zip(dataset[1:4], ("training", "validation", "test"), strict=True)
     )
-    print(f"{dataset.name}: {sizes} examples; {len(dataset.class_names)} classes\n")
+    data.print_notes(dataset)
+    quantity = dataset.quantity
+    what = f"predicts {quantity.name!r}" if quantity else f"{len(dataset.class_names)} classes"
+    print(f"{dataset.name}: {sizes} examples; {what}\n")
     print_network(parts, shape)
     errors = [
-        bp.check(net, jax.random.key(config.seed), shape).raise_if_wrong().largest_error,
-        bp.check(LOSS, jax.random.key(config.seed), (len(dataset.class_names),))
-        .raise_if_wrong()
-        .largest_error,
+        bp.check(subject, jax.random.key(config.seed), of).raise_if_wrong().largest_error
+        for subject, of in ((net, shape), (loss, (outputs_size,)))
     ]
     print(
         "\ngradient check against jax's autodiff in float64: "
         f"largest relative error {max(errors):.1e}\n"
     )
 
-    run = train(net, dataset, config)
+    run = train(net, loss, dataset, config)
     print(f"\n{run.reason}")
     outputs, _ = jax.jit(net.forward)(run.params, dataset.test[0])
-    accuracy = float(jnp.mean(bp.accuracy(outputs, dataset.test[1])))
-    wrong = round((1 - accuracy) * len(outputs))
-    print(f"test accuracy {accuracy:.2%} ({wrong} of {len(outputs)} wrong)")
+    measure = float(jnp.mean(measure_of(dataset, dataset.test)(outputs, dataset.test[1])))
+    if quantity:
+        error = quantity.deviation * float(jnp.sqrt(jnp.mean((outputs - dataset.test[1]) ** 2)))
+        print(f"test R2 {measure:.4f} (root mean square error {error:.4g} of {quantity.name!r})")
+    else:
+        wrong = round((1 - measure) * len(outputs))
+        print(f"test accuracy {measure:.2%} ({wrong} of {len(outputs)} wrong)")
 
     figure = draw(run.records, np.asarray(outputs), dataset, parts)
     figures.save(figure, config.out / f"{dataset.name}.png")
     plt.close(figure)
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
-    return accuracy
+    return measure
 
 
 def with_images(dataset):
@@ -140,7 +163,19 @@ def with_images(dataset):
     return dataset._replace(train=train, validation=validation, test=test)
 
 
-def make_network(config, classes):
+def measure_of(dataset, part):
+    """Makes the metric `(outputs, labels) -> [N]`: its mean over the part is accuracy, or R2."""
+    if dataset.quantity is None:
+        return bp.accuracy
+    variance = max(float(np.var(part[1])), np.finfo(np.float32).tiny)
+
+    def r2(outputs, labels):
+        return 1 - jnp.square(outputs - labels)[:, 0] / variance
+
+    return r2
+
+
+def make_network(config, outputs):
     """Returns the parts of the network, and the network, which is their chain."""
     activation, parts = ACTIVATIONS[config.activation], []
     if config.model == "conv":
@@ -151,7 +186,7 @@ def make_network(config, classes):
         parts += [bp.dense(units), activation()]
         if config.dropout:
             parts.append(bp.dropout(config.dropout))
-    parts.append(bp.dense(classes))
+    parts.append(bp.dense(outputs))
     return parts, bp.chain(*parts)
 
 
@@ -172,25 +207,24 @@ def error_size(signal):
     return jnp.sqrt(jnp.mean(jnp.square(signal.deltas)))
 
 
-def train(net, dataset, config):
+def train(net, loss, dataset, config):
     """Trains the network with early stopping, and shows a progress bar."""
+    measured = "validation_R2" if dataset.quantity else "validation_accuracy"
     with tqdm(total=config.epochs, unit="epoch") as bar:
 
         def show(state, record):
             del state
             bar.update()
-            bar.set_postfix(
-                loss=f"{record['loss']:.4f}", validation_accuracy=f"{record['metric']:.2%}"
-            )
+            bar.set_postfix({"loss": f"{record['loss']:.4f}", measured: f"{record['metric']:.2%}"})
 
         return bp.fit(
             net,
-            LOSS,
+            loss,
             OPTIMIZERS[config.optimizer](config.learning_rate),
             dataset.train,
             key=jax.random.key(config.seed),
             held_out=dataset.validation,
-            metric=bp.accuracy,
+            metric=measure_of(dataset, dataset.validation),
             target=config.good,
             patience=config.patience,
             epochs=config.epochs,
@@ -201,20 +235,22 @@ def train(net, dataset, config):
 
 
 def draw(records, outputs, dataset, parts):
-    """Draws the learning curves, the error signals, and the worst predictions."""
+    """Draws the learning curves, the error signals, and the predictions of the test set."""
     figure = plt.figure(figsize=(11, 6.2))
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
     curves, signals = left.subplots(2, 1, sharex=True)
-    draw_curves(curves, records)
+    draw_curves(curves, records, "1 - R2" if dataset.quantity else "error rate")
     draw_signals(signals, records, parts)
-    if dataset.image_shape:
+    if dataset.quantity:
+        draw_predictions(right.subplots(), outputs, dataset)
+    elif dataset.image_shape:
         draw_most_wrong(right, outputs, dataset)
     else:
         draw_confusions(right, outputs, dataset)
     return figure
 
 
-def draw_curves(axes, records):
+def draw_curves(axes, records, rate):
     epochs = [record["epoch"] for record in records]
     axes.semilogy(epochs, [r["loss"] for r in records], label="training loss")
     axes.semilogy(
@@ -222,8 +258,8 @@ def draw_curves(axes, records):
     )
     # An error rate, not an accuracy: on a logarithmic axis the last differences stay visible.
     wrong = [max(1 - float(r["metric"]), 1e-4) for r in records]
-    axes.semilogy(epochs, wrong, label="validation error rate", linestyle=":", linewidth=2)
-    axes.set(title="Loss and error rate during training", ylabel="loss, error rate")
+    axes.semilogy(epochs, wrong, label=f"validation {rate}", linestyle=":", linewidth=2)
+    axes.set(title=f"Loss and {rate} during training", ylabel=f"loss, {rate}")
     axes.legend(fontsize=8)
 
 
@@ -262,13 +298,26 @@ def draw_confusions(figure, outputs, dataset):
     np.add.at(counts, (labels, outputs.argmax(-1)), 1)
     axes = figure.subplots()
     axes.imshow(counts, cmap="Blues")
+    axes.set(title="Confusion matrix of the test set", xlabel="prediction", ylabel="label")
+    if len(names) > CLASSES_COUNTED:
+        return
     for (given, guess), count in np.ndenumerate(counts):
         shade = "white" if count > counts.max() / 2 else "black"
         axes.text(guess, given, count, ha="center", va="center", color=shade)
     ticks = range(len(names))
-    axes.set(title="Confusion matrix of the test set", xlabel="prediction", ylabel="label")
     axes.set_xticks(ticks, names, rotation=45, ha="right")
     axes.set_yticks(ticks, names)
+
+
+def draw_predictions(axes, outputs, dataset):
+    """Draws the prediction of each test example against its quantity, in the quantity's units."""
+    name, mean, deviation = dataset.quantity
+    given, guess = (mean + deviation * values[:, 0] for values in (dataset.test[1], outputs))
+    ends = [min(given.min(), guess.min()), max(given.max(), guess.max())]
+    axes.plot(ends, ends, color=figures.BLACK, linestyle="--", linewidth=1, label="exact")
+    axes.scatter(given, guess, s=14, color=figures.BLUE, alpha=0.7, label="test examples")
+    axes.set(title="Predictions of the test set", xlabel=name, ylabel=f"{name}, predicted")
+    axes.legend()
 
 
 if __name__ == "__main__":

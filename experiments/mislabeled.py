@@ -95,6 +95,10 @@ class Config:
     """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
     """The column of the .csv file that holds the class."""
+    one_hot: tuple[str, ...] = ()
+    """Columns of text in the .csv file: each of their values becomes a column of 0 and 1."""
+    drop_missing: bool = False
+    """Whether to leave out the rows of the .csv file that have missing cells."""
     out: Path = Path("out")
     """The folder for the table and the figure."""
 
@@ -118,7 +122,15 @@ class Ranking(NamedTuple):
 def main(config: Config) -> Ranking:
     """Ranks the training examples, writes the table and the figure, and returns the `Ranking`."""
     require(config)
-    dataset = data.load(config.data, target=config.target, seed=config.seed)
+    dataset = data.load(
+        config.data,
+        target=config.target,
+        one_hot=config.one_hot,
+        drop_missing=config.drop_missing,
+        predict="class",
+        seed=config.seed,
+    )
+    data.print_notes(dataset)
     classes = len(dataset.class_names)
     inputs, original = dataset.train
     given = flip_labels(original, classes, config.flip, config.seed)

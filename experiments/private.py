@@ -90,6 +90,10 @@ class Config:
     """A .csv file, or a folder of IDX files in MNIST's format, instead of the digits."""
     target: str | None = None
     """The column of the .csv file that holds the class."""
+    one_hot: tuple[str, ...] = ()
+    """Columns of text in the .csv file: each of their values becomes a column of 0 and 1."""
+    drop_missing: bool = False
+    """Whether to leave out the rows of the .csv file that have missing cells."""
     out: Path = Path("out")
     """The folder for the figure."""
 
@@ -129,7 +133,15 @@ def main(config: Config) -> list[float]:
         too_small(config, epochs=1)
         + wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
     )
-    dataset = data.load(config.data, target=config.target, seed=config.seed)
+    dataset = data.load(
+        config.data,
+        target=config.target,
+        one_hot=config.one_hot,
+        drop_missing=config.drop_missing,
+        predict="class",
+        seed=config.seed,
+    )
+    data.print_notes(dataset)
     n = len(dataset.train[0])
     require(config, n)
     settings = digits.Config(hidden=config.hidden, activation="tanh", dropout=0)

@@ -1,32 +1,34 @@
-"""Data: `load` reads a classification problem from one of three sources.
+"""Data: `load` reads a classification problem, or a regression, from one of three sources.
 
   None                 scikit-learn's 1797 handwritten digits of 8 x 8 pixels
-  a .csv file          a header, a target column, and a number in every other cell
+  a .csv file          a header, a target column, and features (see `csv_table`)
   a directory          MNIST's four IDX files, or others in their format, gzipped or not
 
-It returns inputs [N, I] and labels [N] in 0 ... C-1, split into a training, a validation and a test
-set. An error names the place in the file: the row as an editor counts it, the column, the bytes.
+It returns inputs [N, I] and labels, split into a training, a validation and a test set. Labels are
+integers [N] in 0 ... C-1, or standardised numbers [N, 1] if the target is a quantity. An error
+names the place in the file: the row as an editor counts it, the column, the bytes.
 """
 
-import codecs
-import csv
 import gzip
 import math
 import re
 import struct
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+from experiments.common import csv_table
+from experiments.common.csv_table import DataError as DataError
+from experiments.common.csv_table import is_number, raise_faults
+
 HELD_OUT = 0.15  # share of the examples in the validation set, and in the test set
 FEWEST = 7  # examples of a class: of fewer, 15 % is less than one example
-TARGET_NAMES = ("target", "label", "class")
-FAULTS_SHOWN = 5
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+MOST_CLASSES = 20  # of a column of decimal numbers: with more different ones it is a quantity
+SMALL_CLASSES_SHOWN = 5
 IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -36,22 +38,36 @@ IDX_FILES = (
 Part = tuple[np.ndarray, np.ndarray]
 
 
-class DataError(ValueError):
-    """The data cannot be used; the message names the file, the place in it, and the reason."""
+class Quantity(NamedTuple):
+    """A target that is a number. The labels are (number - mean) / deviation.
+
+    Attributes:
+      name: the name of its column.
+      mean: its mean in the training set.
+      deviation: its standard deviation in the training set.
+    """
+
+    name: str
+    mean: float
+    deviation: float
 
 
 class Dataset(NamedTuple):
-    """A classification problem: inputs [N, I] in float32 and labels [N] in int32, in three sets.
+    """A problem: inputs [N, I] in float32 and labels in three sets.
+
+    The labels of a classification are [N] in int32, those of a regression [N, 1] in float32.
 
     Attributes:
       name: the name of the source.
       train: the training set.
       validation: the validation set.
       test: the test set.
-      class_names: the name of each class, by label.
+      class_names: the name of each class, by label; none for a regression.
       image_shape: (height, width) if an input is a grey image, else None.
       train_rows: the place of each training example in the source: its row in a .csv file, as an
         editor counts it; for other sources its index, from 0.
+      quantity: the target of a regression, None for a classification.
+      notes: how a .csv file was read, where there is something to say.
     """
 
     name: str
@@ -61,9 +77,19 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
     image_shape: tuple[int, int] | None
     train_rows: np.ndarray
+    quantity: Quantity | None = None
+    notes: tuple[str, ...] = ()
 
 
-def load(path: Path | None, *, target: str | None = None, seed: int = 0) -> Dataset:
+def load(
+    path: Path | None,
+    *,
+    target: str | None = None,
+    one_hot: tuple[str, ...] = (),
+    drop_missing: bool = False,
+    predict: Literal["auto", "class", "number"] = "auto",
+    seed: int = 0,
+) -> Dataset:
     """Reads the data at `path` and splits them into training, validation and test sets.
 
       path          inputs                            split, stratified by class
@@ -72,13 +98,17 @@ def load(path: Path | None, *, target: str | None = None, seed: int = 0) -> Data
       a directory   pixels / 255, a row per image     85 / 15 % of train-*; the test is t10k-*
 
     Standardised: (x - mean) / deviation, with the mean and deviation of the training set. A column
-    that is constant in the training set is 0 in all sets.
+    that is constant in the training set is 0 in all sets. The split of a regression is random.
 
     Args:
       path: a .csv file or a directory, or None for the digits.
       target: the name of the column to predict, for a .csv file. By default the column that is
         called `target`, `label` or `class`. Classes that are all integers are sorted as numbers,
         other classes as text.
+      one_hot: the columns of text of a .csv file, each of whose values becomes a column.
+      drop_missing: whether to leave out the rows of a .csv file that have missing cells.
+      predict: whether the target of a .csv file is a class or a number. `auto` takes it for a
+        number if it has more than 20 different values and not all are integers.
       seed: the seed of the shuffle.
 
     Raises:
@@ -87,12 +117,23 @@ def load(path: Path | None, *, target: str | None = None, seed: int = 0) -> Data
     if path is None or path.is_dir():
         if target is not None:
             raise DataError(f"target {target!r}: only a .csv file has columns to choose from.")
+        if one_hot or drop_missing or predict == "number":
+            raise DataError("one-hot, drop-missing and predict number are for a .csv file only.")
         return _load_digits(seed) if path is None else _load_idx(path, seed)
     if not path.exists():
         raise DataError(f"{path}: no such file or directory.")
-    if path.suffix.lower() != ".csv":
+    if path.suffix.lower() not in (".csv", ".tsv"):
         raise DataError(f"{path}: neither a .csv file nor a directory.")
-    return _load_csv(path, target, seed)
+    table = csv_table.read(path, target, one_hot=one_hot, drop_missing=drop_missing)
+    if predict == "number" or (predict == "auto" and _looks_continuous(table.cells)):
+        return _load_regression(path, table, seed)
+    return _load_classification(path, table, seed)
+
+
+def print_notes(dataset: Dataset) -> None:
+    """Prints how a .csv file was read, where there is something to say."""
+    if dataset.notes:
+        print(f"{dataset.name}: {'; '.join(dataset.notes)}")
 
 
 def _load_digits(seed):
@@ -103,13 +144,46 @@ def _load_digits(seed):
     return Dataset("digits", *_examples(inputs, parts), names, (8, 8), parts[0][0])
 
 
-def _load_csv(path, target, seed):
-    inputs, cells, rows = _read_csv(path, target)
-    labels, names = _classes(cells)
-    _check_classes(path, labels, names)
+def _load_classification(path, table, seed):
+    labels, names = _classes(table.cells)
+    hint = " Is it an id, or a quantity? `digits --predict number` predicts quantities."
+    _check_classes(path, labels, names, hint if all(map(is_number, names)) else " Is it an id?")
     parts = _split(np.arange(len(labels)), labels, seed)
-    examples = _standardise(*_examples(inputs, parts))
-    return Dataset(path.stem, *examples, names, None, rows[parts[0][0]])
+    examples = _standardise(*_examples(table.inputs, parts))
+    rows = table.rows[parts[0][0]]
+    return Dataset(path.stem, *examples, names, None, rows, notes=table.notes)
+
+
+def _load_regression(path, table, seed):
+    where = f"{path}: column {table.target!r}"
+    faults = [
+        f"{where}, row {row}: {cell!r} is not a finite number."
+        for cell, row in zip(table.cells, table.rows, strict=True)
+        if not is_number(cell) or not math.isfinite(float(cell))
+    ]
+    raise_faults(faults)
+    numbers = np.array(table.cells, float)[:, None]
+    if len(numbers) < FEWEST:
+        raise DataError(f"{path}: {len(numbers)} rows; expected at least {FEWEST}.")
+    parts = _split(np.arange(len(numbers)), numbers, seed, stratified=False)
+    mean, deviation = parts[0][1].mean(), parts[0][1].std()
+    if np.ptp(parts[0][1]) == 0:
+        raise DataError(f"{where} is {mean:g} in every row of the training set.")
+    scaled = [(x, ((y - mean) / deviation).astype(np.float32)) for x, y in parts]
+    examples = _standardise(*_examples(table.inputs, scaled))
+    quantity = Quantity(table.target, float(mean), float(deviation))
+    rows = table.rows[parts[0][0]]
+    return Dataset(path.stem, *examples, (), None, rows, quantity, table.notes)
+
+
+def _looks_continuous(cells):
+    """Whether a target has many different values, all of them numbers and not all integers."""
+    values = set(cells)
+    return (
+        len(values) > MOST_CLASSES
+        and all(map(is_number, values))
+        and not all(float(value).is_integer() for value in values)
+    )
 
 
 def _load_idx(folder, seed):
@@ -132,81 +206,6 @@ def _load_idx(folder, seed):
     train, validation = _examples(inputs, parts)
     test = held_inputs, np.searchsorted(classes, held_labels).astype(np.int32)
     return Dataset(folder.resolve().name, train, validation, test, names, image_shape, parts[0][0])
-
-
-def _read_csv(path, target):
-    """Returns the features [N, I] in float64, the N cells of the target, and their row numbers."""
-    rows = _rows(path)
-    line, header = next(rows, (1, None))
-    if header is None:
-        raise DataError(f"{path}: the file is empty.")
-    column = _target_column(f"{path}: row {line}", header, target)
-    inputs, targets, places, faults = [], [], [], []
-    for line, cells in rows:
-        row = f"{path}: row {line}"
-        if len(cells) != len(header):
-            faults.append(f"{row}: the header has {len(header)} cells, this row {len(cells)}.")
-            continue
-        for i, cell in enumerate(cells):
-            if fault := _fault(cell, is_number=i != column):
-                faults.append(f"{row}, column {header[i]!r}: {fault}.")
-        if not faults:
-            targets.append(cells.pop(column))
-            inputs.append(np.array([float(cell) for cell in cells]))
-            places.append(line)
-    _raise(faults)
-    if not inputs:
-        raise DataError(f"{path}: there is a header, but no row of data.")
-    return np.array(inputs), targets, np.array(places)
-
-
-def _rows(path):
-    """Yields each row that is not blank: the line on which it starts, and its stripped cells."""
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(keepends=True)
-    reader = csv.reader((line.decode() for line in lines), skipinitialspace=True, strict=True)
-    start = 1
-    try:
-        for row in reader:
-            cells = [cell.strip() for cell in row]
-            if cells not in ([], [""]):
-                yield start, cells
-            start = reader.line_num + 1  # rows are not lines: a quoted cell can span several
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{error.object[error.start]:02x}"
-        raise DataError(f"{path}: row {reader.line_num + 1}: {byte} is not UTF-8.") from error
-    except csv.Error as error:
-        raise DataError(f"{path}: row {start}: {error}.") from error
-
-
-def _target_column(where, header, target):
-    """Returns the index of the target's column."""
-    repeated = sorted({name for name in header if header.count(name) > 1})
-    if repeated:
-        raise DataError(f"{where}: more than one column is called {_quoted(repeated, ' or ')}.")
-    known = [name for name in header if name in TARGET_NAMES]
-    if target is None and len(known) != 1:
-        raise DataError(f"{where}: which column is the target? Name one of {_quoted(header)}.")
-    target = known[0] if target is None else target
-    if target not in header:
-        raise DataError(f"{where}: no column is called {target!r}; there are {_quoted(header)}.")
-    if len(header) == 1:
-        raise DataError(f"{where}: there is no column besides the target, {target!r}.")
-    return header.index(target)
-
-
-def _fault(cell, *, is_number):
-    """Returns what is wrong with a cell, or None."""
-    if not cell:
-        return "the cell is empty"
-    if not is_number:
-        return None
-    try:
-        value = float(cell.replace("_", "?"))  # Python's float reads 1_000 as 1000
-    except ValueError:
-        return f"{cell!r} is not a number"
-    if not abs(value) <= FLOAT32_MAX:  # written so that it catches NaN, too
-        return f"{cell!r} is not finite in float32"
-    return None
 
 
 def _classes(cells):
@@ -278,19 +277,23 @@ def _read_bytes(path):
     return data
 
 
-def _check_classes(path, labels, names):
+def _check_classes(path, labels, names, hint=""):
     """Raises if there is only one class, or a class has too few examples to be in every set."""
     if len(names) == 1:
         raise DataError(f"{path}: only one class, {names[0]!r}; at least two are needed.")
     counts = zip(names, np.bincount(labels), strict=True)
     needs = f"expected at least {FEWEST} examples, so that every set has some"
-    _raise([f"{path}: class {name!r}: {needs}; found {n}." for name, n in counts if n < FEWEST])
+    small = [f"class {name!r}: {needs}; found {n}." for name, n in counts if n < FEWEST]
+    if len(small) > SMALL_CLASSES_SHOWN:
+        more = f"{len(small)} of the {len(names)} classes are too small"
+        raise DataError(f"{path}: {more}, such as {small[0]}{hint}")
+    raise_faults([f"{path}: {fault}" for fault in small])
 
 
-def _split(inputs, labels, seed):
+def _split(inputs, labels, seed, *, stratified=True):
     """Returns the training, validation and test sets, the last two of equal size."""
-    rest, test = _hold_out(inputs, labels, HELD_OUT, seed)
-    train, validation = _hold_out(*rest, len(test[1]), seed)
+    rest, test = _hold_out(inputs, labels, HELD_OUT, seed, stratified=stratified)
+    train, validation = _hold_out(*rest, len(test[1]), seed, stratified=stratified)
     return train, validation, test
 
 
@@ -299,24 +302,12 @@ def _examples(inputs, parts):
     return [(inputs[places], labels) for places, labels in parts]
 
 
-def _hold_out(inputs, labels, size, seed):
-    """Splits into two shuffled, stratified sets; `size` is the second's size or its share."""
+def _hold_out(inputs, labels, size, seed, *, stratified=True):
+    """Splits into two shuffled sets; `size` is the second's size or its share."""
     inputs, held_inputs, labels, held_labels = train_test_split(
-        inputs, labels, test_size=size, stratify=labels, random_state=seed
+        inputs, labels, test_size=size, stratify=labels if stratified else None, random_state=seed
     )
     return (inputs, labels), (held_inputs, held_labels)
-
-
-def _raise(faults):
-    """Raises one error for all faults, if any: it shows the first few and counts the others."""
-    if faults:
-        more = len(faults) - FAULTS_SHOWN
-        last = [f"... and {more} more."] if more > 0 else []
-        raise DataError("\n".join(faults[:FAULTS_SHOWN] + last))
-
-
-def _quoted(names, separator=", "):
-    return separator.join(repr(name) for name in names)
 
 
 def _by(sizes):

@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from experiments.common import data
+from experiments.common import csv_table, data
 
+DROP = "--drop-missing leaves out the rows with missing cells."
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -146,7 +147,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path_factory, written, at, end
     ]
     text = "\ufeff" * bom + as_csv(rows, ending)
     path = write(tmp_path_factory.getbasetemp() / "table.csv", text)
-    inputs, cells, _ = data._read_csv(path, "the target")
+    inputs, cells, *_ = csv_table.read(path, "the target")
     np.testing.assert_array_equal(inputs, numbers, strict=True)
     assert cells == targets
 
@@ -163,8 +164,8 @@ def test_a_bad_cell_is_found_where_an_editor_shows_it(tmp_path_factory, written,
     path = write(tmp_path_factory.getbasetemp() / "table.csv", before + as_csv(rows[bad:], ending))
     line = len(re.findall("\r\n|\r|\n", before)) + 1
     name = [*names, "the target"][column]
-    message = message_of(data._read_csv, path, "the target")
-    assert message == f"{path}: row {line}, column {name!r}: the cell is empty."
+    message = message_of(csv_table.read, path, "the target")
+    assert message == f"{path}: row {line}, column {name!r}: the cell is empty.\n{DROP}"
 
 
 WAYS_TO_WRITE = {
@@ -186,7 +187,7 @@ WAYS_TO_WRITE = {
 
 @pytest.mark.parametrize("content", WAYS_TO_WRITE.values(), ids=WAYS_TO_WRITE)
 def test_ways_to_write_the_same_table(tmp_path, content):
-    inputs, cells, _ = data._read_csv(write(tmp_path / "table.csv", content), None)
+    inputs, cells, *_ = csv_table.read(write(tmp_path / "table.csv", content), None)
     np.testing.assert_array_equal(inputs, [[i, i % 3] for i in range(16)])
     assert cells == ["a", "b"] * 8
 
@@ -216,7 +217,7 @@ def test_a_target_with_a_usual_name_is_found(tmp_path, name):
 def test_a_named_target_goes_before_a_usual_name(tmp_path):
     content = "label,kind,class\n" + "".join(f"{i},{i % 2},{i}\n" for i in range(20))
     path = write(tmp_path / "table.csv", content)
-    inputs, cells, _ = data._read_csv(path, "kind")
+    inputs, cells, *_ = csv_table.read(path, "kind")
     np.testing.assert_array_equal(inputs, [[i, i] for i in range(20)])
     assert cells == ["0", "1"] * 10
 
@@ -269,10 +270,10 @@ QUOTED = '16,1,"one\nlabel, three\nlines"'
 CSV_ERRORS = {
     "not a number": (table("abc,1,a"), "row 18, column 'x': 'abc' is not a number."),
     "a number to Python": (table("1_0,1,a"), "row 18, column 'x': '1_0' is not a number."),
-    "empty cell": (table("1,,a"), "row 18, column 'y': the cell is empty."),
-    "blank cell": (table("1,  ,a"), "row 18, column 'y': the cell is empty."),
-    "empty target": (table("1,2,"), "row 18, column 'target': the cell is empty."),
-    "nan": (table("nan,1,a"), "row 18, column 'x': 'nan' is not finite in float32."),
+    "empty cell": (table("1,,a"), "row 18, column 'y': the cell is empty.\n" + DROP),
+    "blank cell": (table("1,  ,a"), "row 18, column 'y': the cell is empty.\n" + DROP),
+    "empty target": (table("1,2,"), "row 18, column 'target': the cell is empty.\n" + DROP),
+    "nan": (table("nan,1,a"), "row 18, column 'x': the cell is missing: 'nan'.\n" + DROP),
     "inf": (table("1,-inf,a"), "row 18, column 'y': '-inf' is not finite in float32."),
     "too large": (table("1,1e39,a"), "row 18, column 'y': '1e39' is not finite in float32."),
     "too few cells": (table("1,a"), "row 18: the header has 3 cells, this row 2."),
@@ -351,19 +352,152 @@ def test_a_target_that_is_not_there(tmp_path):
     assert message_of(data.load, path, target="kind") == want
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path):
-    path = write(tmp_path / "table.csv", table("p,q,a", "1,2", "r,1,"))
+def test_all_that_is_wrong_is_said_at_once_by_column(tmp_path):
+    path = write(tmp_path / "table.csv", table("p,q,a", "1,2", "r,1,", "1,,", "s,t,a"))
     faults = [
-        "row 18, column 'x': 'p' is not a number.",
-        "row 18, column 'y': 'q' is not a number.",
+        "row 18, column 'x': 'p' is not a number (3 rows in all).",
+        "row 18, column 'y': 'q' is not a number (2 rows in all).",
         "row 19: the header has 3 cells, this row 2.",
-        "row 20, column 'x': 'r' is not a number.",
-        "row 20, column 'target': the cell is empty.",
+        "row 20, column 'target': the cell is empty (2 rows in all).",
+        "row 21, column 'y': the cell is empty.",
     ]
-    want = [f"{path}: {fault}" for fault in faults]
+    want = [*(f"{path}: {fault}" for fault in faults), DROP]
     assert message_of(data.load, path).split("\n") == want
-    write(path, table("p,q,a", "1,2", "r,1,", "s,t,a"))
-    assert message_of(data.load, path).split("\n") == [*want, "... and 2 more."]
+    write(path, table(*["1"] * (csv_table.FAULTS_SHOWN + 2)))
+    assert message_of(data.load, path).split("\n")[-1] == "... and 2 more."
+
+
+def test_columns_of_text_are_named_with_the_flag_that_takes_them(tmp_path):
+    rows = [f"{i},{'red green'.split()[i % 2]},b c,{i % 2}" for i in range(20)]
+    path = write(tmp_path / "table.csv", "\n".join(["x,colour,the kind,target", *rows]))
+    assert message_of(data.load, path).split("\n") == [
+        f"{path}: row 2, column 'colour': 'red' is not a number (20 rows in all).",
+        f"{path}: row 2, column 'the kind': 'b c' is not a number (20 rows in all).",
+        "--one-hot colour 'the kind' gives each value of a column of text its own column.",
+    ]
+    inputs, *_ = csv_table.read(path, None, one_hot=("the kind", "colour"))
+    even = np.arange(20) % 2 == 0
+    np.testing.assert_array_equal(inputs, np.stack([np.arange(20), ~even, even, np.ones(20)], 1))
+
+
+@pytest.mark.parametrize(
+    ("one_hot", "message"),
+    [
+        (("shape",), "row 1: one-hot takes names of columns, and none is called 'shape'; there"),
+        (("target",), "row 1: one-hot takes features; 'target' is the target."),
+        (("x",), "column 'x': 101 different values, such as '0'; one-hot takes at most 100."),
+    ],
+)
+def test_columns_that_are_no_text_to_encode(one_hot, message, tmp_path):
+    rows = [f"{i},{i % 3},{i % 2}" for i in range(101)]
+    path = write(tmp_path / "table.csv", "\n".join(["x,y,target", *rows]))
+    assert f"{path}: {message}" in message_of(data.load, path, one_hot=one_hot)
+
+
+def test_rows_with_missing_cells_are_left_out_and_counted(tmp_path):
+    rows = [",1,a", "NA,1,a", "1,?,b", "1,2,", "None,NaN,a", "3,4,none"]
+    path = write(tmp_path / "table.csv", table(*rows))
+    read = csv_table.read(path, None, drop_missing=True)
+    np.testing.assert_array_equal(read.inputs[-2:], [[15, 0], [3, 4]])
+    assert (len(read.cells), read.cells[-1], read.rows[-1]) == (17, "none", 23)
+    assert read.notes == ("5 of 22 rows have missing cells and are left out",)
+    with pytest.raises(data.DataError, match="no row of data: 2 have missing cells"):
+        csv_table.read(write(path, "x,target\n,a\n1,\n"), None, drop_missing=True)
+
+
+def test_semicolons_tabs_and_decimal_commas(tmp_path):
+    rows = ["x;y;target", "1,5;-2;0,5", "2e-1;,25;1"]
+    for delimiter, name in ((";", "semicolons"), ("\t", "tabs")):
+        content = "\n".join(rows).replace(";", delimiter)
+        read = csv_table.read(write(tmp_path / "table.csv", content), None)
+        np.testing.assert_array_equal(read.inputs, [[1.5, -2], [0.2, 0.25]])
+        assert read.cells == ["0.5", "1"]
+        assert read.notes[0] == f"cells are separated by {name}"
+        assert read.notes[1] == "numbers have decimal commas, such as 1,5"
+    words = "a;b;target\n1;2;x,1\n3;4;y,2\n"
+    assert csv_table.read(write(tmp_path / "table.csv", words), None).cells == ["x,1", "y,2"]
+    names = 'a,"b;c;d;e",target\n1,2,u\n'
+    assert csv_table.read(write(tmp_path / "table.csv", names), None).inputs.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("cell", ["1.234,5", "1,234,5", "1,5,", ","])
+def test_thousands_are_no_decimals(cell, tmp_path):
+    path = write(tmp_path / "table.csv", f"x;target\n1;a\n{cell};b\n")
+    assert f"row 3, column 'x': {cell!r} is not a number." in message_of(data.load, path)
+
+
+def test_commas_and_points_in_one_file_are_refused(tmp_path):
+    path = write(tmp_path / "table.csv", "x;y;target\n1,5;2.5;a\n")
+    want = "decimal commas, such as 1,5, and some have decimal points, such as 2.5"
+    assert want in message_of(data.load, path)
+
+
+def test_a_file_without_a_header(tmp_path):
+    path = write(tmp_path / "table.csv", "5.1,3.5,0\n4.9,3.0,1\n")
+    want = f"{path}: row 1: all cells are numbers, so this is no header."
+    assert message_of(data.load, path, target="x").startswith(want)
+    years = "2019,2020\n" + "".join(f"{i},{i % 2}\n" for i in range(20))
+    assert data.load(write(path, years), target="2020").class_names == ("0", "1")
+
+
+# CSV: a quantity to predict.
+
+
+def quantities(n=40):
+    rng = np.random.default_rng(0)
+    return rng.normal(50, 7, n)
+
+
+def test_a_quantity_is_recognised_and_standardised_by_the_training_set(tmp_path):
+    y = quantities()
+    lines = ["x,price", *(f"{i},{value!r}" for i, value in enumerate(y.tolist()))]
+    dataset = data.load(write(tmp_path / "table.csv", "\n".join(lines)), target="price", seed=3)
+    assert (dataset.class_names, dataset.quantity.name) == ((), "price")
+    assert [len(labels) for _, labels in parts_of(dataset)] == [28, 6, 6]
+    train = y[dataset.train_rows - 2]
+    mean, deviation = dataset.quantity[1:]
+    np.testing.assert_allclose([mean, deviation], [train.mean(), train.std()])
+    for inputs, labels in parts_of(dataset):
+        assert (labels.dtype, labels.shape) == (np.float32, (len(inputs), 1))
+    np.testing.assert_allclose(dataset.train[1][:, 0] * deviation + mean, train, rtol=1e-6)
+    together = np.concatenate([labels for _, labels in parts_of(dataset)])[:, 0]
+    np.testing.assert_allclose(np.sort(together * deviation + mean), np.sort(y), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cells", "predict", "is_number"),
+    [
+        ([f"{i / 2}" for i in range(21)] * 7, "auto", True),
+        ([f"{i / 2}" for i in range(20)] * 7, "auto", False),
+        ([f"{i}.0" for i in range(30)] * 7, "auto", False),
+        ([f"{i}" for i in range(30)] * 7, "number", True),
+        ([f"{i / 2}" for i in range(30)] * 7, "class", False),
+        (["a", *[f"{i / 2}" for i in range(30)]] * 7, "auto", False),
+    ],
+)
+def test_classes_and_numbers(cells, predict, is_number, tmp_path):
+    lines = ["x,target", *(f"{i},{cell}" for i, cell in enumerate(cells))]
+    path = write(tmp_path / "table.csv", "\n".join(lines))
+    dataset = data.load(path, predict=predict)
+    assert (dataset.quantity is not None) == is_number
+    assert len(dataset.class_names) == (0 if is_number else len(set(cells)))
+
+
+@pytest.mark.parametrize(
+    ("cells", "predict", "message"),
+    [
+        (range(40), "auto", "40 of the 40 classes are too small, .*`digits --predict number"),
+        ([f"u{i}" for i in range(40)], "auto", r"40 of the 40 classes .* found 1. Is it an id\?$"),
+        (["a", "b"] * 8, "number", "column 'target', row 2: 'a' is not a finite number"),
+        (["inf", "1"] * 8, "number", "column 'target', row 2: 'inf' is not a finite number"),
+        (["1"] * 16, "number", "column 'target' is 1 in every row of the training set"),
+        (["1", "2"], "number", "2 rows; expected at least 7"),
+    ],
+)
+def test_targets_that_cannot_be_predicted(cells, predict, message, tmp_path):
+    lines = ["x,target", *(f"{i},{cell}" for i, cell in enumerate(cells))]
+    path = write(tmp_path / "table.csv", "\n".join(lines))
+    assert re.search(message, message_of(data.load, path, predict=predict))
 
 
 def test_every_small_class_is_named(tmp_path):
@@ -383,6 +517,8 @@ def test_a_target_is_for_csv_files_only(tmp_path):
     want = "target 'x': only a .csv file has columns to choose from."
     assert message_of(data.load, None, target="x") == want
     assert message_of(data.load, tmp_path, target="x") == want
+    want = "one-hot, drop-missing and predict number are for a .csv file only."
+    assert message_of(data.load, None, drop_missing=True) == want
 
 
 # IDX.

@@ -1,14 +1,18 @@
 """The digits experiment, in small: it trains, reports and draws, and it rejects wrong flags."""
 
 import gzip
+import re
 import struct
 
 import jax
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
+from sklearn.metrics import r2_score
 
 import jaxbp as bp
 from experiments import digits
+from experiments.common import data
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
 SMALL = {"hidden": (16,), "epochs": 6, "patience": 6, "dropout": 0.0, "learning_rate": 0.03}
@@ -96,6 +100,51 @@ def test_a_table_of_ones_own(tmp_path, capsys):
     assert digits.main(config) > 0.7
     assert "flowers: " in capsys.readouterr().out
     assert files_in(tmp_path / "out") == ["flowers.png"]
+
+
+def test_a_quantity_in_a_table_with_semicolons_text_and_missing_cells(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = ["area;town;price"]
+    for i in range(150):
+        area, town = rng.uniform(40, 200), i % 2
+        lines.append(f"{area:.2f};{'Kiel Ulm'.split()[town]};{3 * area + 90 * town:.3f}")
+    lines[7] = ";Ulm;5.0"
+    path = tmp_path / "houses.csv"
+    path.write_text("\n".join(lines).replace(".", ","))
+    options = {"target": "price", "one_hot": ("town",), "drop_missing": True}
+    config = digits.Config(
+        **{**SMALL, "epochs": 40, "patience": 40}, data=path, **options, out=tmp_path / "out"
+    )
+    r2 = digits.main(config)
+    printed = capsys.readouterr().out
+    assert 0.95 < r2 <= 1
+    assert "1 of 150 rows have missing cells and are left out" in printed
+    assert "decimal commas" in printed
+    assert "predicts 'price'" in printed
+    found = re.search(r"test R2 (\S+) \(root mean square error (\S+) of 'price'\)", printed)
+    assert float(found[1]) == pytest.approx(r2, abs=1e-4)
+    # The standard deviation of the price is about 150, so the error in its units is this.
+    assert float(found[2]) == pytest.approx(150 * (1 - r2) ** 0.5, rel=0.3)
+    assert files_in(tmp_path / "out") == ["houses.png"]
+
+
+def test_r2_is_that_of_the_set():
+    labels = np.array([[1.0], [2.0], [4.0]], np.float32)
+    outputs = labels + np.array([[0.5], [-0.5], [0.0]], np.float32)
+    quantity = data.Quantity("price", 0.0, 1.0)
+    dataset = data.Dataset("table", *[(labels, labels)] * 3, (), None, np.arange(3), quantity)
+    got = np.mean(digits.measure_of(dataset, dataset.test)(outputs, labels))
+    assert got == pytest.approx(r2_score(labels, outputs), rel=1e-6)
+
+
+def test_a_confusion_matrix_of_many_classes_is_drawn_without_numbers():
+    names = tuple(map(str, range(digits.CLASSES_COUNTED + 1)))
+    labels = np.arange(len(names))
+    dataset = data.Dataset("table", *[(None, labels)] * 3, names, None, labels)
+    figure = plt.figure()
+    digits.draw_confusions(figure, np.eye(len(names)), dataset)
+    assert not figure.axes[0].texts
+    plt.close(figure)
 
 
 def test_a_bad_cell_is_named_and_nothing_is_written(tmp_path):
