@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.outputs.joint import JointLoss
-from jaxbp.require import require_count
+from jaxbp.require import require_count, require_key
 from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["ggn_columns", "jacobian_rows", "sampled"]
@@ -108,6 +108,7 @@ def sampled(
     _require_loss("sampled", loss)
     if key is None:
         raise ValueError("sampled: draws targets and needs a random key. Pass error_key=...?")
+    require_key("sampled", "key", key)
     require_count("sampled", "draws", draws)
 
     # In 16 bits the draws would be rounded, and so biased.

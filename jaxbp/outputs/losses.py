@@ -214,7 +214,7 @@ def _sigmoid_cross_entropy():
         """
         z = require_outputs(name, outputs)
         t = require_targets(z, targets)
-        size, is_one = _size(z), z >= 0
+        size, is_one = jnp.abs(z), z >= 0
         miss = jnp.where(is_one, 1 - t, t)  # the target's probability of the less likely answer
         e = jnp.exp(-size)  # the odds that the outputs give to this answer
         values = miss * jnp.where((miss == 0) & (size == jnp.inf), 0, size) + jnp.log1p(e)
@@ -228,7 +228,7 @@ def _sigmoid_cross_entropy():
 
     def hessian_factor(outputs, targets):
         del targets
-        size = _size(require_outputs(name, outputs))
+        size = jnp.abs(require_outputs(name, outputs))
         # sqrt(p (1 - p)), in which 1 - p would round to zero for large z.
         return _diagonal((jnp.exp(-size / 2) / (1 + jnp.exp(-size))).astype(outputs.dtype))
 
@@ -244,11 +244,6 @@ def _sigmoid_cross_entropy():
         return require_probabilities(name, targets, "targets")
 
     return Loss(name, terms, sample, hessian_factor, right)
-
-
-def _size(z):
-    """|z|, with a derivative of 1 at zero, and not 0 as that of jnp.abs."""
-    return jnp.where(z >= 0, z, -z)
 
 
 sigmoid_cross_entropy = _sigmoid_cross_entropy()

@@ -313,6 +313,11 @@ OUTPUTS = jnp.ones((3, 4))
             "sampled: draws is 0; it takes a positive integer",
         ),
         (
+            lambda: bp.sampled(bp.huber, OUTPUTS, OUTPUTS, 0),
+            ValueError,
+            "sampled: key is 0; it takes one key",
+        ),
+        (
             lambda: bp.sampled(lambda y, t: (y, t), OUTPUTS, OUTPUTS, jax.random.key(0)),
             TypeError,
             "sampled: takes a Loss, .*; got function",
