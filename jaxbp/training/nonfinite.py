@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean
 from jaxbp.training.step import TrainState, forward_key, rule_keys
-from jaxbp.types import Layer, LayerError, LossFunction, PyTree, Rule
+from jaxbp.types import Layer, LayerError, LossFunction, PyTree, Rule, show_path
 
 __all__ = ["NonFiniteError"]
 
@@ -86,25 +86,63 @@ def run_watched(
 
 
 def locate(net: Layer, loss: LossFunction, rule: Rule, bad: BadStepError) -> str:
-    """Where in a bad step the first non-finite value appears, in words."""
+    """Where in a bad step the first non-finite value appears, in words.
+
+    A pass is blamed only if its results are not finite: some layers use infinity by design, such as
+    a causal mask.
+    """
     key = forward_key(bad.state)
     params, (inputs, targets) = bad.state.params, bad.batch
-    phase = "the forward pass"
-    try:
-        with jax.debug_nans(True), jax.debug_infs(True):
-            outputs, cache = net.forward(params, inputs, key=key)
-            phase = "the loss"
-            _, delta = loss(outputs, targets)
-            phase = "the backward pass"
-            choose_key, _ = rule_keys(bad.state)
-            tree = rule.choose(bad.state.rule_state, params, key=choose_key)
-            net.backward(tree, cache, delta, read=mean)
-    except LayerError as error:
-        return f"{phase}, {error.where}"
-    except FloatingPointError:
-        return phase if phase == "the loss" else f"{phase}, {net.name}"
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not is_finite(leaf):
+            return f"the parameters before the step, {show_path(path)}"
+
+    def forward(params, inputs):
+        return net.forward(params, inputs, key=key)
+
+    outputs, cache = forward(params, inputs)
+    if not is_finite(outputs):
+        return f"the forward pass, {_layer_in(net, forward, params, inputs)}"
+    values, delta = loss(outputs, targets)
+    if not is_finite((values, delta)):
+        return "the loss"
+    choose_key, _ = rule_keys(bad.state)
+    tree = rule.choose(bad.state.rule_state, params, key=choose_key)
+
+    def backward(tree, cache, delta):
+        return net.backward(tree, cache, delta, read=mean)[1]
+
+    if not is_finite(backward(tree, cache, delta)):
+        return f"the backward pass, {_layer_in(net, backward, tree, cache, delta)}"
     in_rule = is_finite(bad.after.params) and not is_finite(bad.after.rule_state)
     return f"the update of {rule.name if in_rule else 'the parameters'}"
+
+
+def _layer_in(net, function, *arguments):
+    """The layer in which a pass that is not finite first computes such a value."""
+    first = _blamed(net, function, arguments, infs=True)
+    # An infinity by design is computed from zeros too. Then only what is not a number tells.
+    zeros = jax.tree.map(_zeros_for_floats, arguments)
+    if first != _blamed(net, function, zeros, infs=True):
+        return first
+    return _blamed(net, function, arguments, infs=False) or net.name
+
+
+def _blamed(net, function, arguments, *, infs):
+    """The layer in which JAX finds the first nan, or with `infs` the first infinity; or None."""
+    try:
+        with jax.debug_nans(True), jax.debug_infs(infs):
+            function(*arguments)
+    except LayerError as error:
+        return error.where
+    except FloatingPointError:
+        return net.name
+    return None
+
+
+def _zeros_for_floats(leaf):
+    is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
+    return jnp.zeros_like(leaf) if is_float else leaf
 
 
 @jax.jit

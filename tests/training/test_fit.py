@@ -303,6 +303,39 @@ class TestNonFinite:
         assert len(error.records) == 1
 
 
+POOLED = bp.chain(bp.max_pool((3,), strides=(1,), padding="SAME"), bp.dense(1))
+MASKED_ATTENTION = bp.chain(bp.attention(2, 1, causal=True), bp.dense(1))
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered")
+@pytest.mark.parametrize("net", [POOLED, MASKED_ATTENTION], ids=["max_pool", "causal attention"])
+@pytest.mark.parametrize("fault", ["loss", "layer", "weight"])
+def test_an_infinity_by_design_is_not_blamed(net, fault, key):
+    """The padding of a maximum and a causal mask are infinite; what is at fault is elsewhere."""
+
+    def overflowing(outputs, targets):
+        value, delta = bp.squared_error(outputs, targets)
+        return value * (1e308 * jnp.max(targets)) * 1e308, delta
+
+    x, targets = jax.random.normal(key, (4, 3, 2)), jnp.ones((4, 3, 1))
+    if fault == "layer":
+        net = bp.chain(exploding("forward"), net)
+        x = x.at[0].set(1e3)
+    state = bp.init_state(net, ADAM, key, (3, 2))
+    if fault == "weight":
+        weight = state.params[1]["weight"].at[0].set(jnp.nan)
+        state = state._replace(params=(state.params[0], {**state.params[1], "weight": weight}))
+    loss = overflowing if fault == "loss" else bp.squared_error
+    places = {
+        "loss": "the loss",
+        "layer": "the forward pass, chain: part 1 (boom)",
+        "weight": "the parameters before the step, 1.weight",
+    }
+    with pytest.raises(bp.NonFiniteError) as caught:
+        bp.fit(net, loss, ADAM, (x, targets), state=state)
+    assert caught.value.place == places[fault]
+
+
 def test_a_measure_that_is_not_finite_is_no_measure(data):
     def broken(outputs, targets):
         del targets
