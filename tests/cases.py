@@ -431,6 +431,18 @@ VIEW = (
     .embed((0, 1, 2), (2, 4, 11), (1, 2, 2))
 )
 
+
+class Own(NamedTuple):
+    """A kind of signal that the library does not know: of a matrix, as `Outer`."""
+
+    inputs: jax.Array
+    deltas: jax.Array
+
+    def per_example(self):
+        rows = [a.reshape(len(a), -1, a.shape[-1]) for a in self]
+        return jnp.einsum("nti,nto->nio", *rows)
+
+
 # A signal of each kind, by the shape of the positions.
 SIGNALS = {
     "Conv": convolution(
@@ -458,6 +470,7 @@ SIGNALS = {
         jnp.asarray(rng.normal(size=(N, *t, 4))),
         jnp.zeros((5, 0)),
     ),
+    "Own": lambda rng, *t: Own(*SIGNALS["Outer"](rng, *t)),
     "Through": lambda rng, *t: bp.Through(SIGNALS["Outer"](rng, *t), VIEW),
     "Through, a rank of its own": lambda rng, *t: bp.Through(
         SIGNALS["Lookup"](rng, *t), View((5, 4)).reshape((5, 2, 2))

@@ -63,6 +63,18 @@ def with_deltas(signal, deltas):
     return signal._replace(deltas=deltas)
 
 
+def operands_of(signal):
+    """What of a signal has a derivative: the deltas of all of its uses, and its own inputs."""
+    return deltas_of(signal), getattr(signal, "inputs", ())
+
+
+def with_operands(signal, operands):
+    """A signal with other operands, as `operands_of` gives them."""
+    deltas, inputs = operands
+    signal = with_deltas(signal, deltas)
+    return signal._replace(inputs=inputs) if hasattr(signal, "inputs") else signal
+
+
 def is_float(array):
     return jnp.issubdtype(array.dtype, jnp.floating)
 

@@ -231,17 +231,14 @@ def _wide_signals(name: str, tree: PyTree) -> PyTree:
 
     In a stack, operands fit one layer at a time.
     """
-
-    def wide(signal):
-        if not is_signal(signal):
-            raise not_a_signal(name, signal)
-        return widen(signal)
-
-    if not jax.tree.leaves(tree):
+    leaves = jax.tree.leaves(tree, is_leaf=is_signal)
+    if not leaves:
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
-    signals = jax.tree.map(wide, tree, is_leaf=is_signal)
-    jax.eval_shape(lambda tree: map_signals(lambda s: require_signal(name, s), tree), signals)
-    return signals
+    for leaf in leaves:
+        if not is_signal(leaf):
+            raise not_a_signal(name, leaf)
+    jax.eval_shape(lambda tree: map_signals(lambda s: require_signal(name, s), tree), tree)
+    return jax.tree.map(widen, tree, is_leaf=is_signal)
 
 
 def _parameters_of(signals: PyTree) -> tuple[Any, str]:
