@@ -69,6 +69,7 @@ def each(calls):
     )
 
 
+SOON = {"value_and_grad", "make_step"}
 every_call = each(CALLS | TRAINING)
 every_call_with_a_key = each(CALLS)
 
@@ -274,3 +275,42 @@ def test_outputs_that_are_a_tree_are_measured_too(key):
     got = bp.alignment(heads, both, rule=rule)(params, x, (T[:, :1], T[:, 1:]), **how)
     want = bp.alignment(NET, bp.squared_error, rule=rule)(params, x, T, **how)
     assert_close(got, want)
+
+
+# What can be wrong with an array [N, ...], and each of these with inputs and with targets.
+WRONG = {
+    "an example less": lambda a: a[1:],
+    "twice the examples": lambda a: np.concatenate([a, a]),
+    "no examples": lambda a: a[:0],
+    "an axis less": lambda a: a[:, 0],
+    "an axis more": lambda a: a[:, None],
+    "an entry less": lambda a: a[:, 1:],
+    "an entry more": lambda a: np.concatenate([a, a[:, :1]], axis=1),
+    "one number": lambda a: a[0, 0],
+    "complex numbers": lambda a: a.astype(complex),
+    "strings": lambda a: a.astype(str),
+    "objects": lambda a: a.astype(object),
+    "lists": lambda a: a.tolist(),
+    "a tuple": lambda a: (a, a),
+    "a dict": lambda a: {"x": a},
+    "nothing": lambda a: None,
+    "a name": lambda a: "data",
+}
+# A layer or the loss may be the first to see it: then the message has its name.
+OUR_WORDS = r"^({name}|value_and_grad|chain: part 1 \(dense\(3\)\)|dense\(3\)|squared_error)[: ]"
+
+
+@pytest.mark.parametrize("argument", ["inputs", "targets"])
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        pytest.param(name, make, id=name, marks=() if name in SOON else pytest.mark.thorough)
+        for name, make in (CALLS | TRAINING).items()
+    ],
+)
+def test_no_wrong_argument_becomes_a_number(name, make, wrong, argument, params):
+    data = {"inputs": X, "targets": T}
+    data[argument] = wrong(data[argument])
+    with pytest.raises((ValueError, TypeError), match=OUR_WORDS.format(name=name)):
+        make(NET, bp.squared_error)(params, data["inputs"], data["targets"])
