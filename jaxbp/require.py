@@ -19,14 +19,18 @@ from jaxbp.types import Layer, LayerError, Shape, show_path, show_shape
 
 def require_positive(name: str, argument: str, value: Any) -> None:
     """Raises unless the value of an argument is a number above zero."""
-    if not value > 0:
+    if isinstance(value, bool | np.bool_ | str) or np.ndim(value) or value is None or not value > 0:
         raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
 
 
-def require_count(name: str, argument: str, value: Any) -> None:
-    """Raises unless the value of an argument is an integer above zero, of Python or of NumPy."""
+def require_count(name: str, argument: str, value: Any) -> int:
+    """Returns an integer above zero, of Python or of NumPy, as one of Python; raises otherwise.
+
+    Products of NumPy's short integers could overflow.
+    """
     if not is_count(value):
         raise ValueError(f"{name}: {argument} is {value!r}; it takes a positive integer.")
+    return int(value)
 
 
 def is_count(value: Any) -> bool:

@@ -63,7 +63,7 @@ def repeat(layer: Layer, n: int) -> Layer:
       (5, 3, 2)
     """
     require_layers("repeat: part", (layer,))
-    require_count("repeat", "n", n)
+    n = require_count("repeat", "n", n)
     name = f"repeat({layer.name}, {n})"
 
     def init(key, shape):
@@ -120,7 +120,7 @@ def stack(layer: Layer, n: int) -> Layer:
       ((50, 5), (5,))
     """
     require_layers("stack: part", (layer,))
-    require_count("stack", "n", n)
+    n = require_count("stack", "n", n)
     name = f"stack({layer.name}, {n})"
 
     def require_stacked(tree):

@@ -78,7 +78,7 @@ def simple_rnn(features: int) -> Cell:
       >>> out_shape, params["weight"].shape, params["recurrent"].shape
       ((7, 4), (3, 4), (4, 4))
     """
-    require_count("simple_rnn", "features", features)
+    features = require_count("simple_rnn", "features", features)
 
     def forward(a, e, state):
         del state
@@ -128,7 +128,7 @@ def lstm(features: int, *, forget_bias: float = 1.0) -> Cell:
       >>> params["bias"].tolist()
       [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     """
-    require_count("lstm", "features", features)
+    features = require_count("lstm", "features", features)
 
     def bias_init(key, shape, dtype=float):
         del key
@@ -190,7 +190,7 @@ def gru(features: int) -> Cell:
       >>> sorted(params)
       ['bias', 'recurrent', 'recurrent_bias', 'weight']
     """
-    require_count("gru", "features", features)
+    features = require_count("gru", "features", features)
 
     def forward(a, e, state):
         (h,) = state

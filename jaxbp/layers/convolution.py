@@ -98,7 +98,7 @@ def conv(
       >>> params["weight"].shape, out_shape, norms["weight"].shape
       ((3, 3, 1, 8), (14, 14, 8), (5,))
     """
-    _require_outputs("conv", features, groups)
+    features, groups = _require_outputs("conv", features, groups)
     name = f"conv({features}, {kernel})"
     windows = make_windows("conv", name, kernel, strides, padding, dilation, groups=groups)
 
@@ -183,7 +183,7 @@ def conv_transpose(
       (14, 14, 8)
     """
     factory = "conv_transpose"
-    _require_outputs(factory, features, groups)
+    features, groups = _require_outputs(factory, features, groups)
     name = f"{factory}({features}, {kernel})"
     windows = make_windows(factory, name, kernel, strides, padding, dilation, groups=groups)
 
@@ -211,12 +211,13 @@ def conv_transpose(
     )
 
 
-def _require_outputs(factory: str, features: int, groups: int) -> None:
-    """Raises if the number of outputs is not a positive multiple of the number of groups."""
-    require_count(factory, "features", features)
-    require_count(factory, "groups", groups)
+def _require_outputs(factory: str, features: int, groups: int) -> tuple[int, int]:
+    """Returns the numbers of outputs and groups; raises if the one is no multiple of the other."""
+    features = require_count(factory, "features", features)
+    groups = require_count(factory, "groups", groups)
     if features % groups:
         raise ValueError(f"{factory}: features is {features}, not a multiple of {groups} groups.")
+    return features, groups
 
 
 def _convolution(

@@ -71,8 +71,8 @@ def embedding(
       >>> out_shape, grads["weight"][:, 0].tolist()
       ((3, 2), [1.0, 0.0, 0.0, 0.0, 2.0])
     """
-    require_count("embedding", "vocabulary", vocabulary)
-    require_count("embedding", "features", features)
+    vocabulary = require_count("embedding", "vocabulary", vocabulary)
+    features = require_count("embedding", "features", features)
     name = f"embedding({vocabulary}, {features})"
 
     shapes = {"weight": (vocabulary, features)}
@@ -160,6 +160,8 @@ def tied_embedding(
       >>> out_shape, sq_norms[0]["weight"].shape
       ((3, 5), (2,))
     """
+    vocabulary = require_count("tied_embedding", "vocabulary", vocabulary)
+    features = require_count("tied_embedding", "features", features)
     table = embedding(vocabulary, features, weight_init=weight_init, dtype=dtype)
     body = chain(*layers)
     name = f"tied_embedding({vocabulary}, {features})"
@@ -232,7 +234,7 @@ def learned_positions(
       >>> out_shape, params[1]["weight"].shape
       ((10, 2), (16, 2))
     """
-    require_count("learned_positions", "length", length)
+    length = require_count("learned_positions", "length", length)
     name = f"learned_positions({length})"
 
     def init(key, shape):

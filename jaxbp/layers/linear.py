@@ -59,7 +59,7 @@ def dense(
       >>> y.shape, dx.shape, signals["weight"].inputs.shape
       ((2, 3), (2, 5), (2, 5))
     """
-    require_count("dense", "features", features)
+    features = require_count("dense", "features", features)
     name = f"dense({features})"
     shapes = {"weight": ("I", features), "bias": (features,)}
     if not use_bias:

@@ -69,7 +69,7 @@ def rotary(heads: int, *, base: float = BASE) -> Layer:
       >>> [[round(float(number), 2) for number in position] for position in y[0]]
       [[1.0, 0.0], [0.54, 0.84]]
     """
-    require_count("rotary", "heads", heads)
+    heads = require_count("rotary", "heads", heads)
     require_positive("rotary", "base", base)
     name = f"rotary({heads})"
 
@@ -162,8 +162,7 @@ def dot_product_attention(
       >>> y.ravel().tolist()                    # v_1, and the mean of v_1 and v_2
       [2.0, 3.0]
     """
-    groups = heads if kv_heads is None else kv_heads
-    _require_groups("dot_product_attention", heads, groups)
+    heads, groups = _require_groups("dot_product_attention", heads, kv_heads)
     require_mask("dot_product_attention", mask)
     layout, sight = _Layout(heads, groups, rotary), Sight(heads // groups, causal, mask)
     name = f"dot_product_attention({heads})"
@@ -252,9 +251,8 @@ def attention(
       >>> out_shape, [part["weight"].shape for part in params[1] if part]
       ((5, 8), [(8, 24), (8, 8)])
     """
-    require_count("attention", "features", features)
-    groups = heads if kv_heads is None else kv_heads
-    _require_groups("attention", heads, groups)
+    features = require_count("attention", "features", features)
+    heads, groups = _require_groups("attention", heads, kv_heads)
     if features % heads:
         raise ValueError(f"attention: features is {features}, not a multiple of {heads} heads.")
     linear = functools.partial(dense, use_bias=use_bias, weight_init=weight_init, dtype=dtype)
@@ -369,12 +367,13 @@ def _rotate(x: jax.Array, sign: int, base: float = BASE) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def _require_groups(name: str, heads: int, groups: int) -> None:
-    """Raises if these are not positive integers, or the groups do not divide the heads."""
-    require_count(name, "heads", heads)
-    require_count(name, "kv_heads", groups)
+def _require_groups(name: str, heads: int, kv_heads: int | None) -> tuple[int, int]:
+    """Returns H and G; raises unless they are positive integers, and G divides H."""
+    heads = require_count(name, "heads", heads)
+    groups = heads if kv_heads is None else require_count(name, "kv_heads", kv_heads)
     if heads % groups:
         raise ValueError(f"{name}: kv_heads is {groups}, which does not divide {heads} heads.")
+    return heads, groups
 
 
 def _require_size(

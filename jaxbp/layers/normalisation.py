@@ -137,7 +137,7 @@ def group_norm(
       >>> [abs(round(float(y[..., part].mean()), 3)) for part in (slice(2), slice(2, 4))]
       [0.0, 0.0]
     """
-    require_count("group_norm", "groups", groups)
+    groups = require_count("group_norm", "groups", groups)
     return _norm(f"group_norm({groups})", eps, use_bias, dtype, groups=groups)
 
 

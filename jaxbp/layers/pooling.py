@@ -236,8 +236,10 @@ def upsample(factor: int | tuple[int, ...]) -> Layer:
       >>> y.ravel().tolist()
       [1.0, 1.0, 2.0, 2.0]
     """
-    for f in factor if isinstance(factor, tuple) and factor else (factor,):
-        require_count("upsample", "factor", f)
+    if isinstance(factor, tuple) and factor:
+        factor = tuple(require_count("upsample", "factor", f) for f in factor)
+    else:
+        factor = require_count("upsample", "factor", factor)
     name = f"upsample({factor})"
 
     def factors(shape):

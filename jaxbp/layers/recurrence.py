@@ -140,9 +140,10 @@ def recurrent(
       ((2, 7, 4), True)
     """
     _require_cell(cell)
-    for argument, count in (("horizon", horizon), ("segment", segment)):
-        if count is not None:
-            require_count("recurrent", argument, count)
+    horizon, segment = (
+        None if count is None else require_count("recurrent", argument, count)
+        for argument, count in (("horizon", horizon), ("segment", segment))
+    )
     require_mask("recurrent", mask)
     name = f"recurrent({cell.name})"
     h, wide = cell.features, cell.gates * cell.features

@@ -1,5 +1,7 @@
 """Stochastic layers: they draw random numbers from the `key` of forward; without one, none."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ def dropout(drop_prob: float) -> Layer:
       >>> sorted({*y.ravel().tolist()}), sorted({*without_key.ravel().tolist()})
       ([0.0, 2.0], [1.0])
     """
-    if not 0 <= drop_prob < 1:
+    if not isinstance(drop_prob, numbers.Real) or not 0 <= drop_prob < 1:
         raise ValueError(f"dropout: drop_prob is {drop_prob}; it takes a number in [0, 1).")
     keep_prob = 1 - drop_prob
 

@@ -226,6 +226,7 @@ def make_windows(
             "integers, a size for each axis of positions, such as (3, 3)."
         )
     rank = len(kernel)
+    kernel = tuple(map(int, kernel))
     strides = _for_each_axis(factory, "strides", strides, rank)
     dilation = _for_each_axis(factory, "dilation", dilation, rank)
     padding = _padding(factory, padding, rank)
@@ -240,7 +241,9 @@ def _same_padding(size: int, k: int, s: int, d: int) -> tuple[int, int]:
 
 
 def _are_counts(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+    return all(
+        isinstance(v, int | np.integer) and not isinstance(v, bool) and v > 0 for v in values
+    )
 
 
 def _for_each_axis(factory: str, argument: str, value: Any, rank: int) -> tuple[int, ...]:
@@ -251,7 +254,7 @@ def _for_each_axis(factory: str, argument: str, value: Any, rank: int) -> tuple[
             f"{factory}: {argument} is {value!r}; it takes a positive integer, or a tuple of "
             f"{rank}, one for each axis."
         )
-    return values
+    return tuple(map(int, values))
 
 
 def _padding(factory: str, padding: Any, rank: int) -> str | tuple[tuple[int, int], ...]:
@@ -262,10 +265,10 @@ def _padding(factory: str, padding: Any, rank: int) -> str | tuple[tuple[int, in
         pairs = tuple((before, after) for before, after in padding)
     except (TypeError, ValueError):
         pairs = ()
-    numbers = [number for pair in pairs for number in pair]
-    if len(pairs) != rank or not all(isinstance(p, int) and p >= 0 for p in numbers):
+    sizes = [size for pair in pairs for size in pair]
+    if len(pairs) != rank or not all(isinstance(p, int | np.integer) and p >= 0 for p in sizes):
         raise ValueError(
             f"{factory}: padding is {padding!r}; it takes 'SAME', 'VALID', or a pair (before, "
             f"after) for each of {rank} axes."
         )
-    return pairs
+    return tuple((int(before), int(after)) for before, after in pairs)
