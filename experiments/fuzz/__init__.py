@@ -1,0 +1,1 @@
+"""Random networks against autodiff and the loop over examples: `python -m experiments.fuzz`."""
