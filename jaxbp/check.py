@@ -180,13 +180,7 @@ def _check_layer(layer: Layer, key: jax.Array, shape: Any, batch: int, inputs: P
     reference = getattr(layer.forward, "reference", None)
     draw_key = None if reference is not None else draw_key
 
-    def outputs_of(key):
-        """The outputs as a function of parameters and inputs."""
-        if reference is not None:
-            return jax.jit(reference)
-        return jax.jit(lambda params, x: layer.forward(params, x, key=key)[0])
-
-    run = outputs_of(draw_key)
+    run = jax.jit(reference or (lambda params, x: layer.forward(params, x, key=draw_key)[0]))
     outputs, eager = run(params, x), layer.forward(params, x, key=draw_key)[0]
     same_key = Finding("params", "same key", _difference(again, drawn), 0.0)
     promised = _compare_shapes(outputs, out_shape, n)
@@ -211,11 +205,8 @@ def _check_layer(layer: Layer, key: jax.Array, shape: Any, batch: int, inputs: P
             _difference(moves, by_example["inputs"]) > AUTODIFF_TOLERANCE
         )
         findings += _carry_by(tree, layer, draw_key, params, x, cotangent, swept, needs_tree)
-    if _difference(layer.forward(params, x)[0], eager) > 0:  # the layer draws
-        by_example = _transpose_by_example(_of_primals(outputs_of(None), x), n)(primals, cotangent)
-        gradients = _sweep(layer, None, params, x, cotangent)[0].gradients
-        error = _difference(gradients, _leaves(_summed(by_example)))
-        findings.append(Finding("all together", "without a key", error, AUTODIFF_TOLERANCE))
+        if _difference(layer.forward(params, x)[0], eager) > 0:  # the layer draws
+            findings.append(_without_key(layer, primals, x, cotangent))
     return Report(layer.name, tuple(findings))
 
 
@@ -593,6 +584,21 @@ def _carry_by(
         return [linear, _broken("inputs", "another tree", problem)]
     error = _difference(own[0] | _leaves({"params": own[1]}), swept.gradients)
     return [linear, Finding("inputs", "another tree", error, AUTODIFF_TOLERANCE)]
+
+
+def _without_key(layer: Layer, primals: PyTree, x: PyTree, cotangent: PyTree) -> Finding:
+    """Compares the pass without a key with autodiff."""
+
+    @jax.jit
+    def both(primals, x, dy):
+        run = _of_primals(lambda params, x: layer.forward(params, x)[0], x)
+        (want,) = jax.vjp(run, primals)[1](dy)
+        _, cache = layer.forward(primals["params"], x)
+        dx, gradients = layer.backward(primals["params"], cache, dy, read=total)
+        return _leaves({"params": gradients}) | _matched_dx(dx, _floats(x))[0], _leaves(want)
+
+    error = _difference(*both(primals, x, cotangent))
+    return Finding("all together", "without a key", error, AUTODIFF_TOLERANCE)
 
 
 def _broken(what: str, witness: str, problem: str) -> Finding:

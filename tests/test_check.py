@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import LAYERS, every, make_inputs
 
 import jaxbp as bp
 
@@ -452,3 +453,9 @@ def test_the_kinks_of_a_wide_network_are_no_mistakes(seed):
 def test_what_is_not_a_layer_is_refused(key):
     with pytest.raises(TypeError, match="check: takes a Layer or a Loss; got function"):
         bp.check(bp.relu, key, (4,))
+
+
+@every("case", LAYERS, soon={"stack of what has no parameters", "embedding of single tokens"})
+def test_every_layer_keeps_the_whole_contract(case, key):
+    tokens = None if case.vocabulary is None else make_inputs(case, key)
+    bp.check(case.make(), key, case.shape, inputs=tokens).raise_if_wrong()
