@@ -168,22 +168,15 @@ def _at_probabilities(z, t):
     """
     m = _largest(z)
     e = jnp.exp(_difference(z, m))
-    e_first, e_rest, e_others = _sums_of_others(e)
-    _, _, t_others = _sums_of_others(t)
+    largest = jnp.sum(jnp.where(z == m, e, 0), axis=-1, keepdims=True)
+    rest = jnp.sum(jnp.where(z == m, 0, e), axis=-1, keepdims=True)
+    # The differences are exactly 0 at a single largest logit, and at a target of 1.
+    e_others, t_others = rest + (largest - e), jnp.sum(t, axis=-1, keepdims=True) - t
     # 0 log 0 = 0: a class that cannot occur costs nothing if the target does not have it.
     gaps = m - z
     gaps = jnp.where((z == jnp.inf) | ((t == 0) & (gaps == jnp.inf)), 0, gaps)
-    values = jnp.sum(t * (gaps + jnp.log1p(e_rest + (e_first - 1))), axis=-1)
-    return values, (e * t_others - t * e_others) / (e_rest + e_first)
-
-
-def _sums_of_others(x):
-    """The largest entry and the sum of the rest, [..., 1]; for each entry the sum of the others."""
-    at = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
-    first = jnp.sum(jnp.where(at, x, 0), axis=-1, keepdims=True)
-    rest = jnp.sum(jnp.where(at, 0, x), axis=-1, keepdims=True)
-    # first - x is not negative, so only the largest entry could cancel in a difference of sums.
-    return first, rest, jnp.where(at, rest, rest + (first - x))
+    values = jnp.sum(t * (gaps + jnp.log1p(rest + (largest - 1))), axis=-1)
+    return values, (e * t_others - t * e_others) / (rest + largest)
 
 
 softmax_cross_entropy = _softmax_cross_entropy()
