@@ -532,3 +532,55 @@ def test_what_is_padded_changes_nothing_and_learns_nothing(key):
 def test_what_is_wrong_is_said(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def noise():
+    """A layer whose output is what it draws from its key, whatever its input."""
+
+    def forward(params, x, *, key=None):
+        del params
+        return jax.random.normal(key, x.shape), x
+
+    def backward(params, x, dy, *, read=bp.keep):
+        del params, read
+        return dy, ()
+
+    return bp.Layer("noise", lambda key, shape: ((), shape), forward, backward)
+
+
+def drawn(net, key):
+    """What each part of a network draws, in order."""
+    seen = []
+
+    def forward(params, x, *, key=None):
+        y, cache = noise().forward(params, x, key=key)
+        jax.debug.callback(lambda y: seen.append(np.asarray(y)), y, ordered=True)
+        return y, cache
+
+    net = net(noise()._replace(forward=forward))
+    params, _ = net.init(key, (4,))
+    jax.block_until_ready(net.forward(params, jnp.ones((2, 4)), key=key))
+    jax.effects_barrier()
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("make", "draws"),
+    [
+        (lambda part: bp.chain(part, part, part), 3),
+        (lambda part: bp.parallel(part, part, part), 3),
+        (lambda part: bp.parallel(part, part, combine="concatenate"), 2),
+        (lambda part: bp.gated(part, part), 2),
+        (lambda part: bp.repeat(part, 3), 3),
+        (lambda part: bp.stack(part, 3), 3),
+        (lambda part: bp.residual(part, part), 2),
+        (lambda part: bp.stack(bp.chain(part, bp.parallel(part, part)), 2), 6),
+        (lambda part: bp.repeat(bp.gated(part, bp.chain(part, part)), 2), 6),
+    ],
+    ids=["chain", "parallel", "concatenated", "gated", "repeat", "stack", "residual", "nested",
+         "nested gates"],
+)  # fmt: skip
+def test_every_part_draws_by_a_key_of_its_own(make, draws, key):
+    seen = drawn(make, key)
+    assert len(seen) == draws
+    assert len({a.tobytes() for a in seen}) == draws

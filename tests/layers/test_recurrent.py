@@ -313,3 +313,15 @@ LSTM = bp.recurrent(bp.lstm(2))
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_segment_runs_again_behind_a_barrier(key):
+    """Otherwise XLA runs the steps of all segments first, and keeps what each needs."""
+    layer = bp.recurrent(bp.gru(2), segment=2)
+    params, _ = layer.init(key, (4, 3))
+    y, cache = layer.forward(params, jnp.ones((1, 4, 3)))
+    program = jax.make_jaxpr(layer.backward)(params, cache, y).jaxpr
+    loops = [e.params["jaxpr"].jaxpr for e in program.eqns if e.primitive.name == "scan"]
+    inside = [e.primitive.name for loop in loops for e in loop.eqns]
+    # Before the steps, which are loops inside the loop over the segments.
+    assert inside.index("optimization_barrier") < inside.index("scan")
