@@ -171,7 +171,7 @@ def _simple(rng, shape, depth, features):
             f"bp.attention({heads * features}, {heads}, causal={causal}, lean={lean})",
             f"bp.attention({4 * features}, 2, kv_heads=1, rotary=True, use_bias=False)",
             f"bp.recurrent(bp.{cell}, learn_initial={causal}, reverse={lean})",
-            f"bp.recurrent(bp.{cell}, horizon=2)",
+            f"bp.recurrent(bp.{cell}, horizon={length})",
             f"bp.recurrent(bp.{cell}, segment={length})",
             f"bp.bidirectional(bp.{cell})",
             f"bp.learned_positions({length + 1})",

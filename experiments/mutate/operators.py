@@ -101,14 +101,9 @@ def _changes(node: ast.expr) -> Iterator[tuple[str, ast.expr]]:
 
 def _changes_of_call(call: ast.Call) -> Iterator[tuple[str, ast.expr]]:
     for i, keyword in enumerate(call.keywords):
-        match keyword:
-            case ast.keyword("axis", ast.Constant(int() as value)):
-                changed = [ast.keyword("axis", ast.Constant(value + (1 if value != -1 else -1)))]
-                rest = call.keywords[:i] + changed + call.keywords[i + 1 :]
-                yield "axis", ast.Call(call.func, call.args, rest)
-            case ast.keyword("preferred_element_type"):
-                rest = call.keywords[:i] + call.keywords[i + 1 :]
-                yield "accumulation", ast.Call(call.func, call.args, rest)
+        if keyword.arg == "preferred_element_type":
+            rest = call.keywords[:i] + call.keywords[i + 1 :]
+            yield "accumulation", ast.Call(call.func, call.args, rest)
     match call:
         case ast.Call(ast.Attribute(_, "where"), [_, value, other]):
             yield "mask", value
