@@ -1,5 +1,6 @@
 """Reweighting: clipped, normalised and private sums against gradients formed one by one."""
 
+import functools
 import itertools
 
 import chex
@@ -8,10 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import NETWORKS, SOON_NETWORKS, N, every, output_shape, prepare
-from oracles import assert_close, per_example_grads, ravel, ravel_examples, squared, value_and_grad
+from cases import NETWORKS, SIGNALS, SOON_NETWORKS, N, every, output_shape, prepare
+from oracles import (
+    assert_close,
+    deltas_of,
+    in_dtype,
+    per_example_grads,
+    ravel,
+    ravel_examples,
+    squared,
+    value_and_grad,
+    with_deltas,
+)
 
 import jaxbp as bp
+from jaxbp.readings.norms import parameter_norms
 
 every_network = every("case", NETWORKS, soon=SOON_NETWORKS)
 both_ways = pytest.mark.parametrize("sweeps", [1, 2])
@@ -128,6 +140,137 @@ def test_what_cancels_over_positions_does_not_pass_for_short(sweeps, as_shipped)
         clipped = bp.reweighted(net, bp.squared_error, bp.clip_weights(1.0), sweeps=sweeps)
         grads = clipped(params, x, -jnp.asarray(d, jnp.float32)).grads
         assert float(jnp.linalg.norm(grads["weight"])) <= 1.001
+
+
+SIZES = {jnp.float16: [1e-2, 30], jnp.bfloat16: [1e-25, 1e25], jnp.float32: [1e-30, 1e-20, 1e25]}
+EACH_ROUNDED = {jnp.float16: 2**-10, jnp.bfloat16: 2**-7, jnp.float32: 1e-5}
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("dtype", SIZES)
+@pytest.mark.parametrize("kind", [kind for kind in SIGNALS if "pull-back" not in kind])
+def test_a_clipped_gradient_of_each_kind_keeps_the_bound(kind, dtype):
+    exact = SIGNALS[kind](np.random.default_rng(3), 2, 3)
+
+    @jax.jit
+    def clipped(signal, threshold):
+        norms = parameter_norms(signal)
+        weights = bp.clip_weights(threshold)(norms)
+        each = [bp.total(signal, weights=w) for w in jnp.diag(weights)]
+        return norms, jnp.stack(each).reshape(N, -1)
+
+    for size in SIZES[dtype]:
+        deltas = jax.tree.map(lambda d, size=size: d * size, deltas_of(exact))
+        signal = in_dtype(with_deltas(exact, deltas), dtype)
+        for share in (0.01, 1.0, 100.0):
+            norms, grads = clipped(signal, share * float(jnp.median(clipped(signal, 1.0)[0])))
+            threshold = share * float(jnp.median(norms))
+            got = np.linalg.norm(np.asarray(grads, np.float64), axis=1)
+            want = np.minimum(threshold, np.asarray(norms, np.float64))
+            np.testing.assert_allclose(got, want, rtol=EACH_ROUNDED[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sweeps"),
+    [
+        (dtype, sweeps)
+        for dtype in SIZES
+        for sweeps in (1, 2)
+        if (dtype, sweeps) != (jnp.float16, 2)
+    ],
+)
+@pytest.mark.parametrize("positions", [(), (2,)])
+def test_the_bound_holds_for_norms_of_any_size(positions, dtype, sweeps):
+    """One example alone, of a norm from 1e-30 to 1e30, as far as the dtype goes."""
+    net, rng = bp.dense(20), np.random.default_rng(0)
+    params = jax.tree.map(lambda p: jnp.zeros_like(p, dtype), net.init(jax.random.key(0), (30,))[0])
+    clipped = jax.jit(bp.reweighted(net, bp.squared_error, bp.clip_weights(1.0), sweeps=sweeps))
+    sizes = (
+        [1e-4, 1.0, 100.0, 3e4]
+        if dtype == jnp.float16
+        else [1e-30, 1e-20, 1e-10, 1.0, 1e10, 1e20, 1e30]
+    )
+    for size in sizes:
+        x = jnp.asarray(rng.uniform(0.5, 1, size=(1, *positions, 30)) * min(size, 1e3), dtype)
+        targets = jnp.asarray(rng.uniform(0.5, 1, size=(1, *positions, 20)), jnp.float32)
+        targets = (targets * size / min(size, 1e3)).astype(dtype)
+        got = clipped(params, x, targets)
+        summed = np.linalg.norm(np.asarray(ravel(got.grads), np.float64))
+        assert summed <= 1 + EACH_ROUNDED[dtype]
+        atol = 1e-6 if dtype == jnp.float16 else 0  # where its numbers have fewer digits
+        want = min(1.0, float(got.norms[0]))
+        np.testing.assert_allclose(summed, want, rtol=EACH_ROUNDED[dtype], atol=atol)
+
+
+def test_large_norms_in_float16_are_clipped_to_the_threshold():
+    """At a norm of 1e8, a weight in 16 bits would be zero; at 3e7, twice what it should be."""
+    net = bp.dense(1, use_bias=False)
+    params = {"weight": jnp.zeros((4, 1), jnp.float16)}
+    x = jnp.array([[3e4], [500.0], [1.0], [0.01]], jnp.float16) * jnp.ones((4, 4), jnp.float16)
+    targets = jnp.full((4, 1), 1000, jnp.float16)
+    for i in range(4):
+        got = bp.reweighted(net, bp.squared_error, bp.clip_weights(1.0))(
+            params, x[i : i + 1], targets[i : i + 1]
+        )
+        np.testing.assert_allclose(np.linalg.norm(got.grads["weight"].astype(float)), 1, rtol=1e-3)
+        assert got.grads["weight"].dtype == jnp.float16
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_one_sweep_and_two_agree_on_norms_out_of_range(dtype):
+    net, rng = bp.chain(bp.dense(4), bp.relu(), bp.dense(3)), np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p.astype(dtype), net.init(jax.random.key(0), (5,))[0])
+    x = jnp.asarray(rng.normal(size=(3, 5)), dtype)
+    targets = jnp.asarray(rng.normal(size=(3, 3)) * np.array([[1e25], [1.0], [1e-25]]), dtype)
+    one, two = (
+        bp.reweighted(net, bp.squared_error, bp.clip_weights(1.0), sweeps=sweeps)(
+            params, x, targets
+        )
+        for sweeps in (1, 2)
+    )
+    assert float(jnp.max(one.norms)) > 1e24
+    assert_close(one[1:], two[1:])
+
+
+def test_with_two_sweeps_float16_is_refused_wherever_it_carries_the_error():
+    params = bp.dense(2).init(jax.random.key(0), (3,))[0]
+    inside = bp.cast(bp.dense(2), jnp.float16)
+    short = jax.tree.map(lambda p: p.astype(jnp.float16), params)
+    for make in (
+        lambda net: bp.reweighted(net, bp.squared_error, bp.clip_weights(1.0), sweeps=2),
+        lambda net: functools.partial(
+            bp.private_gradient(
+                net, bp.squared_error, max_norm=1, noise_multiplier=0, batch_size=1, sweeps=2
+            ),
+            key=jax.random.key(0),
+        ),
+    ):
+        for net, own, dtype in ((inside, params, float), (bp.dense(2), short, jnp.float16)):
+            with pytest.raises(ValueError, match="with sweeps=2, the error has to be in a dtype"):
+                make(net)(own, jnp.ones((4, 3), dtype), jnp.ones((4, 2), dtype))
+
+
+@both_ways
+def test_a_reweighted_sum_is_differentiable_where_a_gradient_is_zero(sweeps, key):
+    net, params, x, _, _ = problem(NETWORKS["classifier"], key)
+    targets = net.forward(params, x)[0].at[0].add(1)
+    clipped = bp.reweighted(net, bp.squared_error, bp.clip_weights(1e-3), sweeps=sweeps)
+    grads = jax.grad(lambda p: ravel(clipped(p, x, targets).grads).sum())(params)
+    chex.assert_tree_all_finite(grads)
+
+
+@both_ways
+def test_weights_may_be_integers_booleans_negative_or_no_number(sweeps, key):
+    net, params, x, targets, _ = problem(NETWORKS["perceptron"], key)
+    for weigh, want in (
+        (lambda norms: norms < jnp.inf, 1),
+        (lambda norms: jnp.full(norms.shape, 2), 2),
+        (lambda norms: -norms / norms, -1),
+        (lambda norms: norms * jnp.nan, np.nan),
+    ):
+        got = bp.reweighted(net, bp.squared_error, weigh, sweeps=sweeps)(params, x, targets)
+        _, mean = value_and_grad(net, squared, params, x, targets)
+        np.testing.assert_allclose(ravel(got.grads), want * N * ravel(mean), rtol=1e-10)
 
 
 def test_the_threshold_may_be_traced():
