@@ -56,7 +56,7 @@ def relu() -> Layer:
 def leaky_relu(negative_slope: float = 0.01) -> Layer:
     """The leaky rectifier, elementwise: y = x where x >= 0, else `negative_slope` x.
 
-    dx = dy where y >= 0, else `negative_slope` dy.
+    dx = dy where x >= 0, else `negative_slope` dy (at x = -0 too).
 
     Args:
       negative_slope: positive, so that y has the sign of x, and the cache can be y.
@@ -77,11 +77,11 @@ def leaky_relu(negative_slope: float = 0.01) -> Layer:
     require_positive("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
-        # A tiny negative x gives -0. The zero of x = -0 is positive, so that the two differ.
-        y = jnp.where(x > 0, x, jnp.where(x == 0, 0, negative_slope * x))
+        y = jax.nn.leaky_relu(x, negative_slope)
         return y, y
 
     def backward(y, dy):
+        # Not y < 0: if x is negative and tiny, y is rounded to -0.
         return jnp.where(jnp.signbit(y), negative_slope * dy, dy)
 
     return _elementwise(f"leaky_relu({negative_slope})", forward, backward)

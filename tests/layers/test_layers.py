@@ -120,6 +120,46 @@ def test_permuted_examples_permute_what_is_read(case, key):
     assert_close((dx, by_example(permuted)), want)
 
 
+def at_zero(params, x):
+    return jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(x)
+
+
+def at_equal_values(params, x):
+    return params, jnp.ones_like(x)
+
+
+def with_zero_parameters(params, x):
+    return jax.tree.map(jnp.zeros_like, params), x
+
+
+@every(
+    "point", {f.__name__: f for f in (at_zero, at_equal_values, with_zero_parameters)}, {"at_zero"}
+)
+@every("case", CASES, soon={"layer_norm", "gelu", "dot_product_attention, lean and masked"})
+def test_a_sweep_is_differentiated_once_more(case, point, key):
+    """Where autodiff of autodiff is finite, autodiff of the sweep is, and they agree."""
+    layer, params, x, draw_key = prepare(case, key)
+    params, x = point(params, x)
+    dy = cotangent(layer, params, x, key)
+    if not is_float(x) and not params:
+        return
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def derivatives(swept, params, x):
+        def objective(params, x):
+            leaves = jax.tree.leaves(swept(layer, params, x, dy, draw_key))
+            return sum(
+                jnp.vdot(leaf, jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape))
+                for leaf in leaves
+            )
+
+        return jax.grad(objective, argnums=(0, 1) if is_float(x) else 0)(params, x)
+
+    got, want = derivatives(sweep, params, x), derivatives(layer_vjp, params, x)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(got))
+    assert_close(got, want)
+
+
 @every_plain_layer
 def test_compiled_or_not_is_the_same(case, key):
     layer, params, x, draw_key = prepare(case, key)
