@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxbp.require import is_count
 from jaxbp.signals.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
 from jaxbp.types import Params, PyTree, Rule, show_path, show_shape, widened
 
@@ -311,7 +312,7 @@ def weight_mirror(
     if not 0 < rate <= 1:
         wrong.append(f"rate is {rate}, expected a number in (0, 1]")
     for argument, count in (("examples", examples), ("every", every)):
-        if not isinstance(count, int) or count < 1:
+        if not is_count(count):
             wrong.append(f"{argument} is {count!r}, expected a positive integer")
     if wrong:
         raise ValueError(f"weight_mirror: {'; '.join(wrong)}.")

@@ -228,6 +228,8 @@ def _in_words(name, jitted):
                 require_examples(name, inputs=inputs, targets=targets)
             raise
 
+    for method in ("clear_cache", "eval_shape", "lower", "trace"):  # what else users do with it
+        setattr(function, method, getattr(jitted, method))
     return function
 
 

@@ -234,3 +234,9 @@ def test_evaluation_is_the_mean_over_all_examples_without_drawing(batch_size, da
     }
     assert_close(got, want)
     assert set(bp.evaluate(NET, bp.squared_error)(params, *data)) == {"loss"}
+
+
+def test_a_step_can_be_lowered_and_compiled(data, key):
+    state = bp.init_state(NET, SGD, key, (3,))
+    compiled = make_step(donate=False).lower(state, *data).compile()
+    assert_close(compiled(state, *data)[1], make_step(donate=False)(state, *data)[1])
