@@ -186,6 +186,9 @@ def _norm(
         require_floats(name, x, params["gain"].dtype)
         wide = widened(x)
         if centred:
+            # The mean of large values is rounded. The second time it is the mean of small ones:
+            # without it, the values of a constant row would come out near 1 or -1.
+            wide = wide - mean(wide)
             wide = wide - mean(wide)
         r = jax.lax.rsqrt(mean(jnp.square(wide)) + eps)
         h = (wide * r).astype(x.dtype)

@@ -33,7 +33,7 @@ FUNCTIONS = {
     "sigmoid": lambda x: (logistic(x), logistic(x) * logistic(-x)),
     "tanh": lambda x: (math.tanh(x), 4 * logistic(2 * x) * logistic(-2 * x)),
     "relu": lambda x: (max(x, 0), float(x > 0)),
-    "leaky_relu(0.01)": lambda x: (x if x >= 0 else 0.01 * x, 1 if x >= 0 else 0.01),
+    "leaky_relu(0.01)": lambda x: (max(x, 0.01 * x), 1 if math.copysign(1, x) > 0 else 0.01),
     "elu(1.0)": lambda x: (x, 1) if x > 0 else (math.expm1(x), math.exp(x)),
     "softplus": lambda x: (max(x, 0) + math.log1p(math.exp(-abs(x))), logistic(x)),
     "silu": lambda x: (x * logistic(x), logistic(x) * (1 + x * logistic(-x))),

@@ -140,3 +140,18 @@ def test_a_group_sees_all_positions_and_no_other_group(key):
 def test_what_does_not_fit_is_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", [bp.layer_norm, lambda **how: bp.group_norm(2, **how)])
+def test_an_offset_changes_little_and_a_constant_row_is_zero(make, key):
+    """The mean of values near 1e6 has an error of their rounding, which eps would not hide."""
+    layer = make(dtype=jnp.float32)
+    params, _ = layer.init(key, (96,))
+    offsets = jnp.linspace(1, 1e6, 40, dtype=jnp.float32)[:, None]
+    y, _ = layer.forward(params, jnp.broadcast_to(offsets, (40, 96)))
+    np.testing.assert_allclose(y, 0, atol=1e-4)
+    x = offsets + jnp.round(8 * jax.random.normal(key, (40, 96), jnp.float32))
+    wide = make()
+    want, _ = wide.forward(wide.init(key, (96,))[0], x.astype(float))
+    y, _ = layer.forward(params, x)
+    np.testing.assert_allclose(y, want, atol=2e-5)
