@@ -7,8 +7,9 @@ more modules: `conv_windows` says which inputs each window sees, `conv_products`
 forward product, its transpose and the kernel gradient, and `conv_patches` turns a `Conv` into the
 `Outer` of its patches.
 
-This chapter imports only `types`. To add a kind of signal, add a record to `kinds` and its formulas
-to each module of `readings`.
+This chapter imports only `types`. To add a kind of signal, add a record to `kinds`, its checks to
+`operands` and its formulas to the modules of `readings`. A reading without a formula for a kind
+forms the gradient of each example.
 """
 
 from jaxbp.signals import conv_windows, kinds, stacked
