@@ -24,9 +24,11 @@ TOLERANCES = {"float64": 1e-9, "float32": 2e-3, "bfloat16": 0.3, "float16": 0.05
 LOSSES = {
     "squared_error": bp.squared_error,
     "softmax_cross_entropy": bp.softmax_cross_entropy,
+    "softmax_cross_entropy of probabilities": bp.softmax_cross_entropy,
     "sigmoid_cross_entropy": bp.sigmoid_cross_entropy,
     "huber": bp.huber,
-    "weighted(squared_error)": bp.weighted(bp.squared_error),
+    "weighted": bp.weighted(bp.squared_error),
+    "ignoring": bp.ignoring(bp.softmax_cross_entropy, -1),
 }
 
 
@@ -90,35 +92,47 @@ def check(trial: Trial) -> list[str]:
 
 def make_data(net: bp.Layer, loss: bp.Loss, trial: Trial) -> tuple[Any, Any, Any, Any]:
     """Draws parameters, inputs, targets, and a key if the network draws random numbers."""
-    drawn = trial.drawn
-    rng = np.random.default_rng(trial.seed)
-    params = jax.jit(lambda key: net.init(key, drawn.shape)[0])(jax.random.key(trial.seed))
-    params = jax.tree.map(
-        lambda p: p + jnp.asarray(0.2 * rng.normal(size=p.shape), p.dtype), params
-    )
+    drawn, rng = trial.drawn, np.random.default_rng(trial.seed)
 
-    def normal(shape):
+    def normal(like):
+        return jnp.asarray(0.7 * rng.normal(size=like.shape), like.dtype)
+
+    def batch(shape):
         return jnp.asarray(rng.normal(size=(N, *shape)), float)
 
+    # By NumPy: the initialisers would be compiled for every network.
+    shapes = jax.eval_shape(lambda key: net.init(key, drawn.shape)[0], jax.random.key(0))
+    params = jax.tree.map(normal, shapes)
     if drawn.vocabulary is not None:
         inputs = jnp.asarray(rng.integers(drawn.vocabulary, size=(N, *drawn.shape)))
     elif drawn.masked:
         sequence, mask = drawn.shape
-        inputs = normal(sequence), jnp.asarray(rng.random((N, *mask)) < 0.7)
+        inputs = batch(sequence), jnp.asarray(rng.random((N, *mask)) < 0.7)
     elif isinstance(drawn.shape[0], tuple):
-        inputs = tuple(map(normal, drawn.shape))
+        inputs = tuple(map(batch, drawn.shape))
     else:
-        inputs = normal(drawn.shape)
-    key = jax.random.key(trial.seed + 1) if drawn.draws and trial.way != "lift" else None
+        inputs = batch(drawn.shape)
+    key = jax.random.key(trial.seed) if drawn.draws and trial.way != "lift" else None
     outputs, _ = jax.eval_shape(lambda: net.forward(params, inputs, key=key))
-    outputs = jnp.asarray(rng.normal(size=outputs.shape), outputs.dtype)
-    target_key = jax.random.key(trial.seed + 2)
-    if trial.loss.startswith("weighted"):
-        weights = jnp.asarray(rng.uniform(0.5, 2, N), outputs.dtype).at[0].set(0)
-        targets = jax.random.normal(target_key, outputs.shape, outputs.dtype), weights
-    else:
-        targets = loss.sample(target_key, outputs)
-    return params, inputs, targets, key
+    return params, inputs, _draw_targets(rng, trial.loss, outputs), key
+
+
+def _draw_targets(rng, loss, outputs):
+    """Targets in one of the forms that a loss takes."""
+    shape, dtype = outputs.shape, outputs.dtype
+    match loss:
+        case "softmax_cross_entropy":
+            return jnp.asarray(rng.integers(shape[-1], size=shape[:-1]))
+        case "softmax_cross_entropy of probabilities":
+            return jnp.asarray(rng.dirichlet(np.ones(shape[-1]), size=shape[:-1]), dtype)
+        case "sigmoid_cross_entropy":
+            return jnp.asarray(rng.integers(2, size=shape), dtype)
+        case "ignoring":
+            return jnp.asarray(rng.integers(-1, shape[-1], size=shape[:-1]))
+        case "weighted":
+            weights = rng.uniform(0.5, 2, size=N) * (np.arange(N) > 0)  # the first is zero
+            return jnp.asarray(rng.normal(size=shape), dtype), jnp.asarray(weights, dtype)
+    return jnp.asarray(rng.normal(size=shape), dtype)
 
 
 class Oracle(NamedTuple):
