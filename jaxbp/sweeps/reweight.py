@@ -353,6 +353,11 @@ def private_gradient(
     deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)
 
     def function(params, inputs, targets, *, key, rule_state=(), rule_key=None):
+        if key is None:
+            raise ValueError(
+                f"{name}: key is None; the noise takes a key, such as jax.random.key(0)."
+            )
+        require_key(name, "key", key)
         forward_key, noise_key = jax.random.split(key)
         answer = clipped(params, inputs, targets, forward_key, rule_state, rule_key)
         sums, structure = jax.tree.flatten(answer.grads)

@@ -11,6 +11,7 @@ Source:
   Hongler, 2018.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -18,7 +19,7 @@ import jax
 from jaxbp.outputs.errors import jacobian_rows
 from jaxbp.readings.inner_products import gram
 from jaxbp.require import require_examples, require_layer
-from jaxbp.signals.kinds import is_signal
+from jaxbp.signals.kinds import KINDS, Sum, Through, is_signal
 from jaxbp.signals.stacked import stack_axes
 from jaxbp.sweeps.gradients import sweep_columns
 from jaxbp.types import Layer, Params, PyTree
@@ -125,14 +126,30 @@ def _two_jacobians(
 
 def _keep_columns(signal: Any, *, columns: str) -> Any:
     """The signal with the deltas of all columns; its other operands are the same in each column."""
-    return signal._replace(deltas=jax.lax.all_gather(signal.deltas, columns))
+    return _map_deltas(lambda deltas: jax.lax.all_gather(deltas, columns), signal, lambda x: x)
 
 
 def _column_axes(signals: PyTree) -> PyTree:
     """The axes for `jax.vmap` over the columns: the first of a layer's deltas, and no others."""
 
     def axes(signal, stacked):
-        return type(signal)(*(stacked if field == "deltas" else None for field in signal._fields))
+        return _map_deltas(lambda deltas: stacked, signal, lambda x: None)
 
-    deltas = jax.tree.map(lambda signal: signal.deltas, signals, is_leaf=is_signal)
-    return jax.tree.map(axes, signals, stack_axes(deltas), is_leaf=is_signal)
+    stacks = stack_axes(jax.tree.map(lambda signal: 0, signals, is_leaf=is_signal))
+    return jax.tree.map(axes, signals, stacks, is_leaf=is_signal)
+
+
+def _map_deltas(function: Callable[[Any], Any], signal: Any, rest: Callable[[Any], Any]) -> Any:
+    """A signal with `function` applied to its deltas, and `rest` to its other operands.
+
+    What depends on the deltas in a kind of one's own is not known, so all of it counts as deltas.
+    """
+    match signal:
+        case Through(inner, back):
+            return Through(_map_deltas(function, inner, rest), rest(back))
+        case Sum(uses):
+            return Sum(tuple(_map_deltas(function, use, rest) for use in uses))
+    if not isinstance(signal, KINDS):
+        return jax.tree.map(function, signal)
+    others = (rest(operand) for operand in signal._replace(deltas=None))
+    return type(signal)(*others)._replace(deltas=function(signal.deltas))

@@ -14,6 +14,7 @@ from cases import (
     NETWORKS,
     READINGS,
     SOON_NETWORKS,
+    Case,
     N,
     every,
     output_shape,
@@ -244,8 +245,12 @@ class TestProducts:
             assert np.allclose(*products) == same
 
 
+# A parameter that is used in several ways and transposed.
+TIED = {"tied": Case(lambda: bp.tied_embedding(3, 2, bp.tanh()), (2,), vocabulary=3)}
+
+
 class TestKernel:
-    @every_network
+    @every("case", {**FEW_NETWORKS, **TIED}, {*SOON_NETWORKS, "tied"})
     def test_the_kernel_is_the_product_of_jacobians(self, case, key):
         net, params, x, _ = prepare(case, key)
         _, _, others, _ = prepare(case, jax.random.fold_in(key, 1), n=4)

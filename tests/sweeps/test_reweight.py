@@ -424,3 +424,16 @@ NET = bp.chain(bp.dense(2))
 def test_what_is_wrong_is_said(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrong", [None, 3, "key"])
+def test_a_private_gradient_refuses_what_is_no_key(wrong):
+    net = bp.dense(2)
+    params, _ = net.init(jax.random.key(0), (3,))
+    private = bp.private_gradient(
+        net, bp.squared_error, max_norm=1.0, noise_multiplier=1.0, batch_size=2
+    )
+    with pytest.raises(
+        ValueError, match=f"private_gradient: key is {wrong!r}; (it|the noise) takes"
+    ):
+        private(params, jnp.ones((2, 3)), jnp.ones((2, 2)), key=wrong)
