@@ -44,6 +44,8 @@ DX = FORWARD - 2 * N * WEIGHTS[0]  # nobody asks for the derivative by the netwo
 DW = FORWARD
 # What is not a matrix product: activations, the loss, biases and norms, about a hundredth of it.
 SMALL = 0.0125 * FORWARD
+# Each operand of a norm is read twice: for its largest entry, and for the squares in units of it.
+OPERANDS = N * (sum(SIZES[:-1]) + sum(SIZES[1:]))
 # XLA's compiler for CPUs forms the squares of a sum of squares up to JAX 0.10.0, not in 0.10.2.
 SQUARES = 4 * N * 2 * sum(SIZES) if jax.__version_info__ < (0, 10, 2) else 0
 
@@ -63,9 +65,8 @@ def test_explicit_takes_no_more_than_autodiff(activation):
     flop, temporary = cost(explicit(net), net)
     peer_flop, peer_temporary = cost(autodiff(net), net)
     assert flop <= 1.001 * peer_flop
-    # Of exact gelu the compiler holds one [N, O] more: its erfc is a long computation, and is made
-    # in two pieces.
-    more = 4 * N * max(SIZES[1:]) if "approximate=False" in net.name else 0
+    # Of gelu the compiler holds one [N, O] more: it is a long computation, made in two pieces.
+    more = 4 * N * max(SIZES[1:]) if "gelu" in activation().name else 0
     assert temporary <= peer_temporary + more
 
 
@@ -74,13 +75,14 @@ def test_norms_beside_the_gradient_cost_next_to_nothing():
     plain_flop, plain_bytes = cost(explicit(net), net)
     flop, temporary = cost(explicit(net, {"grads": bp.mean, "norms": bp.sq_norms}), net)
     assert flop <= 1.01 * plain_flop
-    assert temporary <= 1.1 * plain_bytes + SQUARES
+    # An array of deltas, [N, O], stays until it is read for the second time.
+    assert temporary <= 1.1 * plain_bytes + 4 * N * max(SIZES[1:]) + SQUARES
 
 
 def test_what_is_not_asked_for_is_not_computed():
     net = network()
     flop, _ = cost(explicit(net, bp.sq_norms), net)
-    assert FORWARD + DX <= flop <= FORWARD + DX + SMALL
+    assert FORWARD + DX <= flop <= FORWARD + DX + SMALL + 4 * OPERANDS
     values_alone, _ = cost(lambda *args: explicit(net, bp.mean)(*args)[0], net)
     assert values_alone <= FORWARD + SMALL
 

@@ -230,7 +230,7 @@ def _wide_sums(
                     "times a small weight cannot be represented. Take sweeps=1?"
                 )
             _, lengths = net.backward(tree, cache, delta, read=parameter_norms)
-            norms = joint_norms(lengths)
+            norms = _whole_norms(lengths, values)
             weights = weights_of(norms)
             delta = jax.tree.map(lambda d: weighed(d, weights).astype(d.dtype), delta)
             _, grads = net.backward(tree, cache, delta, read=wide_total)
@@ -238,7 +238,7 @@ def _wide_sums(
 
         _, signals = net.backward(tree, cache, delta)
         lengths = map_signals(parameter_norms, signals)
-        norms = by_layer(joint_norms, lengths) if per_layer else joint_norms(lengths)
+        norms = by_layer(joint_norms, lengths) if per_layer else _whole_norms(lengths, values)
         weights = map_layers(weights_of, norms)
 
         def weighed_sum(weights, signals):
@@ -247,6 +247,11 @@ def _wide_sums(
         return Reweighted(values, norms, weights, map_layers(weighed_sum, weights, signals))
 
     return function
+
+
+def _whole_norms(lengths: PyTree, values: jax.Array) -> jax.Array:
+    """The norm of each example's whole gradient, [N]; zero for a network without parameters."""
+    return joint_norms(lengths) if jax.tree.leaves(lengths) else jnp.zeros_like(values)
 
 
 def _like(params: Params, sums: Params) -> Params:

@@ -437,3 +437,12 @@ def test_a_private_gradient_refuses_what_is_no_key(wrong):
         ValueError, match=f"private_gradient: key is {wrong!r}; (it|the noise) takes"
     ):
         private(params, jnp.ones((2, 3)), jnp.ones((2, 2)), key=wrong)
+
+
+@pytest.mark.parametrize("sweeps", [1, 2])
+def test_without_parameters_there_is_nothing_to_sum(sweeps):
+    clipped = bp.reweighted(bp.relu(), bp.squared_error, bp.clip_weights(1.0), sweeps=sweeps)
+    answer = clipped((), jnp.ones((3, 2)), jnp.zeros((3, 2)))
+    assert answer.grads == ()
+    assert answer.norms.tolist() == [0, 0, 0]
+    assert answer.weights.tolist() == [1, 1, 1]
