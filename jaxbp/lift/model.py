@@ -63,7 +63,7 @@ def lift(
     Returns:
       The layer, and the parameters as it takes them: the same tree, with a `Stacked` in place of
       each leaf that a scan runs over. What is read of such a leaf is read layer by layer.
-      `unstacked` gives the function's own tree.
+      `unstacked` gives the function's own tree, but for `Stacked` nodes that it had before.
 
     Raises:
       LayerError: parameters are not floating-point; examples see each other; a `while_loop` is on
@@ -81,7 +81,9 @@ def lift(
       (5,)
     """
     name = name or f"lift({getattr(function, '__name__', type(function).__name__)})"
-    structure = jax.tree.structure(params)
+    given = jax.tree.structure(params)
+    # The function's tree may have Stacked nodes of its own; those of the layer are where scans run.
+    structure = jax.tree.structure(unstacked(params))
     paths = [show_path(path) for path, _ in jax.tree.leaves_with_path(params)]
     leaves = jax.tree.leaves(params)
     integers = [p for p, leaf in zip(paths, leaves, strict=True) if not is_float(jnp.asarray(leaf))]
@@ -94,7 +96,7 @@ def lift(
 
     def single(leaves, x, *keys):
         """The function of one example."""
-        tree = structure.unflatten(leaves)
+        tree = given.unflatten(leaves)
         if per_example:
             return function(tree, x, *keys)
         y = function(tree, jax.tree.map(lambda array: array[None], x), *keys)
@@ -126,7 +128,7 @@ def lift(
 
     def stacked(tree):
         """The function's own tree of parameters as the layer takes it."""
-        own = zip(structure.flatten_up_to(tree), depths, strict=True)
+        own = zip(given.flatten_up_to(tree), depths, strict=True)
         return structure.unflatten([_wrapped(leaf, depth) for leaf, depth in own])
 
     def leaves_of(tree):
@@ -188,7 +190,7 @@ def lift(
         return log
 
     def of_batch(params, x):
-        tree = unstacked(params)
+        tree = given.unflatten(jax.tree.leaves(params))
         return jax.vmap(function, (None, 0))(tree, x) if per_example else function(tree, x)
 
     layer = Layer(name, make, Lifted(forward, of_batch, table), backward)

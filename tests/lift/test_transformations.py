@@ -259,3 +259,18 @@ def test_outputs_of_16_bits_and_parameters_of_a_loop_in_32():
         assert a.dtype == jnp.float32
         a = a.astype(jnp.float64)
         assert float(jnp.max(jnp.abs(a - b.sum(0))) / jnp.max(jnp.abs(b))) < 0.05
+
+
+def test_a_network_of_stacked_layers_is_lifted(key):
+    """Its parameters have a `Stacked` before lift puts one in its place."""
+    net = bp.chain(bp.stack(bp.chain(bp.dense(3), bp.tanh()), 2), bp.dense(2))
+    params, _ = net.init(key, (3,))
+    x, targets = jax.random.normal(key, (4, 3)), jnp.zeros((4, 2))
+    lifted, own = bp.lift(lambda params, x: net.forward(params, x)[0], params, x)
+    answers = [
+        jax.tree.leaves(
+            bp.reweighted(layer, bp.squared_error, bp.clip_weights(0.1))(tree, x, targets)
+        )
+        for layer, tree in ((lifted, own), (net, params))
+    ]
+    chex.assert_trees_all_close(*answers, rtol=1e-10)
