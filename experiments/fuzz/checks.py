@@ -307,12 +307,9 @@ def _grad(function):
     """The gradient of a function of all answers: what is read is differentiated once more."""
 
     def scalar(params, inputs, targets):
-        answers = function(params, inputs, targets)
-        leaves = jax.tree.leaves(answers)
-        return sum(
-            jnp.vdot(jnp.cos(jnp.arange(a.size, dtype=float)), a.ravel().astype(float))
-            for a in leaves
-        )
+        answers = jax.tree.leaves(function(params, inputs, targets))
+        weights = [jnp.cos(jnp.arange(a.size, dtype=float)).reshape(a.shape) for a in answers]
+        return sum(map(jnp.vdot, weights, answers), start=jnp.zeros(()))
 
     return jax.jit(jax.grad(scalar))
 
