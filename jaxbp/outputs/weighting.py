@@ -21,6 +21,9 @@ def weighted(loss: Loss) -> Loss:
 
       weight 0    value 0 and delta 0, whatever outputs and targets are: also NaN, or a label of -1
 
+    The inputs of the network have to be finite even there. The gradient of a weight matrix is the
+    product of inputs and deltas, and 0 times NaN is NaN. So pad inputs with zeros.
+
     Args:
       loss: a Loss.
 
