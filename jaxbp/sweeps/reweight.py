@@ -297,9 +297,10 @@ def private_gradient(
     subsampled in the way that the batches are drawn. Compute the privacy spent over many steps with
     a library such as dp-accounting. B is a constant, not the number of examples in the batch.
 
-    With Poisson sampling, batches vary in size. Pad them to one size with zeros, and give the padding
-    weight 0 with `weighted(loss)`: then its gradient is zero and adds nothing. Clipping comes after these
-    weights. An example with an infinite or nan gradient makes the sum infinite or nan.
+    With Poisson sampling, batches vary in size. Pad them to one size with zeros, and give the
+    padding weight 0 with `weighted(loss)`: then its gradient is zero and adds nothing. Clipping
+    comes after these weights. An example with an infinite or nan gradient makes the sum infinite or
+    nan.
 
     The privacy guarantee holds for the mechanism in exact arithmetic. The noise here is that of
     `jax.random`, and norms, weights and sums are rounded. For parameters of 16 bits, all of these
