@@ -237,7 +237,7 @@ FEW_NETWORKS = {
     for name, case in NETWORKS.items()
     if name not in ("perceptron", "two layers", "images", "nested", "deep")
 }
-SOON_NETWORKS = {"classifier", "recurrent", "branching", "transformer", "convolutional"}
+SOON_NETWORKS = {"classifier", "branching", "transformer", "convolutional"}
 
 
 def every(argument, cases, soon):

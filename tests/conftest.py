@@ -54,7 +54,13 @@ def key():
     return jax.random.key(20)
 
 
-@pytest.fixture(params=SIGNALS_AT_POSITIONS, ids=lambda case: f"{case[0]} at {list(case[1])}")
+@pytest.fixture(
+    params=[
+        pytest.param(case, marks=[pytest.mark.thorough] if case[0] == "Own" else ())
+        for case in SIGNALS_AT_POSITIONS
+    ],
+    ids=[f"{kind} at {list(positions)}" for kind, positions in SIGNALS_AT_POSITIONS],
+)
 def signal(request):
     """A signal of each kind, at positions of each shape."""
     kind, positions = request.param

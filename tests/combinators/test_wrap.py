@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import READINGS, N
+from cases import READINGS, N, every
 from oracles import assert_close, in_dtype, layer_vjp
 
 import jaxbp as bp
@@ -69,7 +69,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS.keys())
+@every("error", ERRORS, soon={"ggn_columns"})
 def test_every_reading_reads_each_layer(error, key):
     """Of columns, those that are not summed stand before the layers."""
     stacked, chained, params, x, targets = two_ways(key)

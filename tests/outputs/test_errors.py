@@ -13,7 +13,6 @@ from cases import (
     LOSSES,
     NETWORKS,
     READINGS,
-    SOON_NETWORKS,
     Case,
     N,
     every,
@@ -25,7 +24,7 @@ from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_
 import jaxbp as bp
 
 every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
-every_network = every("case", FEW_NETWORKS, soon=SOON_NETWORKS)
+every_network = every("case", FEW_NETWORKS, soon={"classifier", "transformer"})
 CURVATURE = {"diagonal": bp.diagonal, "per_example": bp.per_example_diagonal}
 
 
@@ -250,7 +249,7 @@ TIED = {"tied": Case(lambda: bp.tied_embedding(3, 2, bp.tanh()), (2,), vocabular
 
 
 class TestKernel:
-    @every("case", {**FEW_NETWORKS, **TIED}, {*SOON_NETWORKS, "tied"})
+    @every("case", {**FEW_NETWORKS, **TIED}, soon={"classifier", "tied"})
     def test_the_kernel_is_the_product_of_jacobians(self, case, key):
         net, params, x, _ = prepare(case, key)
         _, _, others, _ = prepare(case, jax.random.fold_in(key, 1), n=4)
@@ -264,7 +263,7 @@ class TestKernel:
         assert_close(per_class(params, x), jnp.einsum("ncp,mcp->nmc", rows, rows))
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@every("error", {name: name for name in ERRORS}, soon={"sampled"})
 def test_every_reading_takes_every_error(error, key):
     """Those with an argument `columns` sum; the others answer for each column."""
     net = bp.chain(bp.dense(3), bp.tanh(), bp.dense(2))

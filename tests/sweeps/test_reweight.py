@@ -51,7 +51,7 @@ def test_the_clipped_sum_is_that_of_clipped_gradients(case, sweeps, key):
     assert_close(got.grads, jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads))
 
 
-@every_network
+@every("case", NETWORKS, soon={"branching"})
 @both_ways
 def test_clipping_at_infinity_gives_the_total(case, sweeps, key):
     net, params, x, targets, draw_key = problem(case, key)

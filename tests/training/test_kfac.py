@@ -670,6 +670,7 @@ def trained(net, x, labels, key, state=None):
     return [float(record["loss"]) for record in run.records]
 
 
+@pytest.mark.thorough
 def test_a_gpt_trains(key):
     tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
     losses = trained(GPT, tokens[:, :-1], tokens[:, 1:], key)
@@ -691,6 +692,7 @@ def test_a_lifted_function_trains(key):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.thorough
 def test_a_flax_model_trains(key):
     nn = pytest.importorskip("flax.linen")
 
@@ -791,7 +793,7 @@ def test_wrong_arguments_for_any_network_are_refused(batch, key):
 
 @pytest.mark.parametrize("mean", [3.0, pytest.param(0.0, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
-    "scale", [1e5, "mixed", *(pytest.param(s, marks=pytest.mark.thorough) for s in (1.0, 1e3))]
+    "scale", ["mixed", *(pytest.param(s, marks=pytest.mark.thorough) for s in (1.0, 1e3, 1e5))]
 )
 def test_features_that_are_not_standardised(scale, mean):
     """In float32 as in float64: what the inverses would make of rounding errors is damped."""
