@@ -336,8 +336,8 @@ def _differences(got: Any, expected: Any, dtype: str) -> list[str]:
         if leaf.shape != right.shape:
             wrong.append(f"{what}: shape {leaf.shape}, expected {right.shape}")
         elif right.size and np.all(np.isfinite(right)):
-            # In 16 bits, a sum of terms that nearly cancel is as wrong as its terms.
-            scale = largest if "16" in dtype else max(_largest(right), 1e-3)
+            # Where terms nearly cancel, their sum has the rounding errors of the terms.
+            scale = _largest(right) if dtype == "float64" else largest
             error = _largest(leaf - right) / max(scale, 1e-3)
             if not error <= TOLERANCES[dtype]:
                 wrong.append(f"{what}: relative error {error:.1e}")
