@@ -58,6 +58,7 @@ def test_convolutions_stand_before_the_dense_layers():
     assert shapes[7]["weight"].shape == (2 * 2 * 6, 7)
 
 
+@pytest.mark.thorough
 def test_convolutions_take_images(tmp_path):
     path = write_csv(tmp_path / "flowers.csv")
     config = digits.Config(model="conv", data=path, target="species", out=tmp_path / "out")
@@ -65,6 +66,7 @@ def test_convolutions_take_images(tmp_path):
         digits.main(config)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("optimizer", digits.OPTIMIZERS)
 def test_every_optimizer_makes_a_step(optimizer):
     net = bp.chain(bp.dense(3))
@@ -94,6 +96,7 @@ def write_csv(path, bad=None):
     return path
 
 
+@pytest.mark.thorough
 def test_a_table_of_ones_own(tmp_path, capsys):
     path = write_csv(tmp_path / "flowers.csv")
     config = digits.Config(**SMALL, data=path, target="species", out=tmp_path / "out")
@@ -157,6 +160,7 @@ def test_a_bad_cell_is_named_and_nothing_is_written(tmp_path):
     assert files_in(tmp_path) == ["flowers.csv"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", ["mlp", "conv"])
 def test_a_folder_of_images(model, tmp_path, capsys):
     rng = np.random.default_rng(0)

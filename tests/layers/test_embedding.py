@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import every
 from oracles import assert_close
 
 import jaxbp as bp
@@ -120,7 +121,7 @@ TIED = {
 }
 
 
-@pytest.mark.parametrize("name", TIED)
+@every("name", {name: name for name in TIED}, soon={"few"})
 def test_a_tied_embedding_is_both_uses_of_its_table(name, key):
     vocabulary, features, shape = TIED[name]
     net = bp.tied_embedding(vocabulary, features, bp.residual(bp.dense(features)), bp.tanh())

@@ -102,6 +102,7 @@ def gauss_newton(params, x, targets):
     return jax.vmap(one)(x, targets)
 
 
+@pytest.mark.thorough
 def test_curvature(key):
     net, params, x, targets = problem(key)
     loss = bp.joint_loss(LOSSES, WEIGHTS)

@@ -26,7 +26,7 @@ def test_value_and_grad_is_that_of_jax(case, key):
     assert_close(got, value_and_grad(net, squared, params, x, targets, draw_key))
 
 
-@every_network
+@every("case", NETWORKS, soon={"classifier", "branching"})
 def test_one_sweep_answers_every_reading(case, key):
     net, params, x, targets, draw_key = problem(case, key)
     sweep = jax.jit(bp.backprop(net, bp.squared_error, read=READINGS))
@@ -46,7 +46,7 @@ def test_one_sweep_answers_every_reading(case, key):
     assert_close(kept, answers["total"])
 
 
-@every_network
+@every("case", NETWORKS, soon={"transformer"})
 def test_a_reading_inside_the_sweep_is_the_same_as_after_it(case, key):
     net, params, x, targets, _ = problem(case, key)
 

@@ -309,7 +309,9 @@ MASKED_ATTENTION = bp.chain(bp.attention(2, 1, causal=True), bp.dense(1))
 
 @pytest.mark.filterwarnings("ignore:.*encountered")
 @pytest.mark.parametrize("net", [POOLED, MASKED_ATTENTION], ids=["max_pool", "causal attention"])
-@pytest.mark.parametrize("fault", ["loss", "layer", "weight"])
+@pytest.mark.parametrize(
+    "fault", ["loss", *(pytest.param(f, marks=pytest.mark.thorough) for f in ("layer", "weight"))]
+)
 def test_an_infinity_by_design_is_not_blamed(net, fault, key):
     """The padding of a maximum and a causal mask are infinite; what is at fault is elsewhere."""
 
