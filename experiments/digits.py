@@ -99,14 +99,7 @@ def main(config: Config) -> float:
     """Trains the network, draws the figure, and returns the test accuracy, or R2."""
     started = perf_counter()
     raise_wrong(wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate))
-    dataset = data.load(
-        config.data,
-        target=config.target,
-        one_hot=config.one_hot,
-        drop_missing=config.drop_missing,
-        predict=config.predict,
-        seed=config.seed,
-    )
+    dataset = data.load_by_flags(config, predict=config.predict)
     if config.model == "conv":
         dataset = with_images(dataset)
     outputs_size = len(dataset.class_names) or 1

@@ -122,14 +122,7 @@ class Ranking(NamedTuple):
 def main(config: Config) -> Ranking:
     """Ranks the training examples, writes the table and the figure, and returns the `Ranking`."""
     require(config)
-    dataset = data.load(
-        config.data,
-        target=config.target,
-        one_hot=config.one_hot,
-        drop_missing=config.drop_missing,
-        predict="class",
-        seed=config.seed,
-    )
+    dataset = data.load_by_flags(config, predict="class")
     data.print_notes(dataset)
     classes = len(dataset.class_names)
     inputs, original = dataset.train

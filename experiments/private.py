@@ -133,14 +133,7 @@ def main(config: Config) -> list[float]:
         too_small(config, epochs=1)
         + wrong_flags(seed=config.seed, out=config.out, learning_rate=config.learning_rate)
     )
-    dataset = data.load(
-        config.data,
-        target=config.target,
-        one_hot=config.one_hot,
-        drop_missing=config.drop_missing,
-        predict="class",
-        seed=config.seed,
-    )
+    dataset = data.load_by_flags(config, predict="class")
     data.print_notes(dataset)
     n = len(dataset.train[0])
     require(config, n)

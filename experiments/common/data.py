@@ -15,7 +15,7 @@ import re
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -128,6 +128,18 @@ def load(
     if predict == "number" or (predict == "auto" and _looks_continuous(table.cells)):
         return _load_regression(path, table, seed)
     return _load_classification(path, table, seed)
+
+
+def load_by_flags(config: Any, *, predict: Literal["auto", "class", "number"]) -> Dataset:
+    """Reads the data that the flags of an experiment name, by `load`."""
+    return load(
+        config.data,
+        target=config.target,
+        one_hot=config.one_hot,
+        drop_missing=config.drop_missing,
+        predict=predict,
+        seed=config.seed,
+    )
 
 
 def print_notes(dataset: Dataset) -> None:

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from experiments import mislabeled, private
 from experiments.common import csv_table, data
 
 DROP = "--drop-missing leaves out the rows with missing cells."
@@ -713,3 +714,13 @@ def test_missing_idx_files_are_all_listed(tmp_path):
     write_idx(tmp_path, **{TRAIN_LABELS: None, TEST_IMAGES: None})
     want = f"{tmp_path}: no {TRAIN_LABELS}, no {TEST_IMAGES}, with or without .gz."
     assert message_of(data.load, tmp_path) == want
+
+
+@pytest.mark.parametrize("experiment", [mislabeled, private], ids=["mislabeled", "private"])
+def test_a_quantity_has_no_classes_and_is_refused(experiment, tmp_path):
+    path = tmp_path / "houses.csv"
+    path.write_text("area,price\n" + "".join(f"{i},{1.5 * i}\n" for i in range(40)))
+    config = experiment.Config(data=path, target="price", out=tmp_path / "out")
+    want = "40 of the 40 classes are too small.*Is it an id, or a quantity.*digits"
+    with pytest.raises(ValueError, match=want):
+        experiment.main(config)

@@ -255,12 +255,3 @@ def test_scores_that_are_not_finite_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"learning-rate is 0.2: the scores are not finite"):
         mislabeled.main(config)
     assert files_in(tmp_path) == []
-
-
-def test_a_quantity_has_no_classes_and_is_refused(tmp_path):
-    path = tmp_path / "houses.csv"
-    path.write_text("area,price\n" + "".join(f"{i},{1.5 * i}\n" for i in range(40)))
-    config = mislabeled.Config(data=path, target="price", out=tmp_path / "out")
-    want = "40 of the 40 classes are too small.*Is it an id, or a quantity.*digits"
-    with pytest.raises(ValueError, match=want):
-        mislabeled.main(config)

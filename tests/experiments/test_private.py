@@ -224,12 +224,3 @@ def test_wrong_flags_are_refused_and_nothing_is_written(wrong, message, tmp_path
         private.main(private.Config(**wrong, out=tmp_path / "out"))
     assert capsys.readouterr().out == ""
     assert files_in(tmp_path) == []
-
-
-def test_a_quantity_has_no_classes_and_is_refused(tmp_path):
-    path = tmp_path / "houses.csv"
-    path.write_text("area,price\n" + "".join(f"{i},{1.5 * i}\n" for i in range(40)))
-    config = private.Config(data=path, target="price", out=tmp_path / "out")
-    want = "40 of the 40 classes are too small.*Is it an id, or a quantity.*digits"
-    with pytest.raises(ValueError, match=want):
-        private.main(config)
