@@ -252,8 +252,8 @@ def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
 
     Parameters, inputs and the error are rounded to `compute`, and so are the caches. Outputs and dx
     are returned in the dtype of the inputs, or of the parameters if the inputs are integers;
-    integer outputs stay integers. Signals hold the rounded operands in the dtype of the outputs. So a
-    reading, such as the gradient (a sum of products), is accumulated in the dtype of the outputs
+    integer outputs stay integers. Signals hold the rounded operands in the dtype of the outputs. So
+    a reading, such as the gradient (a sum of products), is accumulated in the dtype of the outputs
     and not in `compute`. Normalisations, softmax and norms compute their sums in 32 bits in any
     case.
 
