@@ -98,6 +98,9 @@ LAYERS = {
     "embedding": Case(lambda: bp.embedding(5, 4), (6,), vocabulary=5),
     "embedding of single tokens": Case(lambda: bp.embedding(3, 4), (), vocabulary=3),
     "embedding of tokens in two axes": Case(lambda: bp.embedding(3, 2), (2, 3), vocabulary=3),
+    "embedding with a padding row": Case(
+        lambda: bp.embedding(3, 2, padding_row=1), (4,), vocabulary=3
+    ),
     "tied_embedding": Case(
         lambda: bp.tied_embedding(5, 4, bp.dense(4), bp.tanh()), (6,), vocabulary=5
     ),

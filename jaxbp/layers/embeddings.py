@@ -5,6 +5,9 @@ forward pass looks up rows, and the gradient of a row is the sum of the deltas w
 up. The gradient of one example has as many nonzero rows as the example has different tokens.
 """
 
+import numbers
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
@@ -38,6 +41,7 @@ def embedding(
     vocabulary: int,
     features: int,
     *,
+    padding_row: int | None = None,
     weight_init: Initializer = initializers.normal(0.02),  # noqa: B008 -- a pure function
     dtype: DTypeLike = float,
 ) -> Layer:
@@ -49,14 +53,20 @@ def embedding(
     have no derivative, so dx is None. For a token outside [0, V) the output is nan, and its dy
     reaches no row.
 
+    A padding row is the vector of a token that fills short sequences. It is not trained: it is zero
+    in the beginning, and its gradient is zero in every reading. (If you assign other values to it,
+    the outputs have them.)
+
     Args:
       vocabulary: V, the number of different tokens.
       features: O, the size of a vector.
+      padding_row: the token whose row is not trained, or None.
       weight_init: the initialiser of W, as in `jax.nn.initializers`. The default is that of GPT-2.
       dtype: the dtype of the parameters. `float` means JAX's default.
 
     Raises:
-      ValueError: `vocabulary` or `features` is not a positive integer.
+      ValueError: `vocabulary` or `features` is not a positive integer, or `padding_row` is not a
+        token.
       LayerError: the inputs or the parameters do not fit.
 
     References:
@@ -73,8 +83,9 @@ def embedding(
     """
     vocabulary = require_count("embedding", "vocabulary", vocabulary)
     features = require_count("embedding", "features", features)
+    if padding_row is not None:
+        padding_row = _require_token("embedding", "padding_row", padding_row, vocabulary)
     name = f"embedding({vocabulary}, {features})"
-
     shapes = {"weight": (vocabulary, features)}
 
     def require_tokens(x, what):
@@ -87,33 +98,41 @@ def embedding(
             )
 
     def rows_of(x):
-        """The rows of tokens, and which tokens are none of the table's."""
+        """The rows of tokens, which tokens are none of the table's, and which train no row."""
         rows = jnp.asarray(x)
         if rows.dtype.itemsize < 4:
             rows = rows.astype(jnp.int32)  # int8 could not hold V
-        return rows, (rows < 0) | (rows >= vocabulary)
+        outside = (rows < 0) | (rows >= vocabulary)
+        return rows, outside, outside if padding_row is None else outside | (rows == padding_row)
 
     def init(key, shape):
         require_key(name, "key", key)
         shape = require_shape(name, shape)
-        return {"weight": weight_init(key, (vocabulary, features), dtype)}, (*shape, features)
+        weight = weight_init(key, (vocabulary, features), dtype)
+        if padding_row is not None:
+            weight = weight.at[padding_row].set(0)
+        return {"weight": weight}, (*shape, features)
 
     def forward(params, x, *, key=None):
         del key
         require_params(name, params, shapes)
         require_tokens(x, "inputs")
         # Plain indexing silently wraps negative tokens and clips large ones. A nan is noticed.
-        rows, outside = rows_of(x)
+        rows, outside, untrained = rows_of(x)
         rows = jnp.where(outside, vocabulary, rows)
-        return params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan), x
+        y = params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan)
+        if padding_row is not None:
+            # For autodiff of this function, such as that of `check`. XLA removes it.
+            y = jnp.where(untrained[..., None], jax.lax.stop_gradient(y), y)
+        return y, x
 
     def backward(params, x, dy, *, read=keep):
         require_params(name, params, shapes)
         require_tokens(x, "a cache")
         require_delta(name, dy, (*x.shape, features))
-        rows, outside = rows_of(x)
+        rows, outside, untrained = rows_of(x)
         # A row of the table with a delta of zero: every reading can look it up, and none sees it.
-        rows, dy = jnp.where(outside, 0, rows), jnp.where(outside[..., None], 0, dy)
+        rows, dy = jnp.where(outside, 0, rows), jnp.where(untrained[..., None], 0, dy)
         return None, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
 
     return Layer(name, init, forward, backward)
@@ -313,6 +332,16 @@ def sinusoidal_positions(base: float = 10_000.0) -> Layer:
         return dy, ()
 
     return Layer(name, init, forward, backward)
+
+
+def _require_token(name: str, argument: str, value: Any, vocabulary: int) -> int:
+    """Returns a token as an integer of Python; raises unless it is one of the vocabulary."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a token, an integer.")
+    token = int(value)
+    if not 0 <= token < vocabulary:
+        raise ValueError(f"{name}: {argument} is {token}; the tokens are 0 to {vocabulary - 1}.")
+    return token
 
 
 def _require_sequence(name: str, shape: Shape, length: int | None = None) -> Shape:

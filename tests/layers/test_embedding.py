@@ -199,6 +199,18 @@ EMBEDDING = {"weight": np.ones((5, 3))}
             lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.ones((2, 4))),
             r"embedding\(5, 3\) got inputs of dtype float64 and shape \[2, 4\]; it takes tokens",
         ),
+        (
+            lambda: bp.embedding(5, 3, padding_row=5),
+            "embedding: padding_row is 5; the tokens are 0 to 4",
+        ),
+        (
+            lambda: bp.embedding(5, 3, padding_row=-1),
+            "embedding: padding_row is -1; the tokens are 0 to 4",
+        ),
+        (
+            lambda: bp.embedding(5, 3, padding_row=True),
+            "embedding: padding_row is True; it takes a token, an integer",
+        ),
         (lambda: bp.embedding(5, 3).forward(EMBEDDING, [[1]]), "got inputs of type list"),
         (lambda: bp.embedding(5, 3).forward(EMBEDDING, jnp.int32(1)), r"got inputs of shape \[\]"),
         (
@@ -274,6 +286,28 @@ def test_a_token_outside_the_table_reads_no_row_and_reaches_none(outside, compil
     assert_close(got, want)
     _, of_nan = both(params, tokens, jnp.where(bad[..., None], jnp.nan, dy))
     assert_close(of_nan, want)
+
+
+def test_a_padding_row_begins_as_zero_and_gets_no_gradient(key):
+    """In any reading, whatever comes back to it; the other rows are as without it."""
+    layer, plain = bp.embedding(5, 2, padding_row=3), bp.embedding(5, 2)
+    params, _ = layer.init(key, (3,))
+    drawn, _ = plain.init(key, (3,))
+    assert_close(params, {"weight": drawn["weight"].at[3].set(0)})
+    tokens = jnp.array([[4, 3, 4], [3, 1, 0]], jnp.int8)
+    dy = jax.random.normal(key, (2, 3, 2))
+
+    @jax.jit
+    def both(dy):
+        y, cache = layer.forward(drawn, tokens)
+        return y, [layer.backward(drawn, cache, dy, read=r)[1]["weight"] for r in READS.values()]
+
+    y, got = both(jnp.where((tokens == 3)[..., None], jnp.nan, dy))
+    assert_close(y, drawn["weight"][tokens])
+    grads = jax.vmap(jax.grad(lambda w, x, dy: jnp.vdot(w.at[3].set(0)[x], dy)), (None, 0, 0))(
+        drawn["weight"], tokens, dy
+    )
+    assert_close(got, [grads.sum(0), grads, jnp.sum(grads**2, (1, 2))])
 
 
 @pytest.mark.parametrize(
