@@ -24,7 +24,7 @@ def conv(p, x, *, stride=1, padding=0, dilation=1, groups=1):
     functional = _functional()
     weight = p["weight"]
     rank = weight.ndim - 2
-    kernel = weight.permute(rank + 1, rank, *range(rank))
+    kernel = weight.permute(rank + 1, rank, *range(rank)).contiguous()
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[rank - 1]
     y = convolve(first(x), kernel, p.get("bias"), stride, padding, dilation, groups)
     return last(y)
@@ -38,6 +38,13 @@ def max_pool(x, size, stride=None, padding=0):
 def avg_pool(x, size, stride=None):
     """The mean of each window of an image."""
     return last(_functional().avg_pool2d(first(x), size, stride))
+
+
+def concatenate(parts):
+    """Side by side along the last axis."""
+    import torch
+
+    return torch.cat(parts, -1)
 
 
 def first(x):
