@@ -71,7 +71,9 @@ LAYERS = {
         (6, 4),
     ),
     "conv_transpose": Case(
-        lambda: bp.conv_transpose(4, (3, 2), strides=(2, 1), padding=((1, 0), (0, 1)), groups=2),
+        lambda: bp.conv_transpose(
+            4, (3, 2), strides=(2, 1), padding=((1, 0), (0, 1)), output_padding=1, groups=2
+        ),
         (2, 3, 4),
     ),
     "max_pool": Case(lambda: bp.max_pool((3, 2), strides=(2, 1), padding="SAME"), (5, 4, 2)),

@@ -27,7 +27,7 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.conv_products import convolve, convolve_transpose, exchanged
-from jaxbp.signals.conv_windows import Windows, make_windows
+from jaxbp.signals.conv_windows import Windows, make_output_padding, make_windows
 from jaxbp.signals.kinds import Bias, Conv, keep
 from jaxbp.types import Layer, LayerError, Shape, show_shape
 
@@ -132,6 +132,7 @@ def conv_transpose(
     *,
     strides: int | tuple[int, ...] = 1,
     padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "SAME",
+    output_padding: int | tuple[int, ...] = 0,
     dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
     use_bias: bool = True,
@@ -151,16 +152,20 @@ def conv_transpose(
 
         padding       S, the outputs on each axis
         SAME          s S'
-        VALID         s (S' - 1) + span
-        (p, q), ...   s (S' - 1) + span - p - q
+        VALID         s (S' - 1) + span + o
+        (p, q), ...   s (S' - 1) + span - p - q + o
 
-    with span = d (K - 1) + 1 and p, q the padding of that convolution.
+    with span = d (K - 1) + 1, p, q the padding of that convolution and o the output padding.
+    Convolutions of several S have the same S' if s > 1, and o says which S is meant. What no window
+    sees of these o positions is b.
 
     Args:
       features: O, the number of output channels.
       kernel: K, one size for each axis of positions, such as (3, 3) for images.
       strides: s, one for all axes or one for each.
       padding: `SAME`, `VALID`, or a pair (p, q) for each axis, by which the outputs are cropped.
+      output_padding: o, the number of positions by which the outputs are longer, behind the last;
+        one for all axes or one for each. As in PyTorch, but with no upper limit.
       dilation: d, one for all axes or one for each.
       groups: splits the I input channels and the O output channels into this many groups of
         neighbours. Each group of outputs sees only its group of inputs.
@@ -170,7 +175,7 @@ def conv_transpose(
       dtype: the dtype of the parameters, which inputs must share. `float` means JAX's default.
 
     Raises:
-      ValueError: an argument is out of range.
+      ValueError: an argument is out of range, or there is an output padding with SAME.
       LayerError: the inputs or the parameters do not fit, or the padding leaves no outputs.
 
     References:
@@ -186,17 +191,18 @@ def conv_transpose(
     features, groups = _require_outputs(factory, features, groups)
     name = f"{factory}({features}, {kernel})"
     windows = make_windows(factory, name, kernel, strides, padding, dilation, groups=groups)
+    more = make_output_padding(factory, windows, output_padding)
 
     def forward(x, weight):
-        geometry, sizes = windows.onto(x.shape[1:-1])
+        geometry, sizes = windows.onto(x.shape[1:-1], more)
         return convolve_transpose(x, exchanged(weight, groups), geometry, sizes)
 
     def backward(x, weight, dy):
-        geometry, _ = windows.onto(x.shape[1:-1])
+        geometry, _ = windows.onto(x.shape[1:-1], more)
         return convolve(dy, exchanged(weight, groups), geometry), Conv(x, dy, geometry)
 
     def out_sizes(sizes):
-        return windows.onto(sizes)[1]
+        return windows.onto(sizes, more)[1]
 
     return _convolution(
         windows,

@@ -74,7 +74,8 @@ class Geometry:
     Attributes:
       kernel: K, for each axis of positions.
       strides: s, for each axis.
-      padding: the number of positions added before and behind, a pair for each axis.
+      padding: the number of positions added before and behind, a pair for each axis. A negative
+        number removes positions, which no window sees.
       dilation: d, for each axis.
       groups: G, the number of groups of channels.
       transposed: whether the windows lie on the outputs, as in `conv_transpose`.
@@ -165,17 +166,21 @@ class Windows:
                 )
         return geometry
 
-    def onto(self, counts: Shape) -> tuple[Geometry, Shape]:
+    def onto(self, counts: Shape, more: Shape) -> tuple[Geometry, Shape]:
         """For a transposed layer with S' inputs: the windows, and the sizes S of its outputs.
 
-        S is s S' for SAME. Otherwise it is s (S' - 1) + d (K - 1) + 1, less the padding.
+        S is s S' for SAME. Otherwise it is s (S' - 1) + d (K - 1) + 1, less the padding, and `more`
+        positions behind these, one number for each axis.
         """
         if self.padding == "SAME":
             sizes = tuple(n * s for n, s in zip(counts, self.strides, strict=True))
             geometry = self._geometry(sizes)
         else:
             geometry = self._geometry(counts)
-            pairs = zip(geometry.covered(counts), geometry.padding, strict=True)
+            pairs = zip(geometry.padding, more, strict=True)
+            padding = tuple((before, after - extra) for (before, after), extra in pairs)
+            geometry = dataclasses.replace(geometry, padding=padding)
+            pairs = zip(geometry.covered(counts), padding, strict=True)
             sizes = tuple(size - sum(pair) for size, pair in pairs)
         if min(sizes) < 1:
             raise LayerError(
@@ -233,6 +238,28 @@ def make_windows(
     return Windows(name, kernel, strides, padding, dilation, groups, called)
 
 
+def make_output_padding(factory: str, windows: Windows, output_padding: Any) -> Shape:
+    """The number of positions behind the outputs of a transposed layer, for each axis.
+
+    Raises:
+      ValueError: they are not numbers, at least 0, one for all axes or one for each; or the padding
+        is SAME, which says how many outputs there are.
+    """
+    rank = len(windows.kernel)
+    values = output_padding if isinstance(output_padding, tuple) else (output_padding,) * rank
+    if len(values) != rank or not _are_sizes(values):
+        raise ValueError(
+            f"{factory}: output_padding is {output_padding!r}; it takes an integer, at least 0, or "
+            f"a tuple of {rank}, one for each axis."
+        )
+    if any(values) and windows.padding == "SAME":
+        raise ValueError(
+            f"{factory}: output_padding is {output_padding!r}; with padding='SAME' each axis has "
+            "its stride times as many outputs as inputs. Give a pair (before, after) for each axis?"
+        )
+    return tuple(map(int, values))
+
+
 def _same_padding(size: int, k: int, s: int, d: int) -> tuple[int, int]:
     """The padding before and behind that makes ceil(S / s) windows on S positions."""
     count = -(-size // s)
@@ -241,8 +268,12 @@ def _same_padding(size: int, k: int, s: int, d: int) -> tuple[int, int]:
 
 
 def _are_counts(values: Sequence[Any]) -> bool:
+    return _are_sizes(values) and min(values) > 0
+
+
+def _are_sizes(values: Sequence[Any]) -> bool:
     return all(
-        isinstance(v, int | np.integer) and not isinstance(v, bool) and v > 0 for v in values
+        isinstance(v, int | np.integer) and not isinstance(v, bool) and v >= 0 for v in values
     )
 
 

@@ -71,6 +71,8 @@ def layers(draw):
         "use_bias": draw(st.booleans()),
     }
     make = draw(st.sampled_from([bp.conv, bp.conv_transpose]))
+    if make is bp.conv_transpose and arguments["padding"] != "SAME":
+        arguments["output_padding"] = draw(st.sampled_from([0, 1, each(3, 0)]))
     inputs = groups * draw(st.sampled_from([1, 2, 5]))
     return make, arguments, each(5 if rank < 3 else 4), inputs
 
@@ -196,6 +198,30 @@ def test_a_transposed_convolution_is_the_transpose_of_the_convolution(arguments,
     assert_close(*products)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sizes"),
+    [
+        ({"kernel": (2,), "strides": 3, "padding": "VALID"}, (11,)),
+        ({"kernel": (2,), "strides": 3, "output_padding": 2, "padding": ((1, 0),)}, (12,)),
+        ({"kernel": (3,), "strides": 1, "output_padding": 2, "padding": ((1, 1),)}, (6,)),
+        ({"kernel": (2,), "strides": 3}, (12,)),
+    ],
+    ids=["strides above the kernel", "longer", "longer than the strides", "same"],
+)
+def test_transposed_outputs_are_those_of_the_definition(arguments, sizes, key):
+    """Positions that no window sees are the bias, and its gradient has their deltas."""
+    layer = bp.conv_transpose(2, bias_init=jax.nn.initializers.ones, **arguments)
+    params, out_shape = layer.init(key, (4, 3))
+    assert out_shape == (*sizes, 2)
+    x, dy = jax.random.normal(key, (N, 4, 3)), jax.random.normal(key, (N, *out_shape))
+    y, cache = layer.forward(params, x)
+    dx, signals = layer.backward(params, cache, dy)
+    operands = np.asarray(x), np.asarray(params["weight"]), signals["weight"].geometry, sizes
+    assert_close(y, jnp.asarray(convolved_transpose(*operands)) + 1)
+    grads = bp.map_signals(bp.total, signals)
+    assert_close((dx, grads), layer_vjp(layer, params, x, dy))
+
+
 @pytest.mark.usefixtures("as_shipped")
 @pytest.mark.parametrize(
     ("arguments", "theirs"),
@@ -207,12 +233,18 @@ def test_a_transposed_convolution_is_the_transpose_of_the_convolution(arguments,
             {"padding": (0, 4), "dilation": (1, 2), "groups": 2},
         ),
         ({"kernel": (2, 2, 3), "padding": "VALID", "strides": (1, 2, 1)}, {"stride": (1, 2, 1)}),
+        (
+            {"kernel": (3,), "strides": 3, "padding": ((1, 1),), "output_padding": 2},
+            {"stride": 3, "padding": 1, "output_padding": 2},
+        ),
     ],
-    ids=["same", "strided", "grouped", "three axes"],
+    ids=["same", "strided", "grouped", "three axes", "longer"],
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_outputs_and_gradients_are_those_of_pytorch(arguments, theirs, transposed, key):
     torch = pytest.importorskip("torch")
+    if "output_padding" in arguments and not transposed:
+        pytest.skip("of transposed convolutions alone")
     rank = len(arguments["kernel"])
     if transposed and arguments.get("padding", "SAME") == "SAME":
         arguments = arguments | {"padding": ((1, 1),) * rank}
@@ -559,6 +591,18 @@ IMAGE = (5, 4, 2)
         (lambda key: bp.conv(4, (3, 3), padding=((1, 1),)), "a pair .* for each of 2 axes"),
         (lambda key: bp.conv(4, (3,), padding=((1, -1),)), r"padding is \(\(1, -1\),\)"),
         (lambda key: bp.conv(4, (3,), padding=1), "padding is 1; it takes"),
+        (
+            lambda key: bp.conv_transpose(4, (3,), padding="VALID", output_padding=-1),
+            "conv_transpose: output_padding is -1; it takes an integer, at least 0, or a tuple of",
+        ),
+        (
+            lambda key: bp.conv_transpose(4, (3,), padding="VALID", output_padding=(1, 1)),
+            r"output_padding is \(1, 1\); it takes an integer, at least 0, or a tuple of 1",
+        ),
+        (
+            lambda key: bp.conv_transpose(4, (3,), strides=2, output_padding=1),
+            "output_padding is 1; with padding='SAME' each axis has its stride times as many",
+        ),
         (lambda key: bp.conv(4, (3,), groups=0), "conv: groups is 0; it takes a positive integer"),
         (lambda key: bp.conv(4, (3,), groups=3), "conv: features is 4, not a multiple of 3 groups"),
         (
