@@ -5,4 +5,4 @@ import vision
 FAMILIES = {"vision": vision.ARCHITECTURES}
 
 # One of each kind of structure. The tests of the others are thorough.
-DEFAULT = {"LeNet-5", "ResNet"}
+DEFAULT = {"LeNet-5", "ResNet", "U-Net"}

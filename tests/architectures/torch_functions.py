@@ -30,6 +30,13 @@ def conv(p, x, *, stride=1, padding=0, dilation=1, groups=1):
     return last(y)
 
 
+def conv_transpose(p, x, *, stride=1, padding=0):
+    """A transposed convolution of an image."""
+    weight = p["weight"].permute(2, 3, 0, 1).contiguous()
+    y = _functional().conv_transpose2d(first(x), weight, p.get("bias"), stride, padding)
+    return last(y)
+
+
 def max_pool(x, size, stride=None, padding=0):
     """The maximum of each window of an image."""
     return last(_functional().max_pool2d(first(x), size, stride, padding))
@@ -55,6 +62,11 @@ def first(x):
 def last(x):
     """Channels last, as the library has them."""
     return x.movedim(1, -1)
+
+
+def gelu(x):
+    """The exact one, by the error function."""
+    return _functional().gelu(x)
 
 
 def layer_norm(p, x, eps=1e-5):
