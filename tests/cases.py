@@ -63,6 +63,12 @@ LAYERS = {
     "group_norm": Case(lambda: bp.group_norm(2), (6,)),
     "group_norm at positions": Case(lambda: bp.group_norm(3), (2, 2, 6)),
     "group_norm without bias": Case(lambda: bp.group_norm(1, use_bias=False), (3, 4)),
+    "fixed_norm": Case(
+        lambda: bp.fixed_norm(jnp.array([1.0, 0.0, 2.0]), jnp.array([0.5, 0.0, 2.0]), eps=0.1),
+        (2, 3),
+    ),
+    "l2_norm": Case(bp.l2_norm, (2, 3)),
+    "local_response_norm": Case(lambda: bp.local_response_norm(4, alpha=2.0), (2, 5)),
     "conv": Case(lambda: bp.conv(3, (3, 2)), (4, 3, 4)),
     "conv in groups": Case(
         lambda: bp.conv(

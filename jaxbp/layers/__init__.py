@@ -1,9 +1,9 @@
 """Layers: each a forward pass with its derivative beside it.
 
 Each module holds one family of layers. `linear`, `activations`, `shapes`, `stochastic`,
-`normalisation`, `convolution`, `pooling` and `embeddings` (of tokens and of positions) stand on
-their own. `multihead` (attention) is built on `dot_product`. `recurrence` is built on `cells`, the
-formulas of one step, and on `through_time` and `segments`, the loops over the steps.
+`normalisation`, `rescaling`, `convolution`, `pooling` and `embeddings` (of tokens and of positions)
+stand on their own. `multihead` (attention) is built on `dot_product`. `recurrence` is built on
+`cells`, the formulas of one step, and on `through_time` and `segments`, the loops over the steps.
 
 A layer hands the operands of its gradients, as signals, to the reading that backward is given. It
 uses combinators if it is made of other layers, and knows no readings, rules or losses. To add a
@@ -22,6 +22,7 @@ from jaxbp.layers import (
     normalisation,
     pooling,
     recurrence,
+    rescaling,
     shapes,
     stochastic,
 )
@@ -34,6 +35,7 @@ from jaxbp.layers.multihead import *
 from jaxbp.layers.normalisation import *
 from jaxbp.layers.pooling import *
 from jaxbp.layers.recurrence import *
+from jaxbp.layers.rescaling import *
 from jaxbp.layers.shapes import *
 from jaxbp.layers.stochastic import *
 
@@ -47,6 +49,7 @@ __all__ = [
     *normalisation.__all__,
     *pooling.__all__,
     *recurrence.__all__,
+    *rescaling.__all__,
     *shapes.__all__,
     *stochastic.__all__,
 ]
