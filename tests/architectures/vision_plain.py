@@ -22,6 +22,46 @@ def lenet_torch(p, x, labels):
     return t.cross_entropy(t.dense(p[11], x), labels)
 
 
+def alexnet():
+    """AlexNet: grouped convolutions, normalised over neighbouring channels, and three dense layers.
+
+    The two groups of channels were on two GPUs.
+    """
+
+    def normalised():
+        return bp.local_response_norm(5, alpha=0.5, beta=0.75, k=2)
+
+    def pool():
+        return bp.max_pool((3, 3), strides=2)
+
+    return bp.chain(
+        *(bp.conv(4, (3, 3), strides=2, padding="VALID"), bp.relu(), normalised(), pool()),
+        *(bp.conv(6, (5, 5), groups=2), bp.relu(), normalised(), pool()),
+        *(bp.conv(5, (3, 3)), bp.relu()),
+        *(bp.conv(4, (3, 3)), bp.relu()),
+        *(bp.conv(4, (3, 3), groups=2), bp.relu(), pool(), bp.flatten()),
+        *(bp.dropout(0.5), bp.dense(5), bp.relu()),
+        *(bp.dropout(0.5), bp.dense(4), bp.relu(), bp.dense(3)),
+    )
+
+
+def alexnet_torch(p, x, labels):
+    import torch
+
+    def normalised(x):
+        squares = torch.nn.functional.pad(x * x, (2, 2))
+        around = sum(squares[..., c : c + x.shape[-1]] for c in range(5))
+        return x / (2 + 0.5 / 5 * around) ** 0.75
+
+    conv1, conv2, conv3, conv4, conv5, dense1, dense2, logits = filter(len, p)
+    x = t.max_pool(normalised(t.conv(conv1, x, stride=2).relu()), 3, 2)
+    x = t.max_pool(normalised(t.conv(conv2, x, padding=2, groups=2).relu()), 3, 2)
+    x = t.conv(conv4, t.conv(conv3, x, padding=1).relu(), padding=1).relu()
+    x = t.max_pool(t.conv(conv5, x, padding=1, groups=2).relu(), 3, 2).flatten(1)
+    x = t.dense(dense2, t.dense(dense1, x).relu()).relu()
+    return t.cross_entropy(t.dense(logits, x), labels)
+
+
 def vgg():
     """VGG: stages of 3 x 3 convolutions, each followed by pooling, then dense layers."""
 
@@ -123,6 +163,15 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(3),
         lenet_torch,
+    ),
+    "AlexNet": Architecture(
+        "ImageNet Classification with Deep Convolutional Neural Networks, Krizhevsky, Sutskever, "
+        "Hinton, 2012",
+        alexnet,
+        (31, 31, 3),
+        bp.softmax_cross_entropy,
+        Tokens(3),
+        alexnet_torch,
     ),
     "VGG": Architecture(
         "Very Deep Convolutional Networks for Large-Scale Image Recognition, Simonyan, Zisserman, "
