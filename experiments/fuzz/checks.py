@@ -329,7 +329,8 @@ def _differences(got: Any, expected: Any, dtype: str) -> list[str]:
     ours, theirs = jax.tree.leaves_with_path(got), jax.tree.leaves_with_path(expected)
     if len(ours) != len(theirs):
         return [f"{len(ours)} arrays, expected {len(theirs)}"]
-    largest = max((_largest(leaf) for _, leaf in theirs), default=0.0)
+    finite = (leaf for _, leaf in theirs if np.all(np.isfinite(np.asarray(leaf, float))))
+    largest = max(map(_largest, finite), default=0.0)
     wrong = []
     for (_, leaf), (path, right) in zip(ours, theirs, strict=True):
         leaf, right, what = np.asarray(leaf, float), np.asarray(right, float), _show(path)
