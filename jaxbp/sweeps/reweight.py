@@ -182,12 +182,7 @@ def reweighted(
     require_call(name, net, loss)
     require_function(name, "weigh", weigh)
     require_rule(name, rule)
-    if sweeps == 2 and per_layer:
-        raise ValueError(
-            f"{name}: with per_layer, sweeps has to be 1. In a second sweep, the error at the "
-            "outputs carries one weight for each example, not one for each layer."
-        )
-    wide = _wide_sums(name, net, loss, weigh, sweeps, rule, per_layer)
+    wide = _wide_sums(name, net, loss, lambda parts: weigh, sweeps, rule, per_layer)
 
     def function(params, inputs, targets, *, key=None, rule_state=(), rule_key=None):
         answer = wide(params, inputs, targets, key, rule_state, rule_key)
@@ -200,16 +195,24 @@ def _wide_sums(
     name: str,
     net: Layer,
     loss: LossFunction,
-    weigh: Weigh,
+    make_weigh: Callable[[int], Weigh],
     sweeps: int,
     rule: Rule,
-    per_layer: bool = False,
+    per_layer: bool,
 ) -> Callable[..., Reweighted]:
-    """The function of `reweighted`, but with sums in at least 32 bits."""
+    """The function of `reweighted`, but with sums in at least 32 bits.
+
+    `make_weigh(parts)` makes `weigh`, of the number of norms that each example has.
+    """
     if sweeps not in (1, 2):
         raise ValueError(f"{name}: sweeps is {sweeps!r}; it takes 1 or 2.")
+    if sweeps == 2 and per_layer:
+        raise ValueError(
+            f"{name}: with per_layer, sweeps has to be 1. In a second sweep, the error at the "
+            "outputs carries one weight for each example, not one for each layer."
+        )
 
-    def weights_of(norms):
+    def weights_of(norms, weigh):
         weights = weigh(norms)
         if jnp.shape(weights) != norms.shape:
             raise ValueError(
@@ -231,7 +234,7 @@ def _wide_sums(
                 )
             _, lengths = net.backward(tree, cache, delta, read=parameter_norms)
             norms = _whole_norms(lengths, values)
-            weights = weights_of(norms)
+            weights = weights_of(norms, make_weigh(1))
             delta = jax.tree.map(lambda d: weighed(d, weights).astype(d.dtype), delta)
             _, grads = net.backward(tree, cache, delta, read=wide_total)
             return Reweighted(values, norms, weights, grads)
@@ -239,7 +242,8 @@ def _wide_sums(
         _, signals = net.backward(tree, cache, delta)
         lengths = map_signals(parameter_norms, signals)
         norms = by_layer(joint_norms, lengths) if per_layer else _whole_norms(lengths, values)
-        weights = map_layers(weights_of, norms)
+        weigh = make_weigh(sum(leaf.size for leaf in jax.tree.leaves(norms)) // len(values))
+        weights = map_layers(lambda norms: weights_of(norms, weigh), norms)
 
         def weighed_sum(weights, signals):
             return map_signals(lambda signal: wide_total(signal, weights=weights), signals)
@@ -284,6 +288,7 @@ def private_gradient(
     noise_multiplier: float,
     batch_size: float,
     sweeps: int = 1,
+    per_layer: bool = False,
     rule: Rule = exact(),
 ) -> PrivateGradientFunction:
     """Makes a function that computes a differentially private mean gradient, as in DP-SGD.
@@ -296,6 +301,10 @@ def private_gradient(
     parameters (the sensitivity). So this is the Gaussian mechanism with noise multiplier sigma,
     subsampled in the way that the batches are drawn. Compute the privacy spent over many steps with
     a library such as dp-accounting. B is a constant, not the number of examples in the batch.
+
+    With `per_layer`, each layer's part of g_n is clipped on its own, to C / sqrt(L) for L layers
+    with parameters. The whole is then at most C again, so the noise and the privacy are the same. A
+    layer with small gradients keeps them where one with large gradients is clipped.
 
     With Poisson sampling, batches vary in size. Pad them to one size with zeros, and give the
     padding weight 0 with `weighted(loss)`: then its gradient is zero and adds nothing. Clipping
@@ -315,6 +324,9 @@ def private_gradient(
       noise_multiplier: sigma, at least 0; with 0 there is no noise, and no privacy.
       batch_size: B, the expected number of examples in a batch.
       sweeps: the number of backward passes, 1 or 2, as in `reweighted`.
+      per_layer: whether to clip each layer's part on its own, with one sweep. A layer is an
+        innermost collection of parameters, such as a weight and its bias, and each layer of a
+        `stack` counts.
       rule: which weights carry the error back, as in `reweighted`.
 
     Returns:
@@ -325,11 +337,13 @@ def private_gradient(
 
     Raises:
       TypeError: `net` is not a Layer, or `loss` is not a function.
-      ValueError: a number is out of range, or `rule` is not a Rule. When called: as for
-        `reweighted`.
+      ValueError: a number is out of range, `sweeps` is 2 with `per_layer`, or `rule` is not a Rule.
+        When called: as for `reweighted`.
 
     References:
       "Deep Learning with Differential Privacy", Abadi et al., 2016.
+      "Learning Differentially Private Recurrent Language Models", McMahan, Ramage, Talwar, Zhang,
+      2018: per-layer clipping.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxbp as bp
@@ -355,7 +369,11 @@ def private_gradient(
         wrong.append(f"batch_size is {batch_size}, expected a positive number")
     if wrong:
         raise ValueError(f"{name}: {'; '.join(wrong)}.")
-    clipped = _wide_sums(name, net, loss, clip_weights(max_norm), sweeps, rule)
+
+    def make_weigh(parts):
+        return clip_weights(max_norm / math.sqrt(parts))
+
+    clipped = _wide_sums(name, net, loss, make_weigh, sweeps, rule, per_layer)
     deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)
 
     def function(params, inputs, targets, *, key, rule_state=(), rule_key=None):

@@ -291,6 +291,55 @@ class TestPrivate:
         assert_close(got.grads, jax.tree.map(lambda g: g / 10, want.grads))
         assert_close(got[:3], want[:3])
 
+    @every("case", NETWORKS, soon={"branching"})
+    def test_each_layer_is_clipped_to_its_share_of_the_threshold(self, case, key):
+        """Against a loop over examples; the whole is at most the threshold."""
+        net, params, x, targets, draw_key = problem(case, key)
+        draws = {"key": key} if draw_key is None else {"key": draw_key}
+        private = jax.jit(self.make(net, per_layer=True))
+        got = private(params, x, targets, **draws)
+        forward_key = jax.random.split(draws["key"])[0]
+        each = per_example_grads(net, squared, params, x, targets, forward_key)
+        layers, structure = jax.tree.flatten(each, is_leaf=lambda node: isinstance(node, dict))
+        share = 0.7 / np.sqrt(len(layers))
+        sums = [jax.tree.map(lambda g: jnp.zeros(g.shape[1:]), layer) for layer in layers]
+        for n in range(N):
+            parts = [jax.tree.map(lambda g, n=n: g[n], layer) for layer in layers]
+            norms = [float(jnp.linalg.norm(ravel(part))) for part in parts]
+            weights = [min(1.0, share / norm) if norm else 1.0 for norm in norms]
+            assert sum((w * norm) ** 2 for w, norm in zip(weights, norms, strict=True)) <= 0.49001
+            sums = jax.tree.map(
+                lambda total, part: total + part,
+                sums,
+                [
+                    jax.tree.map(lambda g, w=w: w * g, part)
+                    for w, part in zip(weights, parts, strict=True)
+                ],
+            )
+        assert_close(got.grads, jax.tree.map(lambda g: g / 10, structure.unflatten(sums)))
+
+    def test_each_layer_of_a_stack_has_a_share(self, key):
+        net = bp.chain(bp.stack(bp.chain(bp.dense(3), bp.tanh()), 3), bp.dense(3))
+        params, _ = net.init(key, (3,))
+        x, targets = jax.random.normal(key, (N, 3)), jnp.full((N, 3), 1e3)
+        quiet, loud = (
+            self.make(net, per_layer=True, noise_multiplier=sigma, batch_size=1)(
+                params, x, targets, key=key
+            )
+            for sigma in (0.0, 1.0)
+        )
+        lengths = [leaf.ravel() for leaf in jax.tree.leaves(
+            jax.tree.map(jnp.multiply, quiet.norms, quiet.weights)
+        )]  # fmt: skip
+        assert_close(jnp.concatenate(lengths), jnp.full(4 * N, 0.35))
+        # The noise is that of the whole threshold, whatever is clipped.
+        whole = [
+            self.make(net, noise_multiplier=sigma, batch_size=1)(params, x, targets, key=key).grads
+            for sigma in (0.0, 1.0)
+        ]
+        noise = jax.tree.map(jnp.subtract, loud.grads, quiet.grads)
+        assert_close(noise, jax.tree.map(jnp.subtract, whole[1], whole[0]))
+
     def test_the_noise_has_the_deviation_of_the_mechanism_in_every_parameter(self, key):
         net = bp.chain(bp.dense(60), bp.tanh(), bp.dense(50))
         params, _ = net.init(key, (40,))
@@ -404,7 +453,19 @@ NET = bp.chain(bp.dense(2))
         ),
         (
             lambda: bp.reweighted(NET, bp.huber, bp.clip_weights(1), sweeps=2, per_layer=True),
-            "with per_layer, sweeps has to be 1",
+            "reweighted: with per_layer, sweeps has to be 1",
+        ),
+        (
+            lambda: bp.private_gradient(
+                NET,
+                bp.huber,
+                max_norm=1,
+                noise_multiplier=1,
+                batch_size=1,
+                sweeps=2,
+                per_layer=True,
+            ),
+            "private_gradient: with per_layer, sweeps has to be 1",
         ),
         (
             lambda: bp.reweighted(NET, bp.huber, jnp.sum)(
