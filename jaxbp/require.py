@@ -23,6 +23,12 @@ def require_positive(name: str, argument: str, value: Any) -> None:
         raise ValueError(f"{name}: {argument} is {value}; it takes a positive number.")
 
 
+def require_drop_prob(name: str, value: Any) -> None:
+    """Raises unless the value of `drop_prob` is a number in [0, 1)."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+        raise ValueError(f"{name}: drop_prob is {value}; it takes a number in [0, 1).")
+
+
 def require_count(name: str, argument: str, value: Any) -> int:
     """Returns an integer above zero, of Python or of NumPy, as one of Python; raises otherwise.
 
@@ -197,8 +203,8 @@ def require_mask(name: str, mask: Any) -> None:
         )
 
 
-def require_fit(name: str, mask: Any, n: int | str, shape: Shape) -> None:
-    """Raises unless a mask fits the positions of inputs [n, *shape].
+def require_fit(name: str, mask: Any, n: int | str, shape: Shape, hint: str = "") -> None:
+    """Raises unless a mask fits the positions of inputs [n, *shape]; the message ends with a hint.
 
     In init, where the number of examples is not known, n is the letter N.
     """
@@ -209,7 +215,7 @@ def require_fit(name: str, mask: Any, n: int | str, shape: Shape) -> None:
     raise LayerError(
         name,
         f"has a mask of shape {show_shape(mask.shape)}; inputs of shape "
-        f"{show_shape((n, *shape))} take [{shape[0]}] or {show_shape((n, shape[0]))}.",
+        f"{show_shape((n, *shape))} take [{shape[0]}] or {show_shape((n, shape[0]))}.{hint}",
     )
 
 

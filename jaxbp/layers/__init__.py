@@ -23,6 +23,8 @@ from jaxbp.layers import (
     pooling,
     recurrence,
     rescaling,
+    rotations,
+    self_attention,
     shapes,
     stochastic,
 )
@@ -36,6 +38,8 @@ from jaxbp.layers.normalisation import *
 from jaxbp.layers.pooling import *
 from jaxbp.layers.recurrence import *
 from jaxbp.layers.rescaling import *
+from jaxbp.layers.rotations import *
+from jaxbp.layers.self_attention import *
 from jaxbp.layers.shapes import *
 from jaxbp.layers.stochastic import *
 
@@ -50,6 +54,8 @@ __all__ = [
     *pooling.__all__,
     *recurrence.__all__,
     *rescaling.__all__,
+    *rotations.__all__,
+    *self_attention.__all__,
     *shapes.__all__,
     *stochastic.__all__,
 ]
