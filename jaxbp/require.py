@@ -5,6 +5,7 @@ which the message begins.
 """
 
 import contextlib
+import math
 import numbers
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,6 +30,36 @@ def require_drop_prob(name: str, value: Any) -> None:
         raise ValueError(f"{name}: drop_prob is {value}; it takes a number in [0, 1).")
 
 
+def require_number(name: str, argument: str, value: Any, *, least: float | None = None) -> None:
+    """Raises unless the value of an argument is a finite real number, and at least `least`."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (least is not None and float(value) < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a finite number{bound}.")
+
+
+def require_nonzero(name: str, argument: str, value: Any) -> None:
+    """Raises unless the value of an argument is a finite number other than zero."""
+    require_number(name, argument, value)
+    if value == 0:
+        raise ValueError(
+            f"{name}: {argument} is {value!r}; it takes a finite number other than zero. "
+            "Use relu()?"
+        )
+
+
+def require_integer(name: str, argument: str, value: Any) -> int:
+    """Returns an integer, of Python or of NumPy, as one of Python; raises otherwise."""
+    if not is_integer(value):
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes an integer.")
+    return int(value)
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer, of Python or of NumPy; booleans are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 def require_count(name: str, argument: str, value: Any) -> int:
     """Returns an integer above zero, of Python or of NumPy, as one of Python; raises otherwise.
 
@@ -41,7 +72,7 @@ def require_count(name: str, argument: str, value: Any) -> int:
 
 def is_count(value: Any) -> bool:
     """Whether a value is an integer above zero, of Python or of NumPy; booleans are not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) > 0
+    return is_integer(value) and int(value) > 0
 
 
 def require_function(name: str, argument: str, value: Any) -> None:
@@ -84,6 +115,21 @@ def require_last_axis(name: str, shape: Any, letter: str) -> Shape:
             f"got inputs of shape [N]; it takes [N, ..., {letter}]. Give each example an axis?",
         )
     return shape
+
+
+def require_axis(name: str, axis: int, shape: Any) -> int:
+    """Returns which axis of one example is meant, from 0; raises unless there is one.
+
+    Axes are counted from 0 without N, and negative ones from the last.
+    """
+    shape = require_shape(name, shape)
+    if not -len(shape) <= axis < len(shape):
+        raise LayerError(
+            name,
+            f"got inputs of shape {show_shape(('N', *shape))}, without an axis {axis}: axes are "
+            "counted from 0 after N, or backwards from -1.",
+        )
+    return axis % len(shape)
 
 
 # The kinds of NumPy's dtypes that JAX has not: objects, strings, bytes, and dates.

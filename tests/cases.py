@@ -28,6 +28,43 @@ class Case(NamedTuple):
     vocabulary: int | None = None  # of tokens, if that is what the layer takes
 
 
+# Layers without parameters that `test_maps` puts to the test in one program. The tests of single
+# layers leave them to the thorough run.
+MAPS = {
+    "log_sigmoid": Case(bp.log_sigmoid, (3,)),
+    "softplus of another beta": Case(lambda: bp.softplus(2.0), (3,)),
+    "elu of a negative alpha": Case(lambda: bp.elu(-0.5), (3,)),
+    "celu": Case(lambda: bp.celu(0.6), (3,)),
+    "selu": Case(bp.selu, (3,)),
+    "mish": Case(bp.mish, (3,)),
+    "softsign": Case(bp.softsign, (3,)),
+    "tanh_shrink": Case(bp.tanh_shrink, (4,)),
+    "leaky_relu of a negative slope": Case(lambda: bp.leaky_relu(-0.4), (3,)),
+    "relu6": Case(bp.relu6, (3,)),
+    "hard_tanh": Case(lambda: bp.hard_tanh(-0.3, 0.8), (5,)),
+    "hard_sigmoid": Case(bp.hard_sigmoid, (3,)),
+    "hardswish": Case(bp.hardswish, (3,)),
+    "hard_shrink": Case(bp.hard_shrink, (5,)),
+    "soft_shrink": Case(bp.soft_shrink, (5,)),
+    "threshold": Case(lambda: bp.threshold(0.2, 3.0), (5,)),
+    "elementwise": Case(lambda: bp.elementwise(jnp.sin, jnp.cos), (3,)),
+    "scale": Case(lambda: bp.scale(-2.5), (3,)),
+    "scale by an array": Case(lambda: bp.scale(jnp.array([[2.0], [-3.0]])), (2, 3)),
+    "softmax": Case(bp.softmax, (2, 3)),
+    "softmax of the first axis": Case(lambda: bp.softmax(0), (3, 2)),
+    "log_softmax": Case(lambda: bp.log_softmax(-2), (3, 2)),
+    "glu": Case(bp.glu, (2, 4)),
+    "glu of the first axis": Case(lambda: bp.glu(0), (4, 3)),
+    "reshape": Case(lambda: bp.reshape(2, -1), (3, 4)),
+    "permute": Case(lambda: bp.permute(1, 2, 0), (2, 3, 4)),
+    "take": Case(lambda: bp.take(-1), (3, 2)),
+    "take of a slice": Case(lambda: bp.take(slice(None, 0, -2), axis=1), (2, 5)),
+    "pad": Case(lambda: bp.pad(((1, 2), (-1, 1)), value=3.0), (2, 3, 2)),
+    "pad, reflect": Case(lambda: bp.pad(((2, -1), (1, 2)), mode="reflect"), (3, 3)),
+    "pad, edge": Case(lambda: bp.pad(((4, 1),), mode="edge"), (3, 2)),
+    "pad, wrap": Case(lambda: bp.pad(((0, 0), (-1, 3)), mode="wrap"), (2, 3)),
+}
+
 LAYERS = {
     "dense": Case(lambda: bp.dense(4), (5,)),
     "dense to one": Case(lambda: bp.dense(1), (5,)),
@@ -51,6 +88,11 @@ LAYERS = {
     "gelu, exact": Case(lambda: bp.gelu(approximate=False), (5,)),
     "silu": Case(bp.silu, (5,)),
     "softplus": Case(bp.softplus, (5,)),
+    "prelu": Case(bp.prelu, (2, 3)),
+    "prelu, shared": Case(lambda: bp.prelu(shared=True), (2, 3)),
+    "layer_scale": Case(lambda: bp.layer_scale(0.5), (2, 3)),
+    "prepend": Case(lambda: bp.prepend(2), (3, 2)),
+    **MAPS,
     "flatten": Case(bp.flatten, (2, 3, 4)),
     "flatten what is flat": Case(bp.flatten, (4,)),
     "dropout": Case(lambda: bp.dropout(0.4), (5,)),

@@ -1,9 +1,11 @@
 """Layers: each a forward pass with its derivative beside it.
 
-Each module holds one family of layers. `linear`, `activations`, `shapes`, `stochastic`,
-`normalisation`, `rescaling`, `convolution`, `pooling` and `embeddings` (of tokens and of positions)
-stand on their own. `multihead` (attention) is built on `dot_product`. `recurrence` is built on
-`cells`, the formulas of one step, and on `through_time` and `segments`, the loops over the steps.
+Each module holds one family of layers. `linear`, `activations` (smooth), `piecewise` and `axiswise`
+activations, `factors`, `shapes`, `padding`, `stochastic`, `normalisation`, `rescaling`,
+`convolution`, `pooling` and `embeddings` (of tokens and of positions) stand on their own, and
+`pointwise` is for elementwise formulas of one's own. `multihead` (attention) is built on
+`dot_product`. `recurrence` is built on `cells`, the formulas of one step, and on `through_time` and
+`segments`, the loops over the steps.
 
 A layer hands the operands of its gradients, as signals, to the reading that backward is given. It
 uses combinators if it is made of other layers, and knows no readings, rules or losses. To add a
@@ -14,12 +16,17 @@ pass it to `recurrent`.
 
 from jaxbp.layers import (
     activations,
+    axiswise,
     cells,
     convolution,
     embeddings,
+    factors,
     linear,
     multihead,
     normalisation,
+    padding,
+    piecewise,
+    pointwise,
     pooling,
     recurrence,
     rescaling,
@@ -29,12 +36,17 @@ from jaxbp.layers import (
     stochastic,
 )
 from jaxbp.layers.activations import *
+from jaxbp.layers.axiswise import *
 from jaxbp.layers.cells import *
 from jaxbp.layers.convolution import *
 from jaxbp.layers.embeddings import *
+from jaxbp.layers.factors import *
 from jaxbp.layers.linear import *
 from jaxbp.layers.multihead import *
 from jaxbp.layers.normalisation import *
+from jaxbp.layers.padding import *
+from jaxbp.layers.piecewise import *
+from jaxbp.layers.pointwise import *
 from jaxbp.layers.pooling import *
 from jaxbp.layers.recurrence import *
 from jaxbp.layers.rescaling import *
@@ -45,12 +57,17 @@ from jaxbp.layers.stochastic import *
 
 __all__ = [
     *activations.__all__,
+    *axiswise.__all__,
     *cells.__all__,
     *convolution.__all__,
     *embeddings.__all__,
+    *factors.__all__,
     *linear.__all__,
     *multihead.__all__,
     *normalisation.__all__,
+    *padding.__all__,
+    *piecewise.__all__,
+    *pointwise.__all__,
     *pooling.__all__,
     *recurrence.__all__,
     *rescaling.__all__,

@@ -1,25 +1,38 @@
-"""Activations: elementwise layers without parameters, each with its derivative.
+"""Smooth activations: elementwise layers without parameters, each with its derivative.
 
-If the derivative is a function of the output (sigmoid, tanh, relu, leaky_relu, elu, softplus), the
-cache is the output. The next layer keeps it as its input anyway, so it costs no memory. Where the
-output saturates, as sigmoid does near 1, the derivative has the rounding error of the output.
-Otherwise (gelu, silu) the cache is the derivative itself. The forward pass computes it while the
-exponentials are at hand, so that the backward pass is one product; it has the size of the input.
+If the derivative is a function of the output (sigmoid, tanh, log_sigmoid, softplus, elu, celu,
+selu), the cache is the output. The next layer keeps it as its input anyway, so it costs no memory.
+Where the output saturates, as sigmoid does near 1, the derivative has the rounding error of the
+output. Otherwise (silu, mish, gelu, softsign, tanh_shrink) the cache is the derivative itself. The
+forward pass computes it while the exponentials are at hand, so that the backward pass is one
+product; it has the size of the input.
 
 Outputs and derivatives are finite wherever their limits are, also at infinite inputs.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from jaxbp.require import require_delta, require_floats, require_positive, require_shape
-from jaxbp.signals.kinds import keep
+from jaxbp.layers.pointwise import keeping_slope, pointwise, vanishing
+from jaxbp.require import require_nonzero, require_number, require_positive
 from jaxbp.types import Layer, widened
 
-__all__ = ["elu", "gelu", "leaky_relu", "relu", "sigmoid", "silu", "softplus", "tanh"]
+__all__ = [
+    "celu",
+    "elu",
+    "gelu",
+    "log_sigmoid",
+    "mish",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "tanh",
+    "tanh_shrink",
+]
 
 
 def sigmoid() -> Layer:
@@ -29,7 +42,7 @@ def sigmoid() -> Layer:
         y = jax.nn.sigmoid(x)
         return y, y
 
-    return _elementwise("sigmoid", forward, lambda y, dy: y * (1 - y) * dy)
+    return pointwise("sigmoid", forward, lambda y, dy: y * (1 - y) * dy)
 
 
 def tanh() -> Layer:
@@ -39,64 +52,73 @@ def tanh() -> Layer:
         y = jnp.tanh(x)
         return y, y
 
-    return _elementwise("tanh", forward, lambda y, dy: (1 - y) * (1 + y) * dy)
+    return pointwise("tanh", forward, lambda y, dy: (1 - y) * (1 + y) * dy)
 
 
-def relu() -> Layer:
-    """The rectifier, y = max(x, 0), elementwise. dx = dy where y > 0, else 0 (at x = 0 too)."""
-
-    def forward(x):
-        # XLA would recompute jnp.maximum(x, 0) in the backward pass, and keep x for it beside y.
-        y = jnp.where(x <= 0, 0, x)
-        return y, y
-
-    return _elementwise("relu", forward, lambda y, dy: jnp.where(y > 0, dy, 0))
-
-
-def leaky_relu(negative_slope: float = 0.01) -> Layer:
-    """The leaky rectifier, elementwise: y = x where x >= 0, else `negative_slope` x.
-
-    dx = dy where x >= 0, else `negative_slope` dy (at x = -0 too).
-
-    Args:
-      negative_slope: positive, so that y has the sign of x, and the cache can be y.
-
-    Raises:
-      ValueError: `negative_slope` is not positive.
-
-    References:
-      "Rectifier Nonlinearities Improve Neural Network Acoustic Models", Maas, Hannun, Ng, 2013.
+def log_sigmoid() -> Layer:
+    """The logarithm of the logistic function, y = -log(1 + e^-x), elementwise. dx = (1 - e^y) dy.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
-      >>> y, cache = bp.leaky_relu(0.5).forward((), jnp.array([[-2.0, 0.0, 2.0]]))
-      >>> dx, _ = bp.leaky_relu(0.5).backward((), cache, jnp.ones((1, 3)))
-      >>> y[0].tolist(), dx[0].tolist()
-      ([-1.0, 0.0, 2.0], [0.5, 1.0, 1.0])
+      >>> y, _ = bp.log_sigmoid().forward((), jnp.array([[-1000.0, 1000.0]]))
+      >>> y[0].tolist()
+      [-1000.0, -0.0]
     """
-    require_positive("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
-        y = jax.nn.leaky_relu(x, negative_slope)
+        y = -jax.nn.softplus(-x)
         return y, y
 
-    def backward(y, dy):
-        # Not y < 0: if x is negative and tiny, y is rounded to -0.
-        return jnp.where(jnp.signbit(y), negative_slope * dy, dy)
+    return pointwise("log_sigmoid", forward, lambda y, dy: -jnp.expm1(y) * dy)
 
-    return _elementwise(f"leaky_relu({negative_slope})", forward, backward)
+
+def softplus(beta: float = 1.0) -> Layer:
+    """The smooth rectifier, y = log(1 + e^(beta x)) / beta, elementwise. dx = (1 - e^(-beta y)) dy.
+
+    Args:
+      beta: positive; the larger it is, the closer y is to max(x, 0).
+
+    Raises:
+      ValueError: `beta` is not a positive number, or infinite.
+
+    References:
+      "Incorporating Second-Order Functional Knowledge for Better Option Pricing", Dugas, Bengio,
+      Belisle, Nadeau, Garcia, 2001.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> x = jnp.array([[-1.0, 0.0, 1.0]])
+      >>> y, _ = bp.softplus(10.0).forward((), x)
+      >>> [round(float(value), 2) for value in y[0]]
+      [0.0, 0.07, 1.0]
+    """
+    require_positive("softplus", "beta", beta)
+    require_number("softplus", "beta", beta)
+
+    def forward(x):
+        if beta == 1:
+            y = jax.nn.softplus(x)
+        else:
+            # log(1 + e^z) = z + log(1 + e^-z), with the z of the right half as x: beta x overflows.
+            z = beta * jnp.where(x > 0, -x, x)
+            y = jnp.where(x > 0, x, 0) + jax.nn.softplus(z) / beta
+        return y, y
+
+    name = "softplus" if beta == 1 else f"softplus({beta})"
+    return pointwise(name, forward, lambda y, dy: -jnp.expm1(-beta * y) * dy)
 
 
 def elu(alpha: float = 1.0) -> Layer:
     """The exponential linear unit, elementwise: y = x where x > 0, else alpha (e^x - 1).
 
-    dx = dy where y > 0, else (y + alpha) dy.
+    dx = dy where x > 0, else alpha e^x dy = (y + alpha) dy.
 
     Args:
-      alpha: positive; y never falls below -alpha.
+      alpha: the limit of y far left is -alpha. With a negative alpha, y does not tell the sign of
+        x, and the cache is the derivative.
 
     Raises:
-      ValueError: `alpha` is not positive.
+      ValueError: `alpha` is zero (that is `relu()`) or not finite.
 
     References:
       "Fast and Accurate Deep Network Learning by Exponential Linear Units (ELUs)", Clevert,
@@ -108,31 +130,80 @@ def elu(alpha: float = 1.0) -> Layer:
       >>> y[0].tolist()
       [-2.0, 0.0, 3.0]
     """
-    require_positive("elu", "alpha", alpha)
+    require_nonzero("elu", "alpha", alpha)
+    name = f"elu({alpha})"
 
     def forward(x):
         y = jax.nn.elu(x, alpha)
         return y, y
 
-    def backward(y, dy):
-        return jnp.where(y > 0, dy, (y + alpha) * dy)
+    def forward_with_slope(x):
+        rest = alpha * jnp.exp(jnp.where(x > 0, 0, x))
+        return jax.nn.elu(x, alpha), jnp.where(x > 0, 1, rest)
 
-    return _elementwise(f"elu({alpha})", forward, backward)
+    if alpha < 0:
+        return keeping_slope(name, forward_with_slope)
+    return pointwise(name, forward, lambda y, dy: jnp.where(y > 0, dy, (y + alpha) * dy))
 
 
-def softplus() -> Layer:
-    """The smooth rectifier, y = log(1 + e^x), elementwise. dx = (1 - e^-y) dy.
+def celu(alpha: float = 1.0) -> Layer:
+    """The continuously differentiable elu: y = x where x > 0, else alpha (e^(x / alpha) - 1).
+
+    dx = dy where y > 0, else e^(x / alpha) dy = (1 + y / alpha) dy.
+
+    Args:
+      alpha: the limit of y far left is -alpha, if it is positive.
+
+    Raises:
+      ValueError: `alpha` is zero or not finite.
 
     References:
-      "Incorporating Second-Order Functional Knowledge for Better Option Pricing", Dugas, Bengio,
-      Belisle, Nadeau, Garcia, 2001.
+      "Continuously Differentiable Exponential Linear Units", Barron, 2017.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.celu(2.0).forward((), jnp.array([[-jnp.inf, 0.0, 3.0]]))
+      >>> y[0].tolist()
+      [-2.0, 0.0, 3.0]
     """
+    require_nonzero("celu", "alpha", alpha)
 
     def forward(x):
-        y = jax.nn.softplus(x)
+        left = jnp.where(x > 0, 0, x)
+        y = jnp.where(x > 0, x, alpha * jnp.expm1(left / alpha))
         return y, y
 
-    return _elementwise("softplus", forward, lambda y, dy: -jnp.expm1(-y) * dy)
+    def backward(y, dy):
+        return jnp.where(y > 0, dy, (1 + y / alpha) * dy)
+
+    return pointwise(f"celu({alpha})", forward, backward)
+
+
+def selu() -> Layer:
+    """The self-normalising elu, y = s x where x > 0, else s alpha (e^x - 1), elementwise.
+
+    dx = s dy where y > 0, else (y + s alpha) dy. With s = 1.0507 and alpha = 1.6733, layers of
+    normally distributed weights of variance 1 / I keep the mean 0 and the variance 1.
+
+    References:
+      "Self-Normalizing Neural Networks", Klambauer, Unterthiner, Mayr, Hochreiter, 2017.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.selu().forward((), jnp.array([[-jnp.inf, 0.0, 1.0]]))
+      >>> [round(float(value), 4) for value in y[0]]
+      [-1.7581, 0.0, 1.0507]
+    """
+    scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+    def forward(x):
+        y = (scale * jax.nn.elu(widened(x), alpha)).astype(x.dtype)
+        return y, y
+
+    def backward(y, dy):
+        return jnp.where(y > 0, scale * dy, (y + scale * alpha) * dy)
+
+    return pointwise("selu", forward, backward)
 
 
 def silu() -> Layer:
@@ -147,10 +218,32 @@ def silu() -> Layer:
 
     def forward(x):
         s = jax.nn.sigmoid(x)
-        y = _times(x, s)
-        return y, s + _times(y, 1 - s)
+        y = vanishing(x, s)
+        return y, s + vanishing(y, 1 - s)
 
-    return _keeping_slope("silu", forward)
+    return keeping_slope("silu", forward)
+
+
+def mish() -> Layer:
+    """The self-gated unit y = x t with t = tanh(log(1 + e^x)), elementwise.
+
+    dx = (t + x (1 - t^2) / (1 + e^-x)) dy.
+
+    References:
+      "Mish: A Self Regularized Non-Monotonic Activation Function", Misra, 2020.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.mish().forward((), jnp.array([[-jnp.inf, 0.0, 1.0]]))
+      >>> [round(float(value), 4) for value in y[0]]
+      [0.0, 0.0, 0.8651]
+    """
+
+    def forward(x):
+        t = jnp.tanh(jax.nn.softplus(x))
+        return vanishing(x, t), t + vanishing(x, (1 - t) * (1 + t) * jax.nn.sigmoid(x))
+
+    return keeping_slope("mish", forward)
 
 
 def gelu(*, approximate: bool = True) -> Layer:
@@ -177,57 +270,66 @@ def gelu(*, approximate: bool = True) -> Layer:
     def forward_exact(x):
         p = jax.scipy.special.erfc(-x * math.sqrt(0.5)) / 2  # 1 + erf would cancel on the left
         density = jnp.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-        return _times(x, p), p + _times(x, density)
+        return vanishing(x, p), p + vanishing(x, density)
 
     def forward_tanh(x):
         scale, cubic = math.sqrt(2 / math.pi), 0.044715
         square = x * x
         p = jax.nn.sigmoid(2 * scale * x * (1 + cubic * square))  # 1 + tanh would cancel
         du = scale * (1 + 3 * cubic * square)
-        return _times(x, p), p + _times(2 * x * du, p * (1 - p))
+        return vanishing(x, p), p + vanishing(2 * x * du, p * (1 - p))
 
     if approximate:
-        return _keeping_slope("gelu", forward_tanh)
-    return _keeping_slope("gelu(approximate=False)", forward_exact)
+        return keeping_slope("gelu", forward_tanh)
+    return keeping_slope("gelu(approximate=False)", forward_exact)
 
 
-def _times(x: jax.Array, p: jax.Array) -> jax.Array:
-    """The product x p for a p that falls to zero faster than x grows: 0 times infinity is 0."""
-    return jnp.where(p == 0, 0, x * p)
+def softsign() -> Layer:
+    """A sigmoid that saturates slowly, y = x / (1 + |x|), elementwise. dx = dy / (1 + |x|)^2.
 
+    References:
+      "Quadratic Polynomials Learn Better Image Features", Bergstra, Desjardins, Lamblin, Bengio,
+      2009.
 
-def _keeping_slope(
-    name: str, function: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-) -> Layer:
-    """A layer without parameters: y, slope = function(x), computed in at least 32 bits."""
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.softsign().forward((), jnp.array([[-jnp.inf, -1.0, 3.0]]))
+      >>> y[0].tolist()
+      [-1.0, -0.5, 0.75]
+    """
 
     def forward(x):
-        y, slope = function(widened(x))
-        return y.astype(x.dtype), slope.astype(x.dtype)
+        size = 1 + jnp.abs(x)
+        slope = 1 / size
+        return jnp.where(jnp.isinf(x), jnp.sign(x), x / size), slope * slope
 
-    return _elementwise(name, forward, lambda slope, dy: slope * dy)
+    return keeping_slope("softsign", forward)
 
 
-def _elementwise(
-    name: str,
-    function: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
-    transpose: Callable[[jax.Array, jax.Array], jax.Array],
-) -> Layer:
-    """A layer without parameters: y, cache = function(x), and dx = transpose(cache, dy)."""
+def tanh_shrink() -> Layer:
+    """What the hyperbolic tangent leaves, y = x - tanh x, elementwise. dx = tanh(x)^2 dy.
 
-    def init(key, shape):
-        del key
-        return (), require_shape(name, shape)
+    The difference would cancel near zero. There y = x q / (1 + q), where tanh x = x / (1 + q) is
+    Lambert's continued fraction, q = x^2 / (3 + x^2 / (5 + ...)).
 
-    def forward(params, x, *, key=None):
-        del params, key
-        require_floats(name, x)
-        return function(x)
+    References:
+      "Memoire sur quelques proprietes remarquables des quantites transcendentes circulaires et
+      logarithmiques", Lambert, 1761.
 
-    def backward(params, cache, dy, *, read=keep):
-        del params, read
-        require_floats(name, cache, what="a cache")
-        require_delta(name, dy, cache.shape)
-        return transpose(cache, dy), ()
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> y, _ = bp.tanh_shrink().forward((), jnp.array([[0.003]]))
+      >>> round(float(y[0, 0]) / 0.003**3, 4)
+      0.3333
+    """
 
-    return Layer(name, init, forward, backward)
+    def forward(x):
+        t = jnp.tanh(x)
+        near = jnp.abs(x) < 1
+        square = jnp.square(jnp.where(near, x, 0))
+        q = jnp.zeros_like(x)
+        for odd in range(19, 1, -2):
+            q = square / (odd + q)
+        return jnp.where(near, x * q / (1 + q), x - t), t * t
+
+    return keeping_slope("tanh_shrink", forward)
