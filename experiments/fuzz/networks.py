@@ -17,6 +17,10 @@ SIZE = 80  # the largest number of entries of one example at any layer
 POINTWISE = (
     *("sigmoid()", "tanh()", "relu()", "leaky_relu(0.2)", "elu()", "gelu()", "silu()"),
     *("gelu(approximate=False)", "softplus()", "dropout(0.3)", "layer_norm()", "rms_norm()"),
+    *("mish()", "selu()", "celu(0.7)", "relu6()", "hardswish()", "hard_sigmoid()", "softsign()"),
+    *("log_sigmoid()", "hard_tanh(-0.5, 1.5)", "tanh_shrink()", "hard_shrink()", "soft_shrink()"),
+    *("threshold(0.1, -1.0)", "elementwise(jnp.sin, jnp.cos)", "scale(-1.5)", "layer_scale(0.8)"),
+    *("prelu()", "prelu(shared=True)", "softmax()", "log_softmax()", "softmax(0)"),
 )
 
 
@@ -132,7 +136,20 @@ def _shrinking(rng, shape, depth):
     axes = len(shape) - 1
     window = tuple(int(rng.integers(1, min(n, 3) + 1)) for n in shape[:-1])
     features = int(rng.integers(1, 5))
+    order = tuple(int(axis) for axis in rng.permutation(len(shape)))
+    axis = int(rng.integers(len(shape)))
+    before = int(rng.integers(-1 if shape[0] > 1 else 0, 2))
+    mode = str(rng.choice(["constant", "edge", "wrap"]))
     options = ["bp.flatten()", "bp.global_pool()", "bp.global_pool('max')"]
+    options += [
+        f"bp.reshape({shape[-1]}, -1)",
+        f"bp.permute{order}",
+        f"bp.take({int(rng.integers(shape[axis]))}, axis={axis})",
+        f"bp.take(slice(None, None, {int(rng.choice([-2, -1, 2]))}), axis={axis})",
+        f"bp.pad((({before}, 1),), mode={mode!r})",
+    ]
+    if len(shape) == 2:
+        options += [f"bp.prepend({int(rng.integers(1, 3))})"]
     if axes <= 3:
         strides = tuple(int(rng.integers(1, 3)) for _ in range(axes))
         padding = str(rng.choice(["SAME", "VALID"]))
@@ -160,6 +177,8 @@ def _simple(rng, shape, depth, features):
     last = shape[-1]
     options = [f"bp.dense({features})", f"bp.dense({features}, use_bias=False)"]
     options += [f"bp.{name}" for name in rng.choice(POINTWISE, size=2, replace=False)]
+    if last % 2 == 0:
+        options += ["bp.glu()"]
     groups = int(rng.choice([n for n in range(1, last + 1) if last % n == 0]))
     options += [f"bp.group_norm({groups})"]
     if len(shape) == 2:

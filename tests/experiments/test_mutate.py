@@ -64,10 +64,7 @@ def test_a_mistake_is_seen_by_the_tests_and_no_file_is_changed(monkeypatch):
     (mutation,) = (
         m
         for m in mutations(path.read_text(encoding="utf-8"))
-        if "x.shape[1:]" in m.source
-        and m.operator == "off by one"
-        and m.before == "1"
-        and "shape[(2):]" in m.source
+        if m.operator == "off by one" and "x.reshape(len(x), math.prod(x.shape[(2):]))" in m.source
     )
     monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/layers/test_layers.py"])
     outcome = mutate.try_tests("layers.shapes", mutation, float("inf"))
