@@ -60,9 +60,9 @@ MAPS = {
     "take": Case(lambda: bp.take(-1), (3, 2)),
     "take of a slice": Case(lambda: bp.take(slice(None, 0, -2), axis=1), (2, 5)),
     "pad": Case(lambda: bp.pad(((1, 2), (-1, 1)), value=3.0), (2, 3, 2)),
-    "pad, reflect": Case(lambda: bp.pad(((2, -1), (1, 2)), mode="reflect"), (3, 3)),
+    "pad, reflect": Case(lambda: bp.pad(((1, -1), (1, 2)), mode="reflect"), (3, 3)),
     "pad, edge": Case(lambda: bp.pad(((4, 1),), mode="edge"), (3, 2)),
-    "pad, wrap": Case(lambda: bp.pad(((0, 0), (-1, 3)), mode="wrap"), (2, 3)),
+    "pad, wrap": Case(lambda: bp.pad(((0, 0), (-1, 2)), mode="wrap"), (2, 3)),
 }
 
 LAYERS = {

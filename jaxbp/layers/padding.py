@@ -48,7 +48,7 @@ def pad(
 
     dx_u is the sum of dy over the places to which x_u was copied; sums of 16-bit numbers are
     computed in 32 bits. Axes without widths stay as they are, so that images [H, W, C] take two
-    pairs. Negative widths remove values, after the padding of the other side if there is any.
+    pairs. Values at negative widths are removed first, and what is left is padded.
 
     Args:
       widths: a pair (before, after) for each axis of an example from the first on.
@@ -90,15 +90,16 @@ def pad(
                     name, f"got inputs of dtype {x.dtype}; it pads them by a fraction."
                 )
             return _extended(x, pairs, value)
-        return _extended(jnp.pad(x, _of_all_axes(x, added), mode=mode), removed)
+        x = _extended(x, removed)
+        return jnp.pad(x, _of_all_axes(x, added), mode=mode)
 
     def move_back(dy, shape):
         if mode == "constant":
             return _extended(dy, [(-before, -after) for before, after in pairs])
-        dx = _extended(widened(dy), [(-before, -after) for before, after in removed])
-        for axis, (before, after) in enumerate(added):
-            dx = _folded(dx, 1 + axis, shape[axis], before, after, mode)
-        return dx.astype(dy.dtype)
+        dx = widened(dy)
+        for axis, (size, cut, widths) in enumerate(zip(shape, removed, added, strict=False), 1):
+            dx = _folded(dx, axis, size + sum(cut), *widths, mode)
+        return _extended(dx.astype(dy.dtype), [(-before, -after) for before, after in removed])
 
     return rearranging(name, out_shape, move, move_back)
 
@@ -124,9 +125,10 @@ def _require_fit(name: str, pairs: tuple[tuple[int, int], ...], mode: str, shape
             name, f"{got}; it pads {len(pairs)} axes, and an example has {len(shape)}."
         )
     for axis, (size, pair) in enumerate(zip(shape, pairs, strict=False)):
-        if size + sum(min(width, 0) for width in pair) < 1:
+        left = size + sum(min(width, 0) for width in pair)
+        if left < 1:
             raise LayerError(name, f"{got}; widths {pair} leave nothing of axis {axis}.")
-        most = {"reflect": size - 1, "wrap": size}.get(mode)
+        most = {"reflect": left - 1, "wrap": left}.get(mode)
         if most is not None and max(pair) > most:
             raise LayerError(
                 name, f"{got}; {mode!r} can copy {most} values of axis {axis}, not {max(pair)}."

@@ -42,20 +42,20 @@ LAYERS = {
     (1,): [(bp.reshape(), lambda x: x[:, 0]), (bp.permute(0), lambda x: x)],
 }  # fmt: skip
 WIDTHS = (
-    (), ((1, 2),), ((0, 3), (2, 1)), ((2, 0), (0, 0)), ((-1, 0), (1, -2)), ((3, -2),),
+    (), ((1, 2),), ((0, 3), (2, 1)), ((2, 0), (0, 0)), ((-1, 0), (1, -2)), ((1, -2),),
     ((0, -2), (-1, -1)), ((0, 0), (0, 0), (1, 1)),
 )  # fmt: skip
 
 
 def padded(widths, mode):
-    """The same in NumPy: padding at positive widths, then cropping at negative ones."""
+    """The same in NumPy: cropping at negative widths, then padding at positive ones."""
 
     def pad(x):
         pairs = [(0, 0), *widths, *[(0, 0)] * (x.ndim - 1 - len(widths))]
-        x = np.pad(x, np.maximum(pairs, 0), mode)
-        return x[
+        x = x[
             tuple(S(max(-b, 0), n - max(-a, 0)) for (b, a), n in zip(pairs, x.shape, strict=True))
         ]
+        return np.pad(x, np.maximum(pairs, 0), mode)
 
     return pad
 
