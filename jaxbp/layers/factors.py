@@ -46,7 +46,7 @@ def scale(constant: float | jax.Array) -> Layer:
             f"scale: constant is an array of dtype {dtype}; it takes floating-point numbers."
         )
     factor_shape = jnp.shape(constant)
-    name = f"scale({show_shape(factor_shape) if factor_shape else constant})"
+    name = f"scale({constant if dtype is None else show_shape(factor_shape)})"
 
     def require_fit(shape):
         shape = require_shape(name, shape)

@@ -3,8 +3,8 @@
 Axes are those of one example, counted from 0 without N, as in the shapes that `init` takes.
 Integers, such as tokens, pass through; they have no derivative, and dx is None.
 
-Layers that other libraries have are compositions. Splitting an axis, as PyTorch's Unflatten does,
-is a `reshape`. Its PixelShuffle of images [H, W, C r r] is
+Layers that other libraries have are compositions. Merging some axes or splitting one, as PyTorch's
+Flatten(start_dim) and Unflatten do, is a `reshape`. Its PixelShuffle of images [H, W, C r r] is
 
     reshape(H, W, C, r, r), permute(0, 3, 1, 4, 2), reshape(H r, W r, C)
 
