@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jaxbp.types import Layer, LayerError, Shape, show_path, show_shape
+from jaxbp.types import Layer, LayerError, Shape, is_shape, show_path, show_shape, show_shapes
 
 
 def require_positive(name: str, argument: str, value: Any) -> None:
@@ -277,6 +277,44 @@ def require_delta(name: str, dy: Any, shape: Shape) -> None:
     require_floats(name, dy, what="a dy")
 
 
+def entries_of(tree: Any) -> tuple[list[Any], Any]:
+    """The entries of a tuple or dict of arrays or of shapes, and its structure; of one, itself."""
+    several = isinstance(tree, tuple | list | dict) and not is_shape(tree)
+    return jax.tree.flatten(tree, is_leaf=lambda node: not several or node is not tree)
+
+
+def require_pair(name: str, tree: Any, what: str = "inputs") -> list[Any]:
+    """Returns the two entries of a tuple or dict of arrays or of shapes; raises unless it has two.
+
+    Whether the entries are arrays or shapes is not checked.
+    """
+    entries, _ = entries_of(tree)
+    if len(entries) != 2:
+        raise LayerError(name, f"got {what} of {len(entries)} arrays; it takes a pair of them.")
+    return entries
+
+
+def require_float_pair(name: str, x: Any, what: str = "inputs") -> list[Any]:
+    """Returns the two arrays of a pair; raises unless they are floats of one dtype."""
+    pair = require_pair(name, x, what)
+    for own in pair:
+        require_floats(name, own, what=what)
+    if pair[0].dtype != pair[1].dtype:
+        got = " and ".join(str(own.dtype) for own in pair)
+        raise LayerError(name, f"got {what} of dtypes {got}; it takes one dtype. Convert one?")
+    return pair
+
+
+def require_same_shapes(name: str, shape: Any, other: Any, what: str = "inputs") -> None:
+    """Raises unless the shapes of two inputs are equal."""
+    if tuple(shape) != tuple(other):
+        raise LayerError(
+            name,
+            f"got {what} of shapes {show_shape(shape)} and {show_shape(other)}; it takes equal "
+            "shapes.",
+        )
+
+
 def require_deltas(name: str, dy: Any, outputs: Any) -> None:
     """Raises unless dy is a tree like the outputs; where these are integers it may be anything."""
     structure = jax.tree.structure(outputs)
@@ -429,11 +467,12 @@ def require_entries(name: str, tree: Any, n: int, what: str = "parameters") -> N
 
 def require_same_shape(name: str, shape: Any, out_shape: Any, what: str) -> None:
     """Raises unless an inner layer maps a shape to itself; `what` is what needs that."""
-    if tuple(out_shape) != tuple(shape):
+    shapes = [s if isinstance(s, dict) else tuple(s) for s in (shape, out_shape)]
+    if shapes[0] != shapes[1]:
         raise LayerError(
             name,
-            f"has an inner layer that maps {show_shape(shape)} to {show_shape(out_shape)}; {what} "
-            "needs equal shapes.",
+            f"has an inner layer that maps {show_shapes(shape)} to {show_shapes(out_shape)}; "
+            f"{what} needs equal shapes.",
         )
 
 

@@ -27,6 +27,7 @@ Letters, for shapes in brackets and for indices in formulas:
 """
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -200,6 +201,19 @@ class LayerError(ValueError):
 def show_shape(shape: Any) -> str:
     """A shape as messages write it: `[N, 28, 28]`, each axis a size or a letter."""
     return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def is_shape(node: Any) -> bool:
+    """Whether a node of a tree of shapes is the shape of one array."""
+    return isinstance(node, tuple | list) and all(isinstance(n, numbers.Integral) for n in node)
+
+
+def show_shapes(tree: Any) -> str:
+    """A shape or a tree of shapes as messages write it: `[3]`, or `([3], [5, 2])`."""
+    if is_shape(tree):
+        return show_shape(tree)
+    shapes = jax.tree.leaves(tree, is_leaf=is_shape)
+    return f"({', '.join(show_shape(s) if is_shape(s) else repr(s) for s in shapes)})"
 
 
 def show_path(path: Any) -> str:

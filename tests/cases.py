@@ -5,7 +5,7 @@ A new public layer, loss, reading or rule joins by a line; `test_package` fails 
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,20 @@ from jax.nn import initializers
 import jaxbp as bp
 from jaxbp.lift.routes import Pullback
 from jaxbp.signals.views import View
+from jaxbp.types import is_shape
 
 N = 3
 
 
 class Case(NamedTuple):
-    """A layer, made when it is wanted, and the shape of one example."""
+    """A layer, made when it is wanted, and the shape of one example, or a tree of shapes."""
 
     make: Callable[[], bp.Layer]
-    shape: tuple[int, ...]
+    shape: Any
     vocabulary: int | None = None  # of tokens, if that is what the layer takes
+
+    def __hash__(self):
+        return hash(self.make)  # a dict of shapes has no hash
 
 
 # Layers without parameters that `test_maps` puts to the test in one program. The tests of single
@@ -200,6 +204,34 @@ LAYERS = {
     "residual of several": Case(
         lambda: bp.residual(bp.layer_norm(), bp.dense(6), bp.gelu(), bp.dense(4)), (3, 4)
     ),
+    "on": Case(
+        lambda: bp.chain(
+            bp.on(0, bp.dense(3), bp.tanh()), bp.residual(bp.subtract(), bp.dense(3), at=1)
+        ),
+        ((4,), (3,)),
+    ),
+    "select": Case(lambda: bp.chain(bp.on(0, bp.dense(2)), bp.select(0)), ((3,), (4,))),
+    "fork": Case(lambda: bp.fork(bp.dense(3), bp.chain(bp.dense(2), bp.tanh())), (4,)),
+    "shared": Case(
+        lambda: bp.chain(bp.shared(bp.dense(3), bp.tanh()), bp.distance()), ((2, 4), (2, 4))
+    ),
+    "mixture": Case(
+        lambda: bp.mixture(bp.dense(2), bp.dense(3), bp.chain(bp.dense(3), bp.tanh())), (3, 4)
+    ),
+    "add": Case(bp.add, ((3, 2), (2,), (3, 1))),
+    "subtract and concatenate at positions": Case(
+        lambda: bp.chain(
+            bp.fork(bp.subtract(), bp.concatenate()), bp.on(0, bp.dense(4)), bp.concatenate(axis=0)
+        ),
+        ((2, 2), (2, 2)),
+    ),
+    "multiply": Case(bp.multiply, ((3, 2, 2), (2,), (3, 1, 2))),
+    "inner_product": Case(bp.inner_product, ((2, 3), (2, 3))),
+    "cosine_similarity": Case(
+        lambda: bp.chain(bp.on("a", bp.dense(3)), bp.cosine_similarity()), {"a": (2,), "b": (3,)}
+    ),
+    "bilinear": Case(lambda: bp.bilinear(2), ((3, 2), (3, 3))),
+    "sample_gaussian": Case(bp.sample_gaussian, ((3,), (3,))),
     "parallel": Case(lambda: bp.parallel(bp.dense(4), bp.dense(4, use_bias=False)), (5,)),
     "parallel, concatenated": Case(
         lambda: bp.parallel(
@@ -207,6 +239,35 @@ LAYERS = {
         ),
         (3, 4),
     ),
+}
+
+# Further cases of the same layers, which are left to the thorough run.
+VARIANTS = {
+    "residual at an entry": Case(
+        lambda: bp.residual(bp.on("b", bp.tanh()), bp.concatenate(), bp.dense(3), at="a"),
+        {"a": (3,), "b": (2,)},
+    ),
+    "shared by inputs of several shapes": Case(
+        lambda: bp.shared(bp.dense(2), bp.dropout(0.3)), {"a": (4,), "b": (3, 4)}
+    ),
+    "shared conv of several sizes": Case(lambda: bp.shared(bp.conv(2, (2,))), ((4, 2), (3, 2))),
+    "shared stack": Case(
+        lambda: bp.shared(bp.stack(bp.chain(bp.dense(3), bp.tanh()), 2)), ((3,), (2, 3))
+    ),
+    "mixture of the best two": Case(
+        lambda: bp.mixture(bp.dense(3), bp.dense(2), bp.tanh(), bp.dense(2), top_k=2), (4, 2)
+    ),
+    "mixture, one for all positions": Case(
+        lambda: bp.mixture(bp.chain(bp.global_pool(), bp.dense(2)), bp.dense(3), bp.dense(3)),
+        (3, 4),
+    ),
+    "gated by channel": Case(
+        lambda: bp.gated(bp.chain(), bp.chain(bp.global_pool(), bp.dense(3))),
+        (2, 2, 3),
+    ),
+    "gated by position": Case(lambda: bp.gated(bp.dense(3), bp.dense(1)), (2, 2, 3)),
+    "distance, squared": Case(lambda: bp.distance("squared"), ((3,), (3,))),
+    "distance, manhattan": Case(lambda: bp.distance("manhattan"), ((3,), (3,))),
 }
 
 NETWORKS = {
@@ -564,13 +625,28 @@ SIGNALS_AT_POSITIONS = [
 
 def make_inputs(case, key, n=N):
     if case.vocabulary is None:
-        return jax.random.normal(key, (n, *case.shape))
+        return normal(key, with_n(case.shape, n))
     return jax.random.randint(key, (n, *case.shape), 0, case.vocabulary)
 
 
+def with_n(shape, n=N):
+    """The shape of n examples, or a tree of such shapes."""
+    return jax.tree.map(lambda own: (n, *own), shape, is_leaf=is_shape)
+
+
+def normal(key, shape):
+    """Normal random numbers, or a tree of them for a tree of shapes."""
+    if is_shape(shape):
+        return jax.random.normal(key, shape)
+    shapes, structure = jax.tree.flatten(shape, is_leaf=is_shape)
+    keys = jax.random.split(key, len(shapes))
+    return structure.unflatten(map(jax.random.normal, keys, shapes))
+
+
 def output_shape(layer, params, x):
-    """The shape of a layer's outputs, without computing them."""
-    return jax.eval_shape(layer.forward, params, x)[0].shape
+    """The shape of a layer's outputs, or a tree of shapes, without computing them."""
+    outputs, _ = jax.eval_shape(layer.forward, params, x)
+    return jax.tree.map(lambda y: y.shape, outputs)
 
 
 def prepare(case, key, n=N):
@@ -591,5 +667,6 @@ def _prepare(case, key_data, n, x64):
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(move_key, len(leaves))
     leaves = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    draw_key = draw_key if "dropout" in layer.name else None
+    draws = "dropout" in layer.name or "sample" in layer.name
+    draw_key = draw_key if draws else None
     return layer, structure.unflatten(leaves), make_inputs(case, input_key, n), draw_key

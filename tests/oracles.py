@@ -75,8 +75,14 @@ def with_operands(signal, operands):
     return signal._replace(inputs=inputs) if hasattr(signal, "inputs") else signal
 
 
-def is_float(array):
-    return jnp.issubdtype(array.dtype, jnp.floating)
+def is_float(tree):
+    """Whether an array is of floats, or each array of a tree."""
+    return all(jnp.issubdtype(array.dtype, jnp.floating) for array in jax.tree.leaves(tree))
+
+
+def dot(tree, other):
+    """The inner product of two trees of arrays."""
+    return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, tree, other)))
 
 
 def by_example(tree):
@@ -173,7 +179,7 @@ def layer_per_example_grads(layer, params, x, dy, key=None):
     """The gradient of <y_n, dy_n> for each example, [N, ...]."""
 
     def values(params):
-        return jax.vmap(jnp.vdot)(layer.forward(params, x, key=key)[0], dy)
+        return jax.vmap(dot)(layer.forward(params, x, key=key)[0], dy)
 
     if not jax.tree.leaves(params):
         return params  # jacrev wants at least one

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LAYERS, every, make_inputs
+from cases import LAYERS, VARIANTS, every, make_inputs
 
 import jaxbp as bp
 
@@ -457,7 +457,11 @@ def test_what_is_not_a_layer_is_refused(key):
         bp.check(bp.relu, key, (4,))
 
 
-@every("case", LAYERS, soon={"stack of what has no parameters", "embedding of single tokens"})
+@every(
+    "case",
+    LAYERS | VARIANTS,
+    soon={"stack of what has no parameters", "embedding of single tokens", "select"},
+)
 def test_every_layer_keeps_the_whole_contract(case, key):
     tokens = None if case.vocabulary is None else make_inputs(case, key)
     bp.check(case.make(), key, case.shape, inputs=tokens).raise_if_wrong()

@@ -10,9 +10,9 @@ import numpy as np
 from jaxbp.check.derivatives import of_primals
 from jaxbp.check.report import AUTODIFF_TOLERANCE, Finding, broken
 from jaxbp.check.sweep import Swept, matched_dx
-from jaxbp.check.trees import difference, floats, is_shape, leaves
+from jaxbp.check.trees import difference, floats, leaves
 from jaxbp.readings.sums import total
-from jaxbp.types import Layer, PyTree
+from jaxbp.types import Layer, PyTree, is_shape
 
 FAR = -1000.0  # a multiple of dy that shows what is not linear, such as clipped deltas
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbp.signals.kinds import is_signal
-from jaxbp.types import PyTree, show_path, show_shape
+from jaxbp.types import PyTree, is_shape, show_path, show_shape
 
 
 def leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -44,11 +44,6 @@ def filled(tree: PyTree, floats: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(tree)
     own = zip(structure.flatten_up_to(floats), leaves, strict=True)
     return structure.unflatten([leaf if new is None else new for new, leaf in own])
-
-
-def is_shape(node: Any) -> bool:
-    """Whether a node of a tree of shapes is a shape."""
-    return isinstance(node, tuple | list) and all(isinstance(size, int) for size in node)
 
 
 def normals(key: jax.Array, shape: Any, n: int) -> PyTree:

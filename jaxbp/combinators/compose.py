@@ -13,19 +13,32 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.combinators.broadcasting import expand, fits, reduce_like
+from jaxbp.combinators.entries import entry, kept_others, require_others, require_place, with_entry
 from jaxbp.require import (
     placed,
     require_array,
     require_cache,
     require_deltas,
     require_entries,
+    require_examples,
     require_key,
     require_layers,
     require_same_outputs,
     require_same_shape,
 )
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, Params, PyTree, shape_alone, show_shape, split_keys
+from jaxbp.types import (
+    Layer,
+    LayerError,
+    Params,
+    PyTree,
+    is_shape,
+    shape_alone,
+    show_shape,
+    show_shapes,
+    split_keys,
+)
 
 __all__ = ["Direct", "chain", "gated", "parallel", "residual"]
 
@@ -119,17 +132,24 @@ def chain(*layers: Layer) -> Layer:
     return Layer(name, init, forward, backward)
 
 
-def residual(*layers: Layer) -> Layer:
+def residual(*layers: Layer, at: int | str | None = None) -> Layer:
     """The output of the layers added to their input, y = x + f(x). dx = dy + J^T dy.
 
-    Several layers form a chain. Parameters, caches and readings are those of f.
+    Several layers form a chain. Parameters and readings are those of f.
+
+    With `at`, inputs are a tuple or a dict, f sees all of them, and its outputs are added to one
+    entry. The other entries are passed on:
+
+        y_a = x_a + f(x),   y_b = x_b for every other entry b       dx = dy + J^T dy_a
 
     Args:
       *layers: f, or the parts of f in the order of the forward pass.
+      at: the index or the key of the entry to which f(x) is added. None stands for all of x.
 
     Raises:
-      TypeError: a part is not a Layer, or there is none.
-      LayerError: f does not map a shape to itself, or refuses its inputs or parameters.
+      TypeError: a part is not a Layer, or there is none; or `at` is no index or key.
+      LayerError: f does not map a shape to itself (with `at`, to the shape of the entry), or
+        refuses its inputs or parameters.
 
     References:
       "Deep Residual Learning for Image Recognition", He, Zhang, Ren, Sun, 2016.
@@ -140,29 +160,51 @@ def residual(*layers: Layer) -> Layer:
       >>> params, out_shape = block.init(jax.random.key(0), (4,))
       >>> out_shape, len(params)
       ((4,), 4)
+
+      A step that depends on a second input, which is passed on to the next step:
+
+      >>> step = bp.residual(bp.concatenate(), bp.dense(4), at=0)
+      >>> bp.chain(step, step).init(jax.random.key(0), ((4,), (2,)))[1]
+      ((4,), (2,))
     """
     require_layers("residual: part", layers)
     if not layers:
         raise TypeError("residual: takes a Layer, or several that form a chain; got none.")
+    if at is not None:
+        require_place("residual", at)
     inner = layers[0] if len(layers) == 1 else chain(*layers)
-    name = f"residual({inner.name})"
+    name = f"residual({inner.name}{'' if at is None else f', at={at!r}'})"
+
+    def own(tree, what="inputs"):
+        """What f(x) is added to."""
+        return tree if at is None else entry(name, tree, at, what)
 
     def init(key, shape):
+        own_shape = own(shape)
         with placed("residual", inner):
             params, out_shape = inner.init(key, shape)
-        require_same_shape(name, shape, out_shape, "a residual")
-        return params, out_shape
+        require_same_shape(name, own_shape, out_shape, "a residual")
+        return params, shape if at is None else with_entry(shape, at, out_shape)
 
     def forward(params, x, *, key=None):
+        own_x = own(x)
         with placed("residual", inner):
             y, cache = inner.forward(params, x, key=key)
-        require_same_outputs(name, "a residual", x, y)
-        return jax.tree.map(jnp.add, x, y), cache
+        require_same_outputs(name, "a residual", own_x, y)
+        y = jax.tree.map(jnp.add, own_x, y)
+        if at is None:
+            return y, cache
+        return with_entry(x, at, y), (cache, kept_others(name, x, at))
 
     def backward(params, cache, dy, *, read=keep):
+        own_dy = own(dy, "a dy")
+        if at is not None:
+            require_cache(name, cache, 2)
+            cache, others = cache
+            require_others(name, dy, at, others)
         with placed("residual", inner):
-            dx, readings = inner.backward(params, cache, dy, read=read)
-        return _sum((dy, dx)), readings
+            dx, readings = inner.backward(params, cache, own_dy, read=read)
+        return sum_trees((dy, dx)), readings
 
     return Layer(name, init, forward, backward)
 
@@ -201,7 +243,7 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
         raise ValueError(f"parallel: combine is {combine!r}; it takes 'sum' or 'concatenate'.")
     name = f"parallel({', '.join(layer.name for layer in layers)})"
     places = [f"parallel: branch {i}" for i in range(1, len(layers) + 1)]
-    init_each, forward_each, backward_each = _side_by_side(name, layers, places)
+    init_each, forward_each, backward_each = side_by_side(name, layers, places)
 
     def for_each(x, *, several):
         """The input of each branch: its own entry if there are several, else the one input."""
@@ -244,7 +286,7 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
         outputs, caches = forward_each(params, inputs, key)
         if combine == "sum":
             require_same_outputs(name, "a sum", *outputs)
-            y = _sum(outputs)
+            y = sum_trees(outputs)
         else:
             require_concatenable(outputs)
             y = jnp.concatenate(outputs, axis=-1)
@@ -263,7 +305,7 @@ def parallel(*layers: Layer, combine: Literal["sum", "concatenate"] = "sum") -> 
             require_deltas(name, dy, outputs[0].update(shape=(*outputs[0].shape[:-1], ends[-1])))
             errors = (None,) * len(layers) if dy is None else jnp.split(dy, ends[:-1], axis=-1)
         dxs, readings = backward_each(params, caches, errors, read)
-        return (dxs if isinstance(x, tuple) else _sum(dxs)), readings
+        return (dxs if isinstance(x, tuple) else sum_trees(dxs)), readings
 
     return Layer(name, init, forward, backward)
 
@@ -277,16 +319,26 @@ def gated(layer: Layer, gate: Layer) -> Layer:
     feed-forward network: of SwiGLU if the activation is silu. Parameters, caches and readings are
     pairs, of f and of g.
 
+    The gate's outputs may lack positions of f(x), which then share them, and f dy is summed over
+    those positions. For f(x) of shape [N, H, W, C], the gate may be
+
+        [N, H, W, C]   a factor for each value
+        [N, C]         a factor for each channel; [N, 1, 1, C] is the same
+        [N, H, W, 1]   a factor for each position
+        [N, 1]         a factor for each example
+
     Args:
-      layer: f.
+      layer: f. `chain()`, without parts, is x itself.
       gate: g.
 
     Raises:
       TypeError: one of the two is not a Layer.
-      LayerError: their outputs have different shapes, or one refuses its inputs or parameters.
+      LayerError: the shape of the gate's outputs does not fit, or one of the two refuses its inputs
+        or parameters.
 
     References:
       "GLU Variants Improve Transformer", Shazeer, 2020.
+      "Squeeze-and-Excitation Networks", Hu, Shen, Sun, 2018: a gate for each channel.
 
     Example:
       >>> import jax, jaxbp as bp
@@ -295,39 +347,56 @@ def gated(layer: Layer, gate: Layer) -> Layer:
       ... )
       >>> swiglu.init(jax.random.key(0), (4,))[1]
       (4,)
+      >>> squeeze_excite = bp.gated(
+      ...     bp.chain(),
+      ...     bp.chain(bp.global_pool(), bp.dense(2), bp.relu(), bp.dense(8), bp.sigmoid()),
+      ... )
+      >>> squeeze_excite.init(jax.random.key(0), (5, 5, 8))[1]
+      (5, 5, 8)
     """
     require_layers("gated: part", (layer, gate))
     name = f"gated({layer.name}, {gate.name})"
     places = "gated: layer", "gated: gate"
-    init_each, forward_each, backward_each = _side_by_side(name, (layer, gate), places)
+    init_each, forward_each, backward_each = side_by_side(name, (layer, gate), places)
+
+    def require_fit(out_shape, gate_shape):
+        """Raises unless the gate's outputs can multiply the layer's; shapes of one example."""
+        arrays = is_shape(out_shape) and is_shape(gate_shape)
+        if not arrays or not fits(gate_shape, out_shape):
+            raise LayerError(
+                name,
+                f"has a layer with outputs {show_shapes(out_shape)} and a gate with "
+                f"{show_shapes(gate_shape)}; it takes equal shapes, sizes of 1 in the gate, or one "
+                "vector for all positions.",
+            )
 
     def init(key, shape):
         params, (out_shape, gate_shape) = init_each(key, (shape, shape))
-        if gate_shape != out_shape:
-            raise LayerError(
-                name,
-                f"has a layer with outputs {show_shape(out_shape)} and a gate with "
-                f"{show_shape(gate_shape)}; it takes equal shapes.",
-            )
+        require_fit(out_shape, gate_shape)
         return params, out_shape
 
     def forward(params, x, *, key=None):
         (f, g), caches = forward_each(params, (x, x), key)
-        require_same_outputs(name, "a gate", f, g)
-        return f * g, (f, g, caches)
+        for own in (f, g):
+            require_array(name, own, "outputs of a part")
+        require_examples(name, layer=f, gate=g)
+        require_fit(f.shape[1:], g.shape[1:])
+        return f * expand(g, f.shape), (f, g, caches)
 
     def backward(params, cache, dy, *, read=keep):
         require_cache(name, cache, 3)
         f, g, caches = cache
         require_deltas(name, dy, f)
-        errors = (None, None) if dy is None else (g * dy, f * dy)
+        errors = (None, None)
+        if dy is not None:
+            errors = expand(g, f.shape) * dy, reduce_like(f * dy, g.shape)
         dxs, readings = backward_each(params, caches, errors, read)
-        return _sum(dxs), readings
+        return sum_trees(dxs), readings
 
     return Layer(name, init, forward, backward)
 
 
-def _side_by_side(name, layers, places):
+def side_by_side(name, layers, places):
     """The init, forward and backward of layers that do not see each other.
 
     All arguments but `key` and `read`, and all results, are tuples with one entry for each layer:
@@ -368,14 +437,14 @@ def _side_by_side(name, layers, places):
     return init, forward, backward
 
 
-def _sum(trees: Sequence[PyTree]) -> PyTree:
+def sum_trees(trees: Sequence[PyTree]) -> PyTree:
     """Adds up trees of arrays. None adds nothing: integers have no derivative."""
     trees = [tree for tree in trees if tree is not None]
     if len(trees) < 2:
         return trees[0] if trees else None
     if hasattr(trees[0], "shape"):
         return functools.reduce(jnp.add, trees)
-    return jax.tree.map(lambda *parts: _sum(parts), *trees, is_leaf=lambda part: part is None)
+    return jax.tree.map(lambda *parts: sum_trees(parts), *trees, is_leaf=lambda part: part is None)
 
 
 def _sent_directly(layer, error, matrix, shape):

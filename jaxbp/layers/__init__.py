@@ -25,6 +25,7 @@ from jaxbp.layers import (
     multihead,
     normalisation,
     padding,
+    pairs,
     piecewise,
     pointwise,
     pooling,
@@ -45,6 +46,7 @@ from jaxbp.layers.linear import *
 from jaxbp.layers.multihead import *
 from jaxbp.layers.normalisation import *
 from jaxbp.layers.padding import *
+from jaxbp.layers.pairs import *
 from jaxbp.layers.piecewise import *
 from jaxbp.layers.pointwise import *
 from jaxbp.layers.pooling import *
@@ -66,6 +68,7 @@ __all__ = [
     *multihead.__all__,
     *normalisation.__all__,
     *padding.__all__,
+    *pairs.__all__,
     *piecewise.__all__,
     *pointwise.__all__,
     *pooling.__all__,

@@ -15,7 +15,7 @@ from jax.nn import initializers
 
 from jaxbp.combinators.compose import Direct, chain
 from jaxbp.rules.feedback import FEEDBACK_STREAM, exact, wrong_state
-from jaxbp.types import Layer, PyTree, Rule, Shape, split_keys
+from jaxbp.types import Layer, PyTree, Rule, Shape, is_shape, show_shapes, split_keys
 
 __all__ = ["DirectState", "direct_feedback"]
 
@@ -94,6 +94,11 @@ def direct_feedback(
         for i, (block, rule) in enumerate(zip(blocks, inner_rules, strict=True)):
             states.append(rule.make(jax.random.fold_in(block_key, i), block, shape))
             params, shape = block.init(init_key, shape)
+            if not is_shape(shape):
+                raise ValueError(
+                    f"{name}: block {i + 1} has several outputs, {show_shapes(shape)}; each block "
+                    "takes one matrix, to one array."
+                )
             shapes.append(shape)
             dtypes += [leaf.dtype for leaf in jax.tree.leaves(params)]
         dtype = jnp.result_type(*dtypes) if dtypes else float

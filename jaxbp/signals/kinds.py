@@ -287,9 +287,10 @@ def _layout(signal):
     """What has to be equal for the operands of two signals to stand side by side."""
     if isinstance(signal, Through):
         return (signal.back, _layout(signal.signal)) if signal.back.moves else id(signal)
-    if not isinstance(signal, KINDS):
-        return id(signal)
-    return type(signal), signal.geometry if isinstance(signal, Conv) else None
+    if isinstance(signal, Conv):
+        sizes = (as_images(signal, a).shape[2:-1] for a in (signal.inputs, signal.deltas))
+        return type(signal), signal.geometry, *sizes
+    return type(signal) if isinstance(signal, KINDS) else id(signal)
 
 
 def _side_by_side(signals):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LAYERS, N, every, make_inputs, prepare
+from cases import LAYERS, VARIANTS, N, every, make_inputs, prepare
 
 import jaxbp as bp
 
@@ -14,7 +14,7 @@ SOON = {
     "stack", "cast",
 }  # fmt: skip
 # An empty chain has no outputs and no cache of its own.
-CASES = {name: case for name, case in LAYERS.items() if name != "chain of nothing"}
+CASES = {name: case for name, case in (LAYERS | VARIANTS).items() if name != "chain of nothing"}
 every_layer = every("case", CASES, soon=SOON)
 
 
@@ -59,7 +59,12 @@ def test_parameters_of_another_shape(case, key):
 def test_errors_of_another_shape(case, key):
     layer, params, x, _ = prepare(case, key)
     y, cache = zeros_of_forward(layer, params, x)
-    for other in [*others_of(y), (y,), {"y": y}, [y]]:
+    leaves, structure = jax.tree.flatten(y)
+    for i, leaf in enumerate(leaves):
+        for other in others_of(leaf):
+            changed = structure.unflatten([*leaves[:i], other, *leaves[i + 1 :]])
+            refused(layer.backward, params, cache, changed)
+    for other in ((y,), {"y": y}, [y]):
         refused(layer.backward, params, cache, other)
 
 
@@ -78,7 +83,7 @@ def test_a_cache_and_an_error_that_are_exchanged(case, key):
     layer, params, x, _ = prepare(case, key)
     y, cache = zeros_of_forward(layer, params, x)
     kept = jax.tree.leaves(cache)
-    if len(kept) == 1 and kept[0].shape == y.shape:
+    if [a.shape for a in kept] == [a.shape for a in jax.tree.leaves(y)]:
         return  # nothing tells the two apart
     refused(layer.backward, params, y, cache)
 
