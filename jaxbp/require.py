@@ -30,22 +30,30 @@ def require_drop_prob(name: str, value: Any) -> None:
         raise ValueError(f"{name}: drop_prob is {value}; it takes a number in [0, 1).")
 
 
-def require_number(name: str, argument: str, value: Any, *, least: float | None = None) -> None:
-    """Raises unless the value of an argument is a finite real number, and at least `least`."""
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or (least is not None and float(value) < least):
-        bound = "" if least is None else f" of at least {least}"
+def require_number(name: str, argument: str, value: Any, *, least: float = -math.inf) -> float:
+    """Returns a finite real number, at least `least`, as one of Python; raises otherwise.
+
+    Numbers and arrays of NumPy and JAX have a dtype, to which they would convert 16-bit inputs.
+    """
+    number = math.nan
+    if not isinstance(value, bool | np.bool_ | str) and np.ndim(value) == 0:
+        with contextlib.suppress(TypeError, ValueError):
+            number = float(value)
+    if not math.isfinite(number) or number < least:
+        bound = "" if least == -math.inf else f" of at least {least}"
         raise ValueError(f"{name}: {argument} is {value!r}; it takes a finite number{bound}.")
+    return number
 
 
-def require_nonzero(name: str, argument: str, value: Any) -> None:
-    """Raises unless the value of an argument is a finite number other than zero."""
-    require_number(name, argument, value)
-    if value == 0:
+def require_nonzero(name: str, argument: str, value: Any) -> float:
+    """Returns a finite number other than zero as one of Python; raises otherwise."""
+    number = require_number(name, argument, value)
+    if number == 0:
         raise ValueError(
             f"{name}: {argument} is {value!r}; it takes a finite number other than zero. "
             "Use relu()?"
         )
+    return number
 
 
 def require_integer(name: str, argument: str, value: Any) -> int:

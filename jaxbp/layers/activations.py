@@ -93,7 +93,7 @@ def softplus(beta: float = 1.0) -> Layer:
       [0.0, 0.07, 1.0]
     """
     require_positive("softplus", "beta", beta)
-    require_number("softplus", "beta", beta)
+    beta = require_number("softplus", "beta", beta)
 
     def forward(x):
         if beta == 1:
@@ -130,7 +130,7 @@ def elu(alpha: float = 1.0) -> Layer:
       >>> y[0].tolist()
       [-2.0, 0.0, 3.0]
     """
-    require_nonzero("elu", "alpha", alpha)
+    alpha = require_nonzero("elu", "alpha", alpha)
     name = f"elu({alpha})"
 
     def forward(x):
@@ -166,7 +166,7 @@ def celu(alpha: float = 1.0) -> Layer:
       >>> y[0].tolist()
       [-2.0, 0.0, 3.0]
     """
-    require_nonzero("celu", "alpha", alpha)
+    alpha = require_nonzero("celu", "alpha", alpha)
 
     def forward(x):
         left = jnp.where(x > 0, 0, x)

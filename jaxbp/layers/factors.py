@@ -40,7 +40,7 @@ def scale(constant: float | jax.Array) -> Layer:
     """
     dtype = None if isinstance(constant, numbers.Real) else getattr(constant, "dtype", None)
     if dtype is None:
-        require_number("scale", "constant", constant)
+        constant = require_number("scale", "constant", constant)
     elif not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(
             f"scale: constant is an array of dtype {dtype}; it takes floating-point numbers."
@@ -106,7 +106,7 @@ def layer_scale(initial: float = 1e-5, *, dtype: DTypeLike = float) -> Layer:
       >>> [round(float(value), 2) for value in params[2]["gain"]]
       [0.1, 0.1, 0.1, 0.1]
     """
-    require_number("layer_scale", "initial", initial)
+    initial = require_number("layer_scale", "initial", initial)
     name = f"layer_scale({initial})"
 
     def init(key, shape):
@@ -154,7 +154,7 @@ def prelu(*, shared: bool = False, initial: float = 0.25, dtype: DTypeLike = flo
       >>> y[0].tolist()
       [-0.5, 0.0, 2.0]
     """
-    require_number("prelu", "initial", initial)
+    initial = require_number("prelu", "initial", initial)
     name = "prelu(shared=True)" if shared else "prelu"
 
     def init(key, shape):

@@ -71,7 +71,7 @@ def pad(
     pairs = _require_widths(widths)
     if mode not in MODES:
         raise ValueError(f"pad: mode is {mode!r}; it takes one of {', '.join(MODES)}.")
-    require_number("pad", "value", value)
+    value = require_number("pad", "value", value)
     if value != 0 and mode != "constant":
         raise ValueError(f"pad: value is {value}, which the mode {mode!r} does not use.")
     name = f"pad({pairs}, {value})" if mode == "constant" else f"pad({pairs}, {mode!r})"

@@ -57,7 +57,7 @@ def leaky_relu(negative_slope: float = 0.01) -> Layer:
       >>> y[0].tolist(), dx[0].tolist()
       ([-1.0, 0.0, 2.0], [0.5, 1.0, 1.0])
     """
-    require_nonzero("leaky_relu", "negative_slope", negative_slope)
+    negative_slope = require_nonzero("leaky_relu", "negative_slope", negative_slope)
 
     def forward(x):
         y = jnp.where(x >= 0, x, negative_slope * x)
@@ -108,8 +108,8 @@ def hard_tanh(low: float = -1.0, high: float = 1.0) -> Layer:
       >>> y[0].tolist(), bp.hard_tanh().backward((), cache, jnp.ones((1, 3)))[0][0].tolist()
       ([-1.0, 0.5, 1.0], [0.0, 1.0, 0.0])
     """
-    require_number("hard_tanh", "low", low)
-    require_number("hard_tanh", "high", high)
+    low = require_number("hard_tanh", "low", low)
+    high = require_number("hard_tanh", "high", high)
     if not low < high:
         raise ValueError(f"hard_tanh: low is {low} and high is {high}; low has to be smaller.")
     return _clipped(f"hard_tanh({low}, {high})", low, high)
@@ -189,7 +189,7 @@ def hard_shrink(bound: float = 0.5) -> Layer:
       >>> y[0].tolist()
       [-1.0, 0.0, 2.0]
     """
-    require_number("hard_shrink", "bound", bound, least=0)
+    bound = require_number("hard_shrink", "bound", bound, least=0)
 
     def forward(x):
         y = jnp.where(jnp.abs(x) <= bound, 0, x)
@@ -219,7 +219,7 @@ def soft_shrink(bound: float = 0.5) -> Layer:
       >>> y[0].tolist()
       [-0.5, 0.0, 1.5]
     """
-    require_number("soft_shrink", "bound", bound, least=0)
+    bound = require_number("soft_shrink", "bound", bound, least=0)
 
     def forward(x):
         y = jnp.where(jnp.abs(x) <= bound, 0, x - jnp.sign(x) * bound)
@@ -246,8 +246,8 @@ def threshold(bound: float, value: float = 0.0) -> Layer:
       >>> y[0].tolist()
       [-5.0, -5.0, 2.0]
     """
-    require_number("threshold", "bound", bound)
-    require_number("threshold", "value", value)
+    bound = require_number("threshold", "bound", bound)
+    value = require_number("threshold", "value", value)
 
     def forward(x):
         low = x <= bound

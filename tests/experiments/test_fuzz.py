@@ -33,6 +33,8 @@ def test_every_combinator_and_input_is_drawn():
         assert f"bp.{name}(" in sources
     for name in ("embedding", "tied_embedding", "conv", "max_pool", "attention", "recurrent"):
         assert f"bp.{name}(" in sources
+    for name in ("reshape", "permute", "take", "pad", "prepend", "glu", "prelu", "scale"):
+        assert f"bp.{name}(" in sources
 
 
 @pytest.mark.thorough

@@ -93,7 +93,7 @@ FUNCTIONS = {
     "tanh_shrink": tanh_shrink,
     "relu": lambda x: (max(x, 0), float(x > 0)),
     "leaky_relu(0.01)": lambda x: (max(x, 0.01 * x), 1 if math.copysign(1, x) > 0 else 0.01),
-    "leaky_relu(-1)": lambda x: (abs(x), math.copysign(1, x)),
+    "leaky_relu(-1.0)": lambda x: (abs(x), math.copysign(1, x)),
     "relu6": lambda x: clipped(x, 0, 6),
     "hard_tanh(-1.0, 1.0)": lambda x: clipped(x, -1, 1),
     "hard_sigmoid": hard_sigmoid,
@@ -196,7 +196,7 @@ def test_what_is_infinite_has_the_limit(name, dtype):
 KINKS = {
     "relu": [(0, 0)],
     "leaky_relu(0.01)": [(0, 1), (-0.0, 0.01)],
-    "leaky_relu(-1)": [(0, 1), (-0.0, -1)],
+    "leaky_relu(-1.0)": [(0, 1), (-0.0, -1)],
     "elu(1.0)": [(0, 1)],
     "elu(-0.5)": [(0, -0.5)],
     "celu(0.5)": [(0, 1)],
@@ -240,6 +240,19 @@ def test_an_infinite_error_stays_away_from_a_unit_that_is_off():
     _, cache = bp.relu().forward((), jnp.array([[-1.0, 2.0]]))
     dx, _ = bp.relu().backward((), cache, jnp.array([[jnp.inf, jnp.inf]]))
     assert dx[0].tolist() == [0, np.inf]
+
+
+def test_numbers_of_numpy_and_jax_do_not_change_the_dtype():
+    x = jnp.ones((1, 2), jnp.float16)
+    for number in (np.float32(0.5), np.float64(0.5), jnp.float32(0.5), np.array(0.5)):
+        for make in (
+            bp.softplus, bp.elu, bp.celu, bp.leaky_relu, bp.hard_tanh, bp.hard_shrink,
+            bp.soft_shrink, bp.threshold,
+        ):  # fmt: skip
+            y, cache = make(number).forward((), x)
+            dx, _ = make(number).backward((), cache, x)
+            assert y.dtype == dx.dtype == jnp.float16
+            assert make(number).name == make(0.5).name
 
 
 def test_outputs_of_a_scaled_softplus_do_not_overflow():

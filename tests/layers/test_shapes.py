@@ -166,7 +166,7 @@ def test_an_infinite_error_stays_where_it_is():
         ),
         (
             lambda: bp.pad(((1, 1),), mode="edge", value=1),
-            r"value is 1, which the mode 'edge' does n",
+            r"value is 1\.0, which the mode 'edge' does",
         ),
         (lambda: bp.pad(((1, 1),), value=np.nan), r"pad: value is nan; it takes a finite number"),
         (lambda: bp.prepend(0), r"prepend: count is 0; it takes a positive integer"),
