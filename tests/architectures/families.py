@@ -6,4 +6,4 @@ import vision
 FAMILIES = {"vision": vision.ARCHITECTURES, "generative": generative.ARCHITECTURES}
 
 # One of each kind of structure. The tests of the others are thorough.
-DEFAULT = {"LeNet-5", "ResNet", "U-Net"}
+DEFAULT = {"LeNet-5", "ResNet", "U-Net", "ViT", "MLP-Mixer"}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from architecture import fingerprint, problem_of, recorded, torch_values_of, values_of
 from families import DEFAULT, FAMILIES
+from jax.flatten_util import ravel_pytree
 from oracles import assert_close
 
 PLACES = [(family, name) for family in FAMILIES for name in FAMILIES[family]]
@@ -28,7 +29,11 @@ def test_values_are_those_of_pytorch(family, name):
     pytest.importorskip("torch", reason="needs the extra bench")
     problem = problem_of(FAMILIES[family][name])
     got, want = values_of(problem), torch_values_of(FAMILIES[family][name], problem)
-    assert_close(got, want)
+    assert_close((got.losses, got.norms), (want.losses, want.norms))
+    # One vector, whose largest entry is the measure: some gradients are zero but for rounding, such
+    # as those of a bias before a norm.
+    assert_close(*(ravel_pytree(values.gradients)[0] for values in (got, want)))
+    assert list(map(np.shape, got.gradients)) == list(map(np.shape, want.gradients))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -42,9 +42,10 @@ def max_pool(x, size, stride=None, padding=0):
     return last(_functional().max_pool2d(first(x), size, stride, padding))
 
 
-def avg_pool(x, size, stride=None):
-    """The mean of each window of an image."""
-    return last(_functional().avg_pool2d(first(x), size, stride))
+def avg_pool(x, size, stride=None, padding=0):
+    """The mean of each window of an image; padding does not count."""
+    pool = _functional().avg_pool2d
+    return last(pool(first(x), size, stride, padding, count_include_pad=False))
 
 
 def concatenate(parts):
@@ -52,6 +53,13 @@ def concatenate(parts):
     import torch
 
     return torch.cat(parts, -1)
+
+
+def prepended(vectors, x):
+    """Learned vectors [K, O] before the positions of sequences [N, T, O]."""
+    import torch
+
+    return torch.cat([vectors.expand(len(x), *vectors.shape), x], 1)
 
 
 def first(x):
