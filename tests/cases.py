@@ -182,7 +182,13 @@ LAYERS = {
         ),
         (3, 4),
     ),
-    "recurrent in segments": Case(lambda: bp.recurrent(bp.gru(2), segment=2), (4, 3)),
+    "recurrent in segments": Case(
+        lambda: bp.recurrent(bp.gru(2, reset="before"), segment=2), (4, 3)
+    ),
+    "recurrent of a projection": Case(
+        lambda: bp.recurrent(bp.lstm(3, projection=2), use_bias=False), (2, 2)
+    ),
+    "stateful": Case(lambda: bp.stateful(bp.lstm(2)), ((2, 3), ((2,), (2,)))),
     "bidirectional": Case(lambda: bp.bidirectional(bp.gru(1)), (2, 2)),
     "stack": Case(
         lambda: bp.stack(bp.residual(bp.layer_norm(), bp.dense(4), bp.dropout(0.3)), 3), (2, 4)

@@ -400,47 +400,65 @@ def recurrent_step(kind, params, x, state, heard=None):
     What comes back through the recurrent weights is `heard`, the outputs before if it is None.
     """
     outputs = state[0] if heard is None else heard
-    own = slice(None), *[slice(k * len(outputs), (k + 1) * len(outputs)) for k in range(4)]
+    h = len(state[-1])
+    own = slice(None), *[slice(k * h, (k + 1) * h) for k in range(4)]
 
     def drive(gate):
-        return x @ params["weight"][:, own[gate]] + params["bias"][own[gate]]
+        a = x @ params["weight"][:, own[gate]]
+        return a + params["bias"][own[gate]] if "bias" in params else a
 
     def echo(gate):
         e = outputs @ params["recurrent"][:, own[gate]]
-        return e + params["recurrent_bias"][own[gate]] if kind == "gru" else e
+        return e + params["recurrent_bias"][own[gate]] if "recurrent_bias" in params else e
 
     if kind == "simple_rnn":
         return (jnp.tanh(drive(1) + echo(1)),)
+    if kind == "relu":
+        return (jnp.maximum(drive(1) + echo(1), 0),)
+    if kind == "sigmoid":
+        return (1 / (1 + jnp.exp(-drive(1) - echo(1))),)
     if kind == "lstm":
         i, f, o = (jax.nn.sigmoid(drive(gate) + echo(gate)) for gate in (1, 2, 4))
         memory = f * state[1] + i * jnp.tanh(drive(3) + echo(3))
-        return o * jnp.tanh(memory), memory
+        h = o * jnp.tanh(memory)
+        return h @ params["projection"] if "projection" in params else h, memory
     r, z = (jax.nn.sigmoid(drive(gate) + echo(gate)) for gate in (1, 2))
+    if "candidate" in params:
+        new = jnp.tanh(drive(3) + (r * outputs) @ params["candidate"])
+        return ((1 - z) * new + z * state[0],)
     return ((1 - z) * jnp.tanh(drive(3) + r * echo(3)) + z * state[0],)
 
 
 def _first_state(kind, params):
     """That which is learned, or zero."""
-    zeros = jnp.zeros(len(params["recurrent"]))
-    return params.get("initial", (zeros, zeros) if kind == "lstm" else (zeros,))
+    h = jnp.zeros(len(params["recurrent"]))
+    memory = jnp.zeros(params["weight"].shape[1] // 4)
+    return params.get("initial", (h, memory) if kind == "lstm" else (h,))
 
 
 def recurrent_outputs(kind, params, x, *, mask=None, horizon=None, reverse=False):
     """The outputs of a recurrent layer, step by step; autodiff of them is cut at every horizon."""
+    return recurrent_outputs_and_state(kind, params, x, None, mask, horizon, reverse)[0]
+
+
+def recurrent_outputs_and_state(
+    kind, params, x, first=None, mask=None, horizon=None, reverse=False
+):
+    """The same and the last state, from a first one [N, ...]."""
     t = x.shape[1]
     mask = jnp.ones(x.shape[:2], bool) if mask is None else jnp.broadcast_to(mask, x.shape[:2])
 
-    def one(x, mask):
-        state, outputs = _first_state(kind, params), [None] * t
+    def one(x, mask, first):
+        state, outputs = _first_state(kind, params) if first is None else first, [None] * t
         for passed, now in enumerate(reversed(range(t)) if reverse else range(t)):
             if horizon and passed and passed % horizon == 0:
                 state = jax.lax.stop_gradient(state)
             after = recurrent_step(kind, params, x[now], state)
             state = tuple(jnp.where(mask[now], a, b) for a, b in zip(after, state, strict=True))
             outputs[now] = state[0]
-        return jnp.stack(outputs)
+        return jnp.stack(outputs), state
 
-    return jax.vmap(one)(x, mask)
+    return jax.vmap(one)(x, mask, first)
 
 
 def credit_by_definition(kind, rule, params, x, dy):

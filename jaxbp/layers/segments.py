@@ -13,30 +13,30 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxbp.layers.through_time import Arrays, Loop, run_steps, sweep_steps
+from jaxbp.layers.through_time import Arrays, Deltas, Loop, run_steps, sweep_steps
 from jaxbp.types import Params
 
 
 def run_segments(
     loop: Loop, params: Params, x: jax.Array, state: Arrays, size: int
-) -> tuple[jax.Array, Arrays]:
+) -> tuple[jax.Array, Arrays, Arrays]:
     """The forward pass in segments of `size` steps.
 
     Returns:
-      The outputs [N, T, H], and the state before each segment, an array [T / size, N, H] for each
-      part of the state.
+      The outputs [N, T, H], the last state, and the state before each segment, an array
+      [T / size, N, H] for each part of the state.
     """
 
     def run(carry, start):
         state, y = carry
-        y_of_segment, after, *_ = run_steps(
+        y_of_segment, after, _ = run_steps(
             _segment_of(loop, start, size), params, _steps(x, start, size), state
         )
         return (after, jax.lax.dynamic_update_slice_in_dim(y, y_of_segment, start, axis=1)), state
 
-    y = jnp.zeros((*x.shape[:2], loop.cell.features), x.dtype)
-    (_, y), states = jax.lax.scan(run, (state, y), _starts(x, size), reverse=loop.reverse)
-    return y, states
+    y = jnp.zeros((*x.shape[:2], loop.cell.sizes[0]), x.dtype)
+    (last, y), states = jax.lax.scan(run, (state, y), _starts(x, size), reverse=loop.reverse)
+    return y, last, states
 
 
 def sweep_segments(
@@ -47,9 +47,12 @@ def sweep_segments(
     h: jax.Array,
     states: Arrays,
     dy: jax.Array,
+    dstate: Arrays,
     size: int,
-) -> tuple[Arrays, Arrays]:
-    """The backward pass in segments of `size` steps; returns what `sweep_steps` returns.
+) -> tuple[Deltas, Arrays, Arrays]:
+    """The backward pass in segments of `size` steps.
+
+    Returns what `sweep_steps` returns, and the inputs of the product within the steps.
 
     Args:
       loop: that of the forward pass.
@@ -59,33 +62,39 @@ def sweep_segments(
       h: the output before each step, [N, T, H].
       states: the state before each segment, from `run_segments`.
       dy: the derivative with respect to the outputs, [N, T, H].
+      dstate: the derivative with respect to the last state, without that of its output in dy.
       size: the number of steps of a segment.
     """
     cell, reverse = loop.cell, loop.reverse
 
     def sweep(carry, segment):
-        dstate, *deltas = carry
+        dstate, arrays = carry
         start, state = segment
         # Without the barrier XLA runs the steps of all segments first, and keeps what each needs.
         state, dstate = jax.lax.optimization_barrier((state, dstate))
         part = _segment_of(loop, start, size)
-        steps = functools.partial(_steps, start=start, size=size)
-        _, _, kept, before = run_steps(part, params, steps(x), state)
-        deltas_of_segment, dstate = sweep_steps(
-            part, carrier, kept, (steps(h), *before), steps(dy), dstate
-        )
+        at = functools.partial(_steps, start=start, size=size)
+        _, _, steps = run_steps(part, params, at(x), state)
+        steps = steps._replace(before=(at(h), *steps.before))
+        deltas, dstate = sweep_steps(part, carrier, steps, at(dy), dstate)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-        return (dstate, *map(put, deltas, deltas_of_segment)), None
+        return (dstate, jax.tree.map(put, arrays, (deltas, steps.inputs))), None
 
-    dstate = tuple(jnp.zeros_like(part[0]) for part in states)
-    zeros = jnp.zeros((*x.shape[:2], cell.gates * cell.features), x.dtype)
-    (dstate, *deltas), _ = jax.lax.scan(
-        sweep,
-        (dstate, *[zeros] * (1 + cell.recurrent_bias)),
-        (_starts(x, size), states),
-        reverse=not reverse,
+    def zeros(size):
+        return jnp.zeros((*x.shape[:2], size), x.dtype)
+
+    inner = cell.inner
+    arrays = (
+        Deltas(
+            (zeros(cell.gates * cell.features),) * (1 + cell.recurrent_bias),
+            () if inner is None else (zeros(inner.outputs),),
+        ),
+        () if inner is None else (zeros(inner.inputs),),
     )
-    return tuple(deltas), dstate
+    (dstate, (deltas, inputs)), _ = jax.lax.scan(
+        sweep, (dstate, arrays), (_starts(x, size), states), reverse=not reverse
+    )
+    return deltas, dstate, inputs
 
 
 def _starts(x: jax.Array, size: int) -> jax.Array:

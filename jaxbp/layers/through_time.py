@@ -4,7 +4,8 @@
     sweep_steps        the backward pass, from the last step to the first (BPTT)
     carry_influences   the same gradients, accumulated from the first step to the last (RTRL)
 
-Each step of the first two holds one product with U and the elementwise work of the cell. Everything
+Each step of the first two holds one product with U, one with V if the cell has an `Inner`, and the
+elementwise work of the cell. Everything
 that can be one product over all steps stands outside of the loops. Arrays are [N, T, ...] and are
 read and written in place: one array holds the drives, then what the cell keeps, then the deltas.
 
@@ -39,82 +40,125 @@ class Loop(NamedTuple):
     reverse: bool
 
 
+class Steps(NamedTuple):
+    """What the backward pass needs of each step.
+
+    Attributes:
+      kept: what the cell keeps, arrays [N, T, G H].
+      before: the state before the step, arrays [N, T, H].
+      inputs: u of the product v = u V within the step, an array [N, T, inputs], or none.
+    """
+
+    kept: Arrays
+    before: Arrays
+    inputs: Arrays
+
+
+class Deltas(NamedTuple):
+    """The error signals of each step.
+
+    Attributes:
+      gates: (da, de), or (da,) if both are equal, [N, T, G H].
+      inner: dv of the product v = u V within the step, an array [N, T, outputs], or none.
+    """
+
+    gates: Arrays
+    inner: Arrays
+
+
 def run_steps(
     loop: Loop, params: Params, x: jax.Array, state: Arrays
-) -> tuple[jax.Array, Arrays, Arrays, Arrays]:
+) -> tuple[jax.Array, Arrays, Steps]:
     """The forward pass over all steps, from the state before the first one.
 
     Returns:
-      The outputs y [N, T, H], the last state, and for the backward pass what the cell keeps of each
-      step, arrays [N, T, G H], and the state before each step without its first part, arrays
-      [N, T, H]. The first part is the output of the step before.
+      The outputs y [N, T, H], the last state, and what the backward pass needs of the steps. The
+      state before each step has no first part, which is the output of the step before.
     """
     cell, mask, _, reverse = loop
-    drive = x @ params["weight"] + params["bias"]
-    y = jnp.zeros((*x.shape[:2], cell.features), x.dtype)
+    drive = x @ params["weight"]
+    if "bias" in params:
+        drive = drive + params["bias"]
+    inner = cell.inner
+    product = () if inner is None else (lambda u: u @ params[inner.name],)
 
     def step(carry, t):
-        state, kept, before, y = carry
+        state, (kept, before, inputs), y = carry
         echo = state[0] @ params["recurrent"]
-        if cell.recurrent_bias:
+        if "recurrent_bias" in params:
             echo = echo + params["recurrent_bias"]
         # kept[0] holds the drives of the steps from t on.
-        new_state, kept_of_step = cell.forward(_at(kept[0], t), echo, state)
-        kept, before = _put(kept, kept_of_step, t), _put(before, state[1:], t)
+        new_state, kept_of_step, *u = cell.forward(_at(kept[0], t), echo, state, *product)
+        steps = Steps(
+            _put(kept, kept_of_step, t), _put(before, state[1:], t), _put(inputs, tuple(u), t)
+        )
         state = _where(mask, t, new_state, state)
-        return (state, kept, before, *_put((y,), state[:1], t)), None
+        return (state, steps, *_put((y,), state[:1], t)), None
 
-    kept = (drive, *[jnp.zeros_like(drive)] * cell.recurrent_bias)
-    start = state, kept, (y,) * (cell.parts - 1), y
-    (state, kept, before, y), _ = jax.lax.scan(step, start, _times(y), reverse=reverse)
-    return y, state, kept, before
+    def zeros(size):
+        return jnp.zeros((*x.shape[:2], size), x.dtype)
+
+    steps = Steps(
+        (drive, *[jnp.zeros_like(drive)] * cell.recurrent_bias),
+        tuple(map(zeros, cell.sizes[1:])),
+        () if inner is None else (zeros(inner.inputs),),
+    )
+    start = state, steps, zeros(cell.sizes[0])
+    (state, steps, y), _ = jax.lax.scan(step, start, jnp.arange(x.shape[1]), reverse=reverse)
+    return y, state, steps
 
 
 def sweep_steps(
-    loop: Loop, carrier: Params, kept: Arrays, before: Arrays, dy: jax.Array, dstate: Arrays
-) -> tuple[Arrays, Arrays]:
+    loop: Loop, carrier: Params, steps: Steps, dy: jax.Array, dstate: Arrays
+) -> tuple[Deltas, Arrays]:
     """The backward pass over all steps.
 
     Args:
       loop: that of the forward pass.
-      carrier: the parameters that carry the error. Only U is read.
-      kept: what the cell kept of each step, from `run_steps`.
-      before: the state before each step, all parts, [N, T, H].
+      carrier: the parameters that carry the error. Only U and V are read.
+      steps: what the forward pass left of each step, with all parts of the state before it.
       dy: the derivative with respect to the outputs, [N, T, H].
       dstate: the derivative with respect to the last state, without that of its output in dy.
 
     Returns:
-      The deltas (da, de) of all steps, or (da,), [N, T, G H], and the derivative with respect to
-      the state before the first step.
+      The deltas of all steps, and the derivative with respect to the state before the first step.
     """
     cell, mask, cuts, reverse = loop
-    times = _times(dy)
+    times = jnp.arange(dy.shape[1])
     following = jnp.clip(times + (1 if reverse else -1), 0, len(times) - 1)
+    inner = cell.inner
+    product = () if inner is None else (lambda dv: dv @ carrier[inner.name].T,)
+    heard = carrier["recurrent"].shape[1]  # the gates whose echo is a part of h U
 
     def step(carry, at_step):
-        dstate, kept_of_step, kept = carry
+        dstate, kept_of_step, kept, dvs = carry
         t, following, cut = at_step
         dstate = dstate[0] + _at(dy, t), *dstate[1:]
-        deltas, dbefore = cell.backward(kept_of_step, _all_at(before, t), dstate)
-        deltas = _where(mask, t, deltas, tuple(map(jnp.zeros_like, deltas)))
-        dbefore = dbefore[0] + deltas[-1] @ carrier["recurrent"].T, *dbefore[1:]
+        before = _all_at(steps.before, t)
+        deltas, dbefore, *dv = cell.backward(kept_of_step, before, dstate, *product)
+        deltas, dv = (
+            _where(mask, t, arrays, tuple(map(jnp.zeros_like, arrays)))
+            for arrays in (deltas, tuple(dv))
+        )
+        dbefore = dbefore[0] + deltas[-1][:, :heard] @ carrier["recurrent"].T, *dbefore[1:]
         dbefore = _where(mask, t, dbefore, dstate)
         if cuts is not None:
             dbefore = tuple(jnp.where(cut, 0, part) for part in dbefore)
         # The deltas overwrite what was kept of this step. What the following step needs is read
         # only after this write: otherwise XLA copies the whole array to keep the two apart.
         kept = _put(kept, deltas, t)
-        return (dbefore, _all_at(kept, following), kept), None
+        return (dbefore, _all_at(kept, following), kept, _put(dvs, dv, t)), None
 
-    first = _all_at(kept, 0 if reverse else -1)
-    (dstate, _, deltas), _ = jax.lax.scan(
-        step, (dstate, first, kept), (times, following, cuts), reverse=not reverse
+    first = _all_at(steps.kept, 0 if reverse else -1)
+    dvs = () if inner is None else (jnp.zeros((*dy.shape[:2], inner.outputs), dy.dtype),)
+    (dstate, _, *deltas), _ = jax.lax.scan(
+        step, (dstate, first, steps.kept, dvs), (times, following, cuts), reverse=not reverse
     )
-    return deltas, dstate
+    return Deltas(*deltas), dstate
 
 
 def carry_influences(
-    loop: Loop, params: Params, x: jax.Array, kept: Arrays, before: Arrays, dy: jax.Array
+    loop: Loop, params: Params, x: jax.Array, steps: Steps, dy: jax.Array, dstate: Arrays
 ) -> dict[str, Any]:
     """The per-example gradients of all parameters, [N, ...], accumulated forward in time (RTRL).
 
@@ -123,9 +167,9 @@ def carry_influences(
         M_t = D_t M_(t-1) + I_t,   D_t = ds_t / ds_(t-1)
 
     where I_t is the direct effect of theta on s_t in this step. The gradient is sum_t dy_t . M_t,
-    with the rows of M_t that belong to h. A cell is elementwise, so one call of `cell.backward`
-    with ones gives the derivatives of one part of the state for all units; D_t and I_t consist of
-    these.
+    with the rows of M_t that belong to h, and ds_T . M_T for the last state. A cell is elementwise,
+    so one call of `cell.backward` with ones gives the derivatives of one part of the state for all
+    units; D_t and I_t consist of these.
 
     M is [N, P, H, ...] for the P parts of the state. The axes behind are those of the parameter:
 
@@ -137,9 +181,9 @@ def carry_influences(
       loop: that of the forward pass.
       params: the parameters that carry the error. Only U is read.
       x: the inputs [N, T, I].
-      kept: what the cell kept of each step, from `run_steps`.
-      before: the state before each step, all parts, [N, T, H].
+      steps: what the forward pass left of each step, with all parts of the state before it.
       dy: the derivative with respect to the outputs, [N, T, H].
+      dstate: the derivative with respect to the last state, without that of its output in dy.
     """
     cell, mask, cuts, reverse = loop
     n, _, h = dy.shape
@@ -154,7 +198,7 @@ def carry_influences(
         by_drive, by_echo, by_state = [], [], []
         for part in range(p):
             ones = tuple(jnp.full((n, h), q == part, dy.dtype) for q in range(p))
-            deltas, dbefore = cell.backward(_all_at(kept, t), _all_at(before, t), ones)
+            deltas, dbefore = cell.backward(_all_at(steps.kept, t), _all_at(steps.before, t), ones)
             by_drive.append(deltas[0].reshape(n, g, h))
             by_echo.append(deltas[-1].reshape(n, g, h))
             by_state.append(jnp.stack(dbefore, axis=1))
@@ -168,7 +212,7 @@ def carry_influences(
         t, cut = at_step
         by_drive, by_echo, transition = derivatives(t)
         drive_input = with_one(_at(x, t), True)
-        echo_input = with_one(_at(before[0], t), cell.recurrent_bias)
+        echo_input = with_one(_at(steps.before[0], t), cell.recurrent_bias)
         direct = (
             jnp.einsum("npgk,ni,kj->npkigj", by_drive, drive_input, eye),
             jnp.einsum("npgk,ni,kj->npkigj", by_echo, echo_input, eye),
@@ -191,7 +235,13 @@ def carry_influences(
     zeros = [jnp.zeros((n, p, h, *size), dy.dtype) for size in sizes]
     identity = jnp.broadcast_to(jnp.eye(p * h, dtype=dy.dtype).reshape(p, h, p, h), zeros[2].shape)
     start = (*zeros[:2], identity), tuple(m[:, 0, 0] for m in zeros)
-    (_, grads), _ = jax.lax.scan(step, start, (_times(dy), cuts), reverse=reverse)
+    times = jnp.arange(dy.shape[1])
+    (influences, grads), _ = jax.lax.scan(step, start, (times, cuts), reverse=reverse)
+    last = jnp.stack(dstate, axis=1)
+    grads = [
+        grad + jnp.einsum("npk,npk...->n...", last, m)
+        for grad, m in zip(grads, influences, strict=True)
+    ]
     drive, echo = (grad.reshape(n, grad.shape[1], g * h) for grad in grads[:2])
     return {
         "weight": drive[:, :-1],
@@ -200,11 +250,6 @@ def carry_influences(
         "recurrent_bias": echo[:, -1],
         "initial": tuple(grads[2][:, part] for part in range(p)),
     }
-
-
-def _times(y: jax.Array) -> jax.Array:
-    """The positions of y [N, T, ...], [T]."""
-    return jnp.arange(y.shape[1])
 
 
 def _at(array: jax.Array, t) -> jax.Array:

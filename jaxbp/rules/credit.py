@@ -23,9 +23,10 @@ each gate), or by zero. That is how they are computed here: the signal has the s
 same positions as that of `exact`, and every reading works. An online learner would carry M forward,
 in N numbers per parameter and part of the state, whatever T is.
 
-The rules change only `recurrent` layers; all other layers are exact. L_t is what the network
-carries to the outputs of the layer: with `direct_feedback(*blocks, rules=[eprop(), exact()])` it is
-the output error times a random matrix.
+The rules change only `recurrent` and `stateful` layers; all other layers are exact. They refuse
+cells with an `Inner` product, in which a parameter influences several units within its step. L_t is
+what the network carries to the outputs of the layer: with
+`direct_feedback(*blocks, rules=[eprop(), exact()])` it is the output error times a random matrix.
 """
 
 from collections.abc import Callable
@@ -122,16 +123,26 @@ def eprop() -> Rule:
 
 def _of_recurrent(name: str, change: Callable[[Any], Any]) -> Rule:
     """The rule that changes the parameters of recurrent layers for backward, and no others."""
+    elementwise = {"weight", "recurrent", "bias", "recurrent_bias", "initial"}
 
     def is_recurrent(node):
         return isinstance(node, dict) and "recurrent" in node
+
+    def changed(node):
+        inner = sorted(set(node) - elementwise)
+        if inner:
+            raise ValueError(
+                f"{name}: a recurrent layer has a product within its steps, by its parameter "
+                f"{inner[0]}; this rule takes elementwise cells, such as lstm(64) or gru(64)."
+            )
+        return change(node)
 
     def choose(state, params, *, key=None):
         del key
         if jax.tree.leaves(state):
             raise wrong_state(name, "this rule has no state")
         return jax.tree.map(
-            lambda node: change(node) if is_recurrent(node) else node, params, is_leaf=is_recurrent
+            lambda node: changed(node) if is_recurrent(node) else node, params, is_leaf=is_recurrent
         )
 
     return exact()._replace(name=name, choose=choose)

@@ -235,7 +235,8 @@ def test_another_tree_changes_what_is_carried_and_nothing_above(case, key):
         [exact[i] for i in range(len(params)) if params[i]][-1:] if type(grads) is tuple else exact
     )
     # What is repeated stands below itself, and a tied table above what it embeds.
-    repeated = "repeat", "stack", "shared", "recurrent", "bidirectional", "tied_embedding"
+    recurrent = "recurrent", "stateful", "bidirectional"
+    repeated = "repeat", "stack", "shared", "tied_embedding", *recurrent
     if case is not NETWORKS["nested"] and not layer.name.startswith(repeated):
         assert_close(top, want)
 

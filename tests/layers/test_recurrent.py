@@ -1,12 +1,20 @@
 """Recurrent layers: step by step by definition, ragged sequences, cut and recomputed ways back."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import assert_close, layer_vjp, recurrent_outputs
+from cases import every
+from oracles import (
+    assert_close,
+    layer_vjp,
+    ravel_examples,
+    recurrent_outputs,
+    recurrent_outputs_and_state,
+)
 from sequences import CELLS, INPUTS, LENGTHS, PADDED, H, N, T, every_cell, problem
 
 import jaxbp as bp
@@ -58,6 +66,161 @@ def test_segments_change_no_number(kind, segment, key):
     params, x, dy = problem(whole, key)
     in_segments = bp.recurrent(CELLS[kind](H), segment=segment, **how)
     assert_close(sweep(in_segments, params, x, dy), sweep(whole, params, x, dy))
+
+
+# Forms of the cells: their formulas in the oracle, the cell, and arguments of the layer.
+FORMS = {
+    "gru, reset before": ("gru", bp.gru(H, reset="before"), {}),
+    "lstm, projected": ("lstm", bp.lstm(H, projection=2), {}),
+    "relu": ("relu", bp.simple_rnn(H, activation="relu"), {}),
+    "sigmoid": ("sigmoid", bp.simple_rnn(H, activation="sigmoid"), {}),
+    "gru without biases": ("gru", bp.gru(H), {"use_bias": False}),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"horizon": 4, "mask": PADDED, "reverse": True, "learn_initial": True},
+        pytest.param({}, marks=pytest.mark.thorough),
+        pytest.param({"mask": HOLES, "learn_initial": True}, marks=pytest.mark.thorough),
+    ],
+    ids=["cut, masked and backwards", "whole", "masked"],
+)
+def test_every_form_of_a_cell_is_that_of_its_definition(name, how, key):
+    """With segments too."""
+    kind, cell, arguments = FORMS[name]
+    layer = bp.recurrent(cell, **arguments, **how)
+    params, x, dy = problem(layer, key)
+    mask = how.get("mask", np.ones((N, T), bool))
+    x = jnp.where(mask[..., None], x, 0)
+    how = {k: v for k, v in how.items() if k != "learn_initial"}
+    got, want = sweep(layer, params, x, dy), by_definition(kind, params, x, dy, **how)
+    assert_close(got, want)
+    learn = "initial" in params
+    in_segments = bp.recurrent(cell, segment=3, learn_initial=learn, **arguments, **how)
+    assert_close(sweep(in_segments, params, x, dy), got)
+
+
+def test_a_cell_without_biases_has_none(key):
+    params, _ = bp.bidirectional(bp.gru(H), use_bias=False).init(key, (T, INPUTS))
+    assert [sorted(p) for p in params] == [["recurrent", "weight"]] * 2
+
+
+def test_sizes_of_a_projection(key):
+    params, out_shape = bp.recurrent(bp.lstm(4, projection=3), learn_initial=True).init(key, (T, 2))
+    sizes = {leaf: p.shape for leaf, p in params.items() if leaf != "initial"}
+    assert sizes == {"weight": (2, 16), "recurrent": (3, 16), "bias": (16,), "projection": (4, 3)}
+    assert [part.shape for part in params["initial"]] == [(3,), (4,)]
+    assert out_shape == (T, 3)
+
+
+@every("name", {**FORMS, "lstm": ("lstm", bp.lstm(H), {})}, soon={"lstm, projected"})
+@pytest.mark.parametrize(
+    "how",
+    [{"mask": PADDED, "segment": 3}, pytest.param({"reverse": True}, marks=pytest.mark.thorough)],
+    ids=["masked and in segments", "backwards"],
+)
+def test_states_that_come_in_and_go_out_have_derivatives(name, how, key):
+    kind, cell, arguments = name
+    layer = bp.stateful(cell, **arguments, **how)
+    params, x, dy, state, dstate = stream(layer, cell, key)
+    y, cache = layer.forward(params, (x, state))
+    how = {k: v for k, v in how.items() if k != "segment"}
+
+    def values(params, x, state, own):
+        y, last = recurrent_outputs_and_state(kind, params, x, state, **how)
+        pairs = zip(jax.tree.leaves((y, last)), jax.tree.leaves((dy, dstate)), strict=True)
+        return sum(jnp.einsum("n...,n...,n->n", a, b, own) for a, b in pairs)
+
+    x = jnp.where(PADDED[..., None], x, 0) if "mask" in how else x
+    assert_close(y, jax.jit(lambda: recurrent_outputs_and_state(kind, params, x, state, **how))())
+    dx, grads = jax.jit(functools.partial(layer.backward, read=bp.per_example))(
+        params, cache, (dy, dstate)
+    )
+    want_x, want_state = jax.jit(jax.grad(lambda *a: jnp.sum(values(*a)), (1, 2)))(
+        params, x, state, jnp.ones(N)
+    )
+    assert_close(dx, (want_x, want_state))
+    assert_close(grads, jax.jit(jax.jacrev(values))(params, x, state, jnp.ones(N)))
+    norms = layer.backward(params, cache, (dy, dstate), read=bp.sq_norms)[1]
+    whole = jnp.sum(ravel_examples(grads) ** 2, axis=1)
+    assert_close(sum(jax.tree.leaves(norms)), whole)
+
+
+def streamed():
+    return STATEFUL.init(KEY, ((5, 3), ((2,), (2,))))[0]
+
+
+def stream(layer, cell, key):
+    """Parameters away from zero, a sequence, a state, and the errors at the outputs of both."""
+    shapes = ((T, INPUTS), tuple((size,) for size in cell.sizes))
+    keys = jax.random.split(key, 5)
+    params, _ = layer.init(keys[0], shapes)
+    params = jax.tree.map(lambda p: p + 0.5 * jax.random.normal(keys[1], p.shape), params)
+    x, dy = (jax.random.normal(keys[2], (N, T, size)) for size in (INPUTS, cell.sizes[0]))
+    state, dstate = (
+        tuple(jax.random.normal(k, (N, size)) for size in cell.sizes) for k in keys[3:]
+    )
+    return params, x, dy, state, dstate
+
+
+def test_a_stream_in_two_parts_is_the_whole(key):
+    """Outputs and gradients, if the error goes on from part to part; and cut, if it does not."""
+    cell = bp.lstm(H)
+    layer = bp.stateful(cell)
+    params, x, dy, state, dlast = stream(layer, cell, key)
+
+    @functools.partial(jax.jit, static_argnames=("layer", "cut"))
+    def in_parts(layer, at, cut=False):
+        parts, caches, now = [], [], state
+        for part in at:
+            (y, now), cache = layer.forward(params, (x[:, part], now))
+            parts.append(y)
+            caches.append(cache)
+        dnow, grads, dxs = dlast, [], []
+        for part, cache in zip(at[::-1], caches[::-1], strict=True):
+            (dx, dnow), own = layer.backward(params, cache, (dy[:, part], dnow), read=bp.total)
+            dnow = jax.tree.map(jnp.zeros_like, dnow) if cut else dnow
+            grads.append(own)
+            dxs.append(dx)
+        summed = jax.tree.map(lambda *g: sum(g), *grads)
+        return jnp.concatenate(parts, 1), now, jnp.concatenate(dxs[::-1], 1), dnow, summed
+
+    def at(*borders):
+        return [np.arange(a, b) for a, b in itertools.pairwise(borders)]
+
+    assert_close(in_parts(layer, at(0, 2, T)), in_parts(layer, at(0, T)))
+    cut, whole = (
+        in_parts(layer, at(0, 3, T), cut=True),
+        in_parts(bp.stateful(cell, horizon=3), at(0, T)),
+    )
+    assert_close((*cut[:3], cut[4]), (*whole[:3], whole[4]))
+
+
+def test_rtrl_of_a_stream_has_the_derivatives_of_both_states(key):
+    cell = bp.lstm(2)
+    layer = bp.stateful(cell, mask=PADDED)
+    params, x, dy, state, dlast = stream(layer, cell, key)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def backward(rule, params):
+        _, cache = layer.forward(params, (x, state))
+        return layer.backward(rule.choose((), params), cache, (dy, dlast), read=bp.per_example)
+
+    assert_close(backward(bp.rtrl(), params), backward(bp.exact(), params))
+
+
+@pytest.mark.parametrize("rule", [bp.rtrl, bp.snap1, bp.eprop])
+def test_credit_forward_in_time_refuses_cells_that_are_not_elementwise(rule, key):
+    for cell, leaf in (
+        (bp.gru(2, reset="before"), "candidate"),
+        (bp.lstm(3, projection=2), "proj"),
+    ):
+        params, _ = bp.recurrent(cell).init(key, (T, INPUTS))
+        with pytest.raises(ValueError, match=f"{rule.__name__}: a recurrent layer has a.*{leaf}"):
+            rule().choose((), params)
 
 
 @every_cell
@@ -228,6 +391,7 @@ def test_segments_take_less_memory(layers, part):
 
 
 LSTM = bp.recurrent(bp.lstm(2))
+STATEFUL = bp.stateful(bp.lstm(2))
 
 
 @pytest.mark.parametrize(
@@ -235,6 +399,62 @@ LSTM = bp.recurrent(bp.lstm(2))
     [
         (lambda: bp.lstm(0), ValueError, "lstm: features is 0; it takes a positive integer"),
         (lambda: bp.gru(2.0), ValueError, "gru: features is 2.0; it takes a positive integer"),
+        (
+            lambda: bp.simple_rnn(2, activation="gelu"),
+            ValueError,
+            "simple_rnn: activation is 'gelu'; it takes 'tanh', 'relu' or 'sigmoid'",
+        ),
+        (
+            lambda: bp.gru(2, reset=True),
+            ValueError,
+            "gru: reset is True; it takes 'after' or 'before'",
+        ),
+        (
+            lambda: bp.lstm(2, projection=0),
+            ValueError,
+            "lstm: projection is 0; it takes a positive integer",
+        ),
+        (
+            lambda: bp.stateful(bp.lstm(2), segment=0),
+            ValueError,
+            "stateful: segment is 0; it takes a positive integer",
+        ),
+        (
+            lambda: bp.stateful(bp.lstm(2)).init(KEY, (5, 3)),
+            bp.LayerError,
+            r"^stateful\(lstm\(2\)\) got a shape that does not fit; it takes a pair",
+        ),
+        (
+            lambda: bp.stateful(bp.lstm(2)).init(KEY, ((5, 3), ((2,),))),
+            bp.LayerError,
+            r"got a state of shape \(\(2,\),\); it takes \(\(2,\), \(2,\)\)",
+        ),
+        (
+            lambda: STATEFUL.forward(streamed(), jnp.ones((4, 5, 3))),
+            bp.LayerError,
+            "got inputs that do not fit; it takes a pair",
+        ),
+        (
+            lambda: STATEFUL.forward(streamed(), (jnp.ones((4, 5, 3)), (jnp.ones((1, 2)),) * 2)),
+            bp.LayerError,
+            r"got a state that does not fit; .* it takes a tuple of 2, \[4, 2\], \[4, 2\]",
+        ),
+        (
+            lambda: STATEFUL.forward(
+                streamed(), (jnp.ones((4, 5, 3)), (jnp.ones((4, 2), jnp.float32),) * 2)
+            ),
+            bp.LayerError,
+            "got a state of dtype float32",
+        ),
+        (
+            lambda: STATEFUL.backward(
+                streamed(),
+                STATEFUL.forward(streamed(), (jnp.ones((4, 5, 3)), (jnp.ones((4, 2)),) * 2))[1],
+                (jnp.ones((4, 5, 2)), jnp.ones((4, 2))),
+            ),
+            bp.LayerError,
+            "got a dy of the last state that does not fit",
+        ),
         (lambda: bp.simple_rnn(-1), ValueError, "simple_rnn: features is -1; it takes a positive"),
         (
             lambda: bp.recurrent(bp.lstm),
