@@ -127,6 +127,8 @@ class Loss:
       right: `right(outputs, targets, top) -> (right, weights)`, for each term whether the label is
         among the `top` largest outputs, and how much the term counts. None for a loss without
         labels.
+      filler: a target that the loss takes for any outputs, which `weighted` puts where the weight
+        is 0. None stands for class 0, and for equal probabilities.
     """
 
     name: str
@@ -134,6 +136,7 @@ class Loss:
     sample: Callable[..., Any]
     hessian_factor: Callable[..., jax.Array]
     right: Callable[..., tuple[jax.Array, jax.Array]] | None = None
+    filler: float | None = None
 
     def __post_init__(self):
         # Each loss is documented where its formula is, not by this class.

@@ -370,11 +370,31 @@ def every(argument, cases, soon):
 
 
 class LossCase(NamedTuple):
-    """A loss, the shape of one example's outputs, and targets for it of shape [N, ...]."""
+    """A loss, the shape of one example's outputs, and targets for it of shape [N, ...].
+
+    If the outputs are a tuple of arrays, so is the shape a tuple of theirs.
+    """
 
     loss: bp.Loss
-    shape: tuple[int, ...]
+    shape: tuple
     targets: Callable[[np.random.Generator], object]
+    link: Callable | None = None  # from any numbers to outputs that the loss takes
+    samples: bool = True  # whether it has a distribution
+    has_factor: bool = True  # whether it has a factor of its Hessian
+
+    @property
+    def is_one_array(self):
+        return isinstance(self.shape[0], int)
+
+    def outputs(self, key):
+        """Random outputs, [N, ...] or a tuple of them."""
+        shapes = [self.shape] if self.is_one_array else self.shape
+        keys = jax.random.split(key, len(shapes)) if len(shapes) > 1 else [key]
+        drawn = [
+            2 * jax.random.normal(k, (N, *shape)) for k, shape in zip(keys, shapes, strict=True)
+        ]
+        y = drawn[0] if self.is_one_array else tuple(drawn)
+        return self.link(y) if self.link else y
 
 
 def labels(rng, *shape, classes=4):
@@ -387,6 +407,17 @@ def probabilities(rng, *shape):
 
 def bits(rng, *shape):
     return jnp.asarray(rng.integers(2, size=(N, *shape)), float)
+
+
+def signs(rng, *shape):
+    return 2 * bits(rng, *shape) - 1
+
+
+def spelled(rng):
+    """Labels of 4 classes, filled up with the blank 0, and lengths of at most 5 frames."""
+    del rng
+    labels = [[1, 1, 0], [3, 2, 1], [2, 0, 0]]
+    return jnp.asarray(labels[:N]), jnp.asarray([5, 4, 3][:N])
 
 
 def normals(rng, *shape):
@@ -442,6 +473,103 @@ LOSSES = {
         bp.weighted(bp.huber), (4,), lambda rng: (3 * normals(rng, 4), weights(rng))
     ),
 }
+
+# Those of which every property is tested in the default run.
+SOON_LOSSES = set(LOSSES)
+
+CLASS_WEIGHTS = [1.0, 2.0, 0.5, 0.25]
+LOSSES |= {
+    "softmax_cross_entropy, smoothed": LossCase(
+        bp.make_softmax_cross_entropy(label_smoothing=0.1), (4,), labels
+    ),
+    "softmax_cross_entropy of classes with weights, smoothed, at positions": LossCase(
+        bp.make_softmax_cross_entropy(class_weights=CLASS_WEIGHTS, label_smoothing=0.1),
+        (5, 4),
+        lambda rng: labels(rng, 5),
+    ),
+    "softmax_cross_entropy of probabilities of classes with weights": LossCase(
+        bp.make_softmax_cross_entropy(class_weights=CLASS_WEIGHTS), (4,), probabilities
+    ),
+    "sigmoid_cross_entropy of answers with weights": LossCase(
+        bp.make_sigmoid_cross_entropy(positive_weights=CLASS_WEIGHTS),
+        (4,),
+        lambda rng: probabilities(rng),
+    ),
+    "absolute_error": LossCase(
+        bp.absolute_error, (4,), lambda rng: normals(rng, 4), has_factor=False
+    ),
+    "log_cosh": LossCase(bp.log_cosh, (5, 4), lambda rng: normals(rng, 5, 4)),
+    "poisson_nll": LossCase(
+        bp.poisson_nll, (4,), lambda rng: labels(rng, 4).astype(float), lambda y: y / 4
+    ),
+    "poisson_nll of rates, in full": LossCase(
+        bp.make_poisson_nll(log_rates=False, full=True),
+        (4,),
+        lambda rng: labels(rng, 4).astype(float),
+        lambda y: jnp.exp(y / 4),
+    ),
+    "gaussian_nll": LossCase(
+        bp.gaussian_nll, (5, 4), lambda rng: normals(rng, 5, 2), has_factor=False
+    ),
+    "binary_cross_entropy": LossCase(
+        bp.binary_cross_entropy, (4,), lambda rng: probabilities(rng), jax.nn.sigmoid
+    ),
+    "nll": LossCase(bp.nll, (4,), labels, has_factor=False),
+    "nll of classes with weights": LossCase(
+        bp.make_nll(class_weights=CLASS_WEIGHTS),
+        (5, 4),
+        lambda rng: labels(rng, 5),
+        has_factor=False,
+    ),
+    "kl_divergence": LossCase(bp.kl_divergence, (4,), probabilities),
+    "kl_divergence, log targets": LossCase(
+        bp.make_kl_divergence(log_targets=True),
+        (5, 4),
+        lambda rng: jnp.log(probabilities(rng, 5)),
+    ),
+    "kl_divergence, log outputs": LossCase(
+        bp.make_kl_divergence(log_outputs=True), (4,), probabilities, has_factor=False
+    ),
+    "sigmoid_focal": LossCase(
+        bp.make_sigmoid_focal(alpha=0.25), (4,), lambda rng: bits(rng, 4),
+        samples=False, has_factor=False,
+    ),
+    "softmax_focal": LossCase(
+        bp.make_softmax_focal(gamma=0.5, class_weights=CLASS_WEIGHTS), (4,), labels,
+        samples=False, has_factor=False,
+    ),
+    "hinge": LossCase(
+        bp.hinge, (4,), lambda rng: signs(rng, 4), samples=False, has_factor=False
+    ),
+    "multi_margin": LossCase(
+        bp.make_multi_margin(margin=0.5), (5, 4), lambda rng: labels(rng, 5),
+        samples=False, has_factor=False,
+    ),
+    "multi_margin, squared": LossCase(
+        bp.make_multi_margin(power=2, class_weights=CLASS_WEIGHTS), (4,), labels, samples=False
+    ),
+    "multi_label_margin": LossCase(
+        bp.multi_label_margin, (5, 4), lambda rng: bits(rng, 5, 4), samples=False, has_factor=False
+    ),
+    "hinge_embedding": LossCase(
+        bp.make_hinge_embedding(), (4,), lambda rng: signs(rng, 4), samples=False, has_factor=False
+    ),
+    "margin_ranking": LossCase(
+        bp.make_margin_ranking(margin=0.5), ((4,), (4,)), lambda rng: signs(rng, 4),
+        samples=False, has_factor=False,
+    ),
+    "cosine_embedding": LossCase(
+        bp.make_cosine_embedding(margin=-0.5), ((5, 4), (5, 4)), lambda rng: signs(rng, 5),
+        samples=False, has_factor=False,
+    ),
+    "contrastive": LossCase(
+        bp.make_contrastive(margin=5.0), ((4,), (4,)), signs, samples=False, has_factor=False
+    ),
+    "triplet": LossCase(
+        bp.make_triplet(), ((4,), (4,), (4,)), lambda rng: None, samples=False, has_factor=False
+    ),
+    "ctc": LossCase(bp.make_ctc(), (5, 4), spelled, has_factor=False),
+}  # fmt: skip
 
 
 class Blocks(NamedTuple):

@@ -5,6 +5,8 @@ case. Values are checked outside jit. Under jit they are not known, and those ou
 NaN, so that the loss and the gradient are NaN too.
 """
 
+import math
+import numbers
 from typing import Any
 
 import jax
@@ -34,6 +36,30 @@ def require_outputs(name: str, outputs: Any) -> jax.Array:
             f"{name}: outputs has dtype {outputs.dtype}, expected floating-point numbers."
         )
     return widened(outputs)
+
+
+def require_several(name: str, outputs: Any, parts: str) -> list[jax.Array]:
+    """Returns the arrays of a tuple in at least 32 bits; raises unless all are [N, ..., O].
+
+    Args:
+      name: the name of the loss.
+      outputs: a tuple or a list of arrays of the same shape.
+      parts: what each array is, separated by commas.
+    """
+    count = len(parts.split(", "))
+    if not isinstance(outputs, tuple | list) or len(outputs) != count:
+        got = f" of {len(outputs)}" if isinstance(outputs, tuple | list) else ""
+        raise ValueError(
+            f"{name}: outputs is a {type(outputs).__name__}{got}, expected a tuple of {count} "
+            f"arrays [N, ..., O]: {parts}."
+        )
+    arrays = [require_outputs(name, y) for y in outputs]
+    if any(y.shape != arrays[0].shape or y.dtype != arrays[0].dtype for y in arrays):
+        got = ", ".join(f"{y.dtype} {show_shape(y.shape)}" for y in arrays)
+        raise ValueError(
+            f"{name}: outputs has arrays {got}; they have to be of one shape and dtype."
+        )
+    return arrays
 
 
 def require_array(name: str, what: str, x: Any) -> jax.Array:
@@ -83,17 +109,28 @@ def require_labels(name: str, labels: jax.Array, shape: Shape) -> jax.Array:
     return wide
 
 
-def require_probabilities(name: str, targets: jax.Array, what: str) -> jax.Array:
-    """Returns targets; outside jit raises unless they are in [0, 1], under jit makes those NaN."""
+def require_between(
+    name: str, targets: jax.Array, low: float, high: float, what: str = "targets"
+) -> jax.Array:
+    """Returns targets; outside jit raises unless they are in [low, high], or makes those NaN."""
     if isinstance(targets, Tracer):
-        return jnp.where((targets >= 0) & (targets <= 1), targets, jnp.nan)
-    _refuse_outside(name, np.asarray(targets), 0, 1, what)
+        return jnp.where((targets >= low) & (targets <= high), targets, jnp.nan)
+    _refuse_outside(name, np.asarray(targets), low, high, what)
+    return targets
+
+
+def require_one_of(name: str, targets: jax.Array, low: float, high: float) -> jax.Array:
+    """Returns targets; outside jit raises unless each is `low` or `high`, or makes it NaN."""
+    if isinstance(targets, Tracer):
+        return jnp.where((targets == low) | (targets == high), targets, jnp.nan)
+    values = np.asarray(targets)
+    _refuse(name, values, (values == low) | (values == high), f"{low} or {high}", "targets")
     return targets
 
 
 def require_distributions(name: str, targets: jax.Array) -> jax.Array:
     """Returns probabilities [N, ..., C]; they have to sum to 1 over the classes, within 0.01."""
-    targets = require_probabilities(name, targets, "probabilities")
+    targets = require_between(name, targets, 0, 1, "probabilities")
     if isinstance(targets, Tracer):
         off = jnp.abs(jnp.sum(targets, axis=-1, keepdims=True) - 1)
         return jnp.where(off <= TOLERANCE, targets, jnp.nan)
@@ -106,17 +143,62 @@ def require_distributions(name: str, targets: jax.Array) -> jax.Array:
     return targets
 
 
+def require_fraction(name: str, argument: str, value: Any) -> float:
+    """Returns an argument as a float; raises unless it is a number from 0 to 1."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a number from 0 to 1.")
+    return float(value)
+
+
+def require_number(name: str, argument: str, value: Any, *, low: float = -math.inf) -> float:
+    """Returns an argument as a float; raises unless it is a finite number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a finite number.")
+    if value < low:
+        raise ValueError(f"{name}: {argument} is {value!r}; it takes a number of at least {low}.")
+    return float(value)
+
+
+def require_class_weights(name: str, weights: Any, argument: str = "class_weights") -> np.ndarray:
+    """Returns weights [C] of classes; raises unless they are finite and none is negative."""
+    try:
+        array = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        array = np.array(math.nan)
+    if array.ndim != 1 or not np.all((array >= 0) & np.isfinite(array)):
+        raise ValueError(
+            f"{name}: {argument} is {weights!r}; it takes a list of finite numbers, of which none "
+            "is negative."
+        )
+    return array
+
+
+def require_fitting(name: str, argument: str, weights: np.ndarray, outputs: jax.Array) -> jax.Array:
+    """Returns weights in the dtype of the outputs [N, ..., C]; raises unless there are C."""
+    if weights.shape != outputs.shape[-1:]:
+        raise ValueError(
+            f"{name}: outputs has shape {show_shape(outputs.shape)}, expected [N, ..., "
+            f"{len(weights)}]: as many outputs as {argument}."
+        )
+    return jnp.asarray(weights, outputs.dtype)
+
+
 TOLERANCE = 0.01  # of sums of probabilities, which 16 bits round
 
 
 def _refuse_outside(name, values, low, high, what):
-    wrong = ~((values >= low) & (values <= high))
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
+    _refuse(name, values, (values >= low) & (values <= high), f"{low} to {high}", what)
+
+
+def _refuse(name, values, right, expected, what):
+    """Raises unless all values are right; names the first that is not."""
+    if not right.all():
+        where = tuple(int(i) for i in np.argwhere(~right)[0])
         first = values[where]
         padding = what == "labels" and first < 0
         hint = f" To leave it out, use ignoring(loss, {first})?" if padding else ""
         raise ValueError(
-            f"{name}: {what} go from {values.min()} to {values.max()}, expected {low} to {high}; "
+            f"{name}: {what} go from {values.min()} to {values.max()}, expected {expected}; "
             f"the first that does not is {first}, at {show_shape(where)}.{hint}"
         )

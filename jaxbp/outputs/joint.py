@@ -113,9 +113,9 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
             targets, factors = targets.targets, tuple(map(math.sqrt, factors))
         values, deltas = [], []
         for factor, (head, y, t) in zip(factors, _counted(loss, outputs, targets), strict=True):
-            value, delta = head(widened(y), t)
+            value, delta = head(jax.tree.map(widened, y), t)
             values.append(factor * value)
-            deltas.append((factor * delta).astype(y.dtype))
+            deltas.append(_scaled(factor, delta, y))
         return functools.reduce(jnp.add, values), structure.unflatten(deltas)
 
     def sample(key, outputs, targets=None):
@@ -132,6 +132,11 @@ def joint_loss(losses: PyTree, weights: PyTree | None = None) -> JointLoss:
         name, terms, sample, hessian_factor, losses=losses, weights=tuple(map(float, own))
     )
     return loss
+
+
+def _scaled(factor: float, delta: PyTree, outputs: PyTree) -> PyTree:
+    """A delta times a factor, in the dtypes of the outputs."""
+    return jax.tree.map(lambda d, y: (factor * d).astype(y.dtype), delta, outputs)
 
 
 def _is_loss(node: Any) -> bool:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.outputs.arguments import require_outputs
-from jaxbp.outputs.losses import sigmoid_cross_entropy, softmax_cross_entropy
+from jaxbp.outputs.sigmoid import sigmoid_cross_entropy
+from jaxbp.outputs.softmax import softmax_cross_entropy
 from jaxbp.outputs.weighting import weighted
 from jaxbp.require import require_count
 from jaxbp.types import Loss, PyTree, show_shape

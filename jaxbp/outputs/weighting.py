@@ -1,13 +1,14 @@
 """Weights of examples and positions: losses that leave out padding, or count some terms more."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.outputs.arguments import require_array, require_outputs
-from jaxbp.types import Loss, show_shape
+from jaxbp.outputs.curvature import Drawn
+from jaxbp.types import Loss, PyTree, Shape, show_shape
 
 __all__ = ["ignoring", "weighted"]
 
@@ -45,19 +46,21 @@ def weighted(loss: Loss) -> Loss:
 
     def unpack(outputs, targets):
         """Outputs in at least 32 bits and targets, both valid where the weight is 0; weights."""
-        y = require_outputs(name, outputs)
+        y, shape = _widened_outputs(name, outputs)
         if not isinstance(targets, tuple) or len(targets) != 2:
             raise ValueError(f"{name}: takes its targets as a pair (targets, weights).")
         targets, weights = targets
         if isinstance(targets, list):
             targets = require_array(name, "targets", targets)
-        weights = require_array(name, "weights", weights).astype(y.dtype)
-        if weights.ndim < 1 or weights.shape != y.shape[: weights.ndim]:
+        weights = require_array(name, "weights", weights).astype(jax.tree.leaves(y)[0].dtype)
+        if weights.ndim < 1 or weights.shape != shape[: weights.ndim]:
             raise ValueError(
                 f"{name}: weights has shape {show_shape(weights.shape)}, expected the first axes "
-                f"of {show_shape(y.shape)}."
+                f"of {show_shape(shape)}."
             )
-        return _where_kept(weights, y), jax.tree.map(lambda t: _valid(weights, t), targets), weights
+        y = jax.tree.map(lambda y: _where_kept(weights, y), y)
+        valid = jax.tree.map(lambda t: _valid(weights, t, loss.filler), targets)
+        return y, valid, weights
 
     def times(weights, values):
         if weights.ndim > values.ndim:
@@ -71,12 +74,13 @@ def weighted(loss: Loss) -> Loss:
         """The terms of a loss, each multiplied by its weight (see `weighted`)."""
         y, targets, weights = unpack(outputs, targets)
         values, delta = loss.terms(y, targets)
-        return times(weights, values), times(weights, delta).astype(outputs.dtype)
+        delta = jax.tree.map(lambda d, y: times(weights, d).astype(y.dtype), delta, outputs)
+        return times(weights, values), delta
 
     def sample(key, outputs, targets=None):
         if targets is None:
-            y = require_outputs(name, outputs)
-            return loss.sample(key, y), jnp.ones(len(y), y.dtype)
+            y, (n, *_) = _widened_outputs(name, outputs)
+            return loss.sample(key, y), jnp.ones(n, jax.tree.leaves(y)[0].dtype)
         y, targets, weights = unpack(outputs, targets)
         # w delta has second moment w^2 H, where the weighted loss's Hessian is w H.
         return loss.sample(key, y, targets), jnp.sqrt(weights)
@@ -96,7 +100,7 @@ def weighted(loss: Loss) -> Loss:
         return right
 
     right = None if loss.right is None else right_by(loss.right)
-    return Loss(name, terms, sample, hessian_factor, right)
+    return Loss(name, terms, sample, hessian_factor, right, loss.filler)
 
 
 def ignoring(loss: Loss, label: int = -100) -> Loss:
@@ -127,9 +131,9 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
     inner = weighted(loss)
 
     def kept(outputs, targets):
-        if isinstance(targets, _Drawn):
-            return targets
-        shape = require_outputs(name, outputs).shape
+        if isinstance(targets, Drawn):
+            return tuple(targets)
+        _, shape = _widened_outputs(name, outputs)
         targets = require_array(name, "targets", targets)
         if targets.ndim < 1 or targets.shape != shape[: targets.ndim]:
             raise ValueError(
@@ -143,7 +147,8 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
         return inner.terms(outputs, kept(outputs, targets))
 
     def sample(key, outputs, targets=None):
-        return _Drawn(
+        # A drawn label may be the one that is ignored, and then counts.
+        return Drawn(
             *inner.sample(key, outputs, None if targets is None else kept(outputs, targets))
         )
 
@@ -154,14 +159,16 @@ def ignoring(loss: Loss, label: int = -100) -> Loss:
         return lambda outputs, targets, top: judge(outputs, kept(outputs, targets), top)
 
     right = None if inner.right is None else right_by(inner.right)
-    return Loss(name, terms, sample, hessian_factor, right)
+    return Loss(name, terms, sample, hessian_factor, right, loss.filler)
 
 
-class _Drawn(NamedTuple):
-    """Targets that were drawn, and their weights. A drawn label may be the one that is ignored."""
-
-    targets: jax.Array
-    weights: jax.Array
+def _widened_outputs(name: str, outputs: PyTree) -> tuple[Any, Shape]:
+    """Outputs in at least 32 bits, and the shape of the first of them if they are a tree."""
+    y = jax.tree.map(lambda y: require_outputs(name, y), outputs)
+    leaves = jax.tree.leaves(y)
+    if not leaves:
+        raise ValueError(f"{name}: outputs is {outputs!r}, expected arrays [N, ..., O].")
+    return y, leaves[0].shape
 
 
 def _equal(targets, label):
@@ -183,14 +190,16 @@ def _where_kept(weights, values):
     return jnp.where(_spread(weights, values) == 0, 0, values)
 
 
-def _valid(weights, targets):
-    """Targets that every loss takes where the weight is 0, and the given ones elsewhere.
+def _valid(weights, targets, filler):
+    """Targets that the loss takes where the weight is 0, and the given ones elsewhere.
 
-    There, integers are 0, and the others 1/C, so that probabilities sum to 1.
+    There, they are the loss's filler. Without one, integers are 0, and the others 1/C, so that
+    probabilities sum to 1.
     """
     if jnp.shape(targets)[: weights.ndim] != weights.shape or not _is_number(targets.dtype):
         return targets  # the loss says what is wrong
-    filler = 1 / targets.shape[-1] if jnp.issubdtype(targets.dtype, jnp.floating) else 0
+    if filler is None:
+        filler = 1 / targets.shape[-1] if jnp.issubdtype(targets.dtype, jnp.floating) else 0
     return jnp.where(_spread(weights, targets) == 0, jnp.asarray(filler, targets.dtype), targets)
 
 

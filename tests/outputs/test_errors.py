@@ -13,6 +13,7 @@ from cases import (
     LOSSES,
     NETWORKS,
     READINGS,
+    SOON_LOSSES,
     Case,
     N,
     every,
@@ -23,7 +24,9 @@ from oracles import assert_close, gauss_newton, hessian, jacobian, ravel, ravel_
 
 import jaxbp as bp
 
-every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
+# Those whose outputs are any one array.
+OF_ARRAYS = {name: case for name, case in LOSSES.items() if case.is_one_array and not case.link}
+WITH_FACTOR = {name: case for name, case in OF_ARRAYS.items() if case.has_factor}
 every_network = every("case", FEW_NETWORKS, soon={"classifier", "transformer"})
 CURVATURE = {"diagonal": bp.diagonal, "per_example": bp.per_example_diagonal}
 
@@ -37,7 +40,7 @@ def problem_of(loss_case, key):
     return net, params, x, loss_case.targets(np.random.default_rng(7))
 
 
-@every_loss
+@every("case", WITH_FACTOR, SOON_LOSSES)
 def test_ggn_columns_give_the_diagonal_of_every_loss(case, key):
     net, params, x, targets = problem_of(case, key)
     sweep = jax.jit(bp.backprop(net, case.loss, read=CURVATURE, error=bp.ggn_columns))
@@ -221,7 +224,7 @@ class TestProducts:
         matrix = jnp.mean(gauss_newton(net, loss, params, x, targets, draw_key), axis=0)
         assert_close(ravel(got), matrix @ ravel(vector))
 
-    @every_loss
+    @every("case", OF_ARRAYS, SOON_LOSSES)
     def test_gauss_newton_of_every_loss(self, case, key):
         net, params, x, targets = problem_of(case, key)
         vector = jax.tree.map(jnp.sin, params)

@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LOSSES, N
+from cases import LOSSES, SOON_LOSSES, every
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxbp as bp
 
-every_loss = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES.keys())
+every_loss = every("case", LOSSES, SOON_LOSSES)
 
 LONGER = "the last axis longer"  # of logits, which may be of any number of classes
 
@@ -34,9 +34,9 @@ WRONG = {
 }
 
 
-def places_of(targets):
-    """The arrays of targets, and functions that put another in their place."""
-    leaves, structure = jax.tree.flatten(targets)
+def places_of(tree):
+    """The arrays of targets or outputs, and functions that put another in their place."""
+    leaves, structure = jax.tree.flatten(tree)
     for i, leaf in enumerate(leaves):
         yield leaf, lambda wrong, i=i: structure.unflatten([*leaves[:i], wrong, *leaves[i + 1 :]])
 
@@ -44,7 +44,7 @@ def places_of(targets):
 @every_loss
 def test_wrong_targets_and_outputs_are_named(case):
     targets = case.targets(np.random.default_rng(7))
-    outputs = jnp.ones((N, *case.shape))
+    outputs = jax.tree.map(jnp.ones_like, case.outputs(jax.random.key(0)))
     inner = case.loss.name.split("(")[-1].split(")")[0].split(",")[0]
     for wrong, spoil in WRONG.items():
         for leaf, put in places_of(targets):
@@ -52,10 +52,11 @@ def test_wrong_targets_and_outputs_are_named(case):
                 case.loss(outputs, put(spoil(leaf)))
         if wrong != LONGER:
             what = "(outputs|targets|labels|weights) (has|is)"
-            with pytest.raises(ValueError, match=rf"{inner}.*: {what}"):
-                case.loss(spoil(outputs), targets)
+            for leaf, put in places_of(outputs):
+                with pytest.raises(ValueError, match=rf"{inner}.*: {what}"):
+                    case.loss(put(spoil(leaf)), targets)
     with pytest.raises(ValueError, match=rf"{inner}.*: outputs has dtype int"):
-        case.loss(outputs.astype(int), targets)
+        case.loss(jax.tree.map(lambda y: y.astype(int), outputs), targets)
 
 
 def is_right(loss, shape, targets, labels):
