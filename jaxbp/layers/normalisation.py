@@ -175,10 +175,11 @@ def group_norm(
     name = f"group_norm({groups})"
 
     def mean(x):
-        parts = x.reshape(len(x), -1, groups, x.shape[-1] // groups)
+        n, *positions, o = x.shape
+        parts = x.reshape(n, math.prod(positions), groups, o // groups)
         means = jnp.mean(parts, axis=(1, 3), keepdims=True)
-        means = jnp.broadcast_to(means, (len(x), 1, groups, parts.shape[-1]))
-        return means.reshape(len(x), *[1] * (x.ndim - 2), x.shape[-1])
+        means = jnp.broadcast_to(means, (n, 1, groups, o // groups))
+        return means.reshape(n, *[1] * len(positions), o)
 
     def require_groups(o):
         if o % groups:
@@ -338,7 +339,7 @@ def _norm(
 
     def rows(x):
         """Reshapes the axes that are normalised together to one, [N, ..., O]."""
-        return x.reshape(*x.shape[:-axes], -1)
+        return x.reshape(*x.shape[:-axes], math.prod(x.shape[-axes:]))
 
     def require_fitting(params, shape):
         """Raises unless inputs of this shape, with N or its letter, and parameters fit."""

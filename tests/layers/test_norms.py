@@ -308,3 +308,14 @@ def test_an_offset_changes_little_and_a_constant_row_is_zero(make, key):
     want, _ = wide.forward(wide.init(key, (96,))[0], x.astype(float))
     y, _ = layer.forward(params, x)
     np.testing.assert_allclose(y, want, atol=2e-5)
+
+
+def test_a_batch_may_be_empty(key):
+    x, constants = jnp.zeros((0, 2, 4)), (jnp.zeros(4), jnp.ones(4))
+    norms = bp.layer_norm(axes=2), bp.rms_norm(), bp.group_norm(2), bp.fixed_norm(*constants)
+    for layer in norms:
+        params, _ = layer.init(key, (2, 4))
+        y, cache = layer.forward(params, x)
+        dx, grads = layer.backward(params, cache, y, read=bp.total)
+        assert y.shape == dx.shape == x.shape
+        assert jax.tree.all(jax.tree.map(lambda grad: bool(jnp.all(grad == 0)), grads))
