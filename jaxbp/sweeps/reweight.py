@@ -371,7 +371,7 @@ def private_gradient(
         raise ValueError(f"{name}: {'; '.join(wrong)}.")
 
     def make_weigh(parts):
-        return clip_weights(max_norm / math.sqrt(parts))
+        return clip_weights(max_norm / math.sqrt(max(parts, 1)))  # none without parameters
 
     clipped = _wide_sums(name, net, loss, make_weigh, sweeps, rule, per_layer)
     deviation, batch_size = float(noise_multiplier * max_norm), float(batch_size)

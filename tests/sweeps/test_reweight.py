@@ -507,3 +507,13 @@ def test_without_parameters_there_is_nothing_to_sum(sweeps):
     assert answer.grads == ()
     assert answer.norms.tolist() == [0, 0, 0]
     assert answer.weights.tolist() == [1, 1, 1]
+    private = bp.private_gradient(
+        bp.relu(),
+        bp.squared_error,
+        max_norm=1,
+        noise_multiplier=1,
+        batch_size=1,
+        sweeps=sweeps,
+        per_layer=sweeps == 1,
+    )
+    assert private((), jnp.ones((3, 2)), jnp.zeros((3, 2)), key=jax.random.key(0)).grads == ()
