@@ -32,17 +32,19 @@ def test_a_constant_may_be_an_input_of_a_compiled_function():
 def test_slopes_and_gains_have_the_gradient_of_each_example():
     x = jnp.array([[[-1.0, 2.0], [-3.0, -5.0]], [[1.0, -1.0], [0.0, -0.0]]])
     dy = jnp.array([[[1.0, 1.0], [2.0, 3.0]], [[5.0, 7.0], [1.0, 1.0]]])
-    for layer, params, name, want in (
-        (bp.prelu(), [0.5, -2.0], "slope", [[-7, -15], [0, -7]]),
-        (bp.prelu(shared=True), [0.5], "slope", [[-22], [-7]]),
-        (bp.layer_scale(), [0.5, -2.0], "gain", [[-7, -13], [5, -7]]),
+    own, shared = [0.5, -2.0], [0.5]
+    slopes = jnp.where(x < 0, jnp.array(own), 1), jnp.where(x < 0, 0.5, 1)
+    for layer, name, values, factors, want in (
+        (bp.prelu(), "slope", own, slopes[0], [[-7, -15], [0, -7]]),
+        (bp.prelu(shared=True), "slope", shared, slopes[1], [[-22], [-7]]),
+        (bp.layer_scale(), "gain", own, jnp.array(own), [[-7, -13], [5, -7]]),
     ):
-        params = {name: jnp.array(params)}
-        assert jax.tree.map(jnp.shape, layer.init(KEY, (2, 2))[0]) == jax.tree.map(
-            jnp.shape, params
-        )
-        _, cache = layer.forward(params, x)
-        _, signals = layer.backward(params, cache, dy)
+        params = {name: jnp.array(values)}
+        drawn, _ = layer.init(KEY, (2, 2))
+        assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, params)
+        y, cache = layer.forward(params, x)
+        dx, signals = layer.backward(params, cache, dy)
+        assert_close((y, dx), (factors * x, factors * dy))
         per_example = bp.per_example(signals[name])
         assert_close(per_example, jnp.array(want, float))
         assert_close(bp.sq_norms(signals[name]), jnp.sum(per_example**2, axis=1))
