@@ -75,7 +75,8 @@ def draw(rng: np.random.Generator) -> Drawn:
             body = _body(rng, (length, features), depth, features)
             source = f"bp.tied_embedding({vocabulary}, {features}, {body})"
             return Drawn(source, (length,), vocabulary)
-        first = f"bp.embedding({vocabulary}, {features})"
+        padding_row = rng.choice([None, 0, vocabulary - 1])
+        first = f"bp.embedding({vocabulary}, {features}, padding_row={padding_row})"
         return Drawn(_chain(rng, (length,), [first], depth), (length,), vocabulary)
     if kind == "masked":
         length, features = int(rng.integers(1, 5)), 2 * int(rng.integers(1, 3))
@@ -158,6 +159,8 @@ def _shrinking(rng, shape, depth):
             f"bp.avg_pool({window}, strides={strides}, padding={padding!r})",
             f"bp.conv({features}, {window}, strides={strides}, padding={padding!r})",
             f"bp.conv_transpose({features}, {window}, strides={strides}, padding={padding!r})",
+            f"bp.conv_transpose({features}, {window}, strides={strides}, padding='VALID', "
+            f"output_padding={int(rng.integers(1, 3))})",
             f"bp.upsample({strides})",
         ]
     return options[rng.integers(len(options))]
@@ -185,13 +188,19 @@ def _simple(rng, shape, depth, features):
         length = shape[0]
         heads = int(rng.integers(1, 3))
         causal, lean = bool(rng.integers(2)), bool(rng.integers(2))
-        cell = rng.choice([f"{cell}({features})" for cell in ("simple_rnn", "lstm", "gru")])
+        cells = [f"{cell}({features})" for cell in ("simple_rnn", "lstm", "gru")]
+        cells += [
+            f"gru({features}, reset='before')",
+            f"lstm(3, projection={features})",
+            f"simple_rnn({features}, activation='sigmoid')",
+        ]
+        cell = rng.choice(cells)
         options += [
             f"bp.attention({heads * features}, {heads}, causal={causal}, lean={lean})",
             f"bp.attention({4 * features}, 2, kv_heads=1, rotary=True, use_bias=False)",
             f"bp.recurrent(bp.{cell}, learn_initial={causal}, reverse={lean})",
             f"bp.recurrent(bp.{cell}, horizon={length})",
-            f"bp.recurrent(bp.{cell}, segment={length})",
+            f"bp.recurrent(bp.{cell}, segment={length}, use_bias={causal})",
             f"bp.bidirectional(bp.{cell})",
             f"bp.learned_positions({length + 1})",
         ]
