@@ -148,6 +148,22 @@ def test_every_activation_is_here():
     assert LAYERS_OF.keys() == FUNCTIONS.keys()
 
 
+def test_defaults_are_those_of_the_field():
+    makes = (
+        bp.elu,
+        bp.celu,
+        bp.leaky_relu,
+        bp.hard_tanh,
+        bp.hard_shrink,
+        bp.soft_shrink,
+        bp.softplus,
+    )
+    assert [make().name for make in makes] == [
+        "elu(1.0)", "celu(1.0)", "leaky_relu(0.01)", "hard_tanh(-1.0, 1.0)", "hard_shrink(0.5)",
+        "soft_shrink(0.5)", "softplus",
+    ]  # fmt: skip
+
+
 @every_activation
 @every("dtype", DTYPES, soon={"float16", "float32"})
 def test_values_and_derivatives_have_the_digits_of_their_dtype(name, dtype):

@@ -50,6 +50,15 @@ def test_slopes_and_gains_have_the_gradient_of_each_example():
         assert_close(bp.sq_norms(signals[name]), jnp.sum(per_example**2, axis=1))
 
 
+def test_initial_values():
+    for layer, want in (
+        (bp.layer_scale(), [1e-5, 1e-5]),
+        (bp.prelu(), [0.25, 0.25]),
+        (bp.prelu(shared=True, initial=-2), [-2]),
+    ):
+        assert [leaf.tolist() for leaf in layer.init(KEY, (3, 2))[0].values()] == [want]
+
+
 def test_a_feedback_slope_carries_the_error_and_leaves_its_gradient():
     layer, params, other = bp.prelu(), {"slope": jnp.array([0.5])}, {"slope": jnp.array([-3.0])}
     x = jnp.array([[-2.0]])
