@@ -140,6 +140,32 @@ def require_axis(name: str, axis: int, shape: Any) -> int:
     return axis % len(shape)
 
 
+def require_positions(name: str, shape: Shape, axes: int | None = None) -> Shape:
+    """Returns the shape [*S, O] of one example; raises unless it has axes of positions.
+
+    If `axes` is given, it has to have so many.
+    """
+    fits = len(shape) > 1 if axes is None else len(shape) == axes + 1
+    if not fits:
+        takes = f"{axes} {'axis' if axes == 1 else 'axes'} of positions"
+        if axes is None:
+            takes = "[N, ..., O], with axes of positions"
+        got = show_shape(("N", *shape))
+        raise LayerError(name, f"got inputs of shape {got}; it takes {takes}.")
+    return shape
+
+
+def require_sizes(name: str, sizes: Any) -> tuple[int | None, ...]:
+    """Returns the new sizes of the axes of positions; raises unless they are integers or None."""
+    are_sizes = isinstance(sizes, tuple) and all(s is None or is_count(s) for s in sizes)
+    if not are_sizes or not sizes:
+        raise ValueError(
+            f"{name}: sizes is {sizes!r}; it takes a tuple of positive integers, one for each axis "
+            "of positions, or None for an axis that keeps its size."
+        )
+    return tuple(s if s is None else int(s) for s in sizes)
+
+
 # The kinds of NumPy's dtypes that JAX has not: objects, strings, bytes, and dates.
 NO_NUMBERS = set("OUSMm")
 

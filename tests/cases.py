@@ -132,6 +132,9 @@ LAYERS = {
     "avg_pool": Case(
         lambda: bp.avg_pool((3, 2), strides=(2, 1), padding=((1, 2), (0, 1))), (5, 4, 2)
     ),
+    "lp_pool": Case(lambda: bp.lp_pool((2, 3), 3, strides=1, padding="SAME"), (3, 4, 2)),
+    "adaptive_pool": Case(lambda: bp.adaptive_pool((2, 3)), (3, 4, 2)),
+    "resize": Case(lambda: bp.resize((5, 2)), (3, 4, 2)),
     "global_pool": Case(bp.global_pool, (3, 2, 4)),
     "upsample": Case(lambda: bp.upsample((1, 3)), (3, 2, 4)),
     "repeat of a conv": Case(

@@ -2,10 +2,11 @@
 
 Each module holds one family of layers. `linear`, `activations` (smooth), `piecewise` and `axiswise`
 activations, `factors`, `shapes`, `padding`, `stochastic`, `normalisation`, `rescaling`,
-`convolution`, `pooling` and `embeddings` (of tokens and of positions) stand on their own, and
-`pointwise` is for elementwise formulas of one's own. `multihead` (attention) is built on
-`dot_product`. `recurrence` is built on `cells`, the formulas of one step, and on `through_time` and
-`segments`, the loops over the steps.
+`convolution`, `pooling`, `adaptive` pooling, `resizing` and `embeddings` (of tokens and of
+positions) stand on their own, and `pointwise` is for elementwise formulas of one's own. `multihead`
+(attention) is built on `dot_product`. `recurrence` is built on `cells`, the formulas of one step,
+and on `through_time` and `segments`, the loops over the steps. `axis_maps` are the constant maps of
+`adaptive` and `resizing`.
 
 A layer hands the operands of its gradients, as signals, to the reading that backward is given. It
 uses combinators if it is made of other layers, and knows no readings, rules or losses. To add a
@@ -16,6 +17,7 @@ pass it to `recurrent`.
 
 from jaxbp.layers import (
     activations,
+    adaptive,
     axiswise,
     cells,
     convolution,
@@ -31,12 +33,14 @@ from jaxbp.layers import (
     pooling,
     recurrence,
     rescaling,
+    resizing,
     rotations,
     self_attention,
     shapes,
     stochastic,
 )
 from jaxbp.layers.activations import *
+from jaxbp.layers.adaptive import *
 from jaxbp.layers.axiswise import *
 from jaxbp.layers.cells import *
 from jaxbp.layers.convolution import *
@@ -52,6 +56,7 @@ from jaxbp.layers.pointwise import *
 from jaxbp.layers.pooling import *
 from jaxbp.layers.recurrence import *
 from jaxbp.layers.rescaling import *
+from jaxbp.layers.resizing import *
 from jaxbp.layers.rotations import *
 from jaxbp.layers.self_attention import *
 from jaxbp.layers.shapes import *
@@ -59,6 +64,7 @@ from jaxbp.layers.stochastic import *
 
 __all__ = [
     *activations.__all__,
+    *adaptive.__all__,
     *axiswise.__all__,
     *cells.__all__,
     *convolution.__all__,
@@ -74,6 +80,7 @@ __all__ = [
     *pooling.__all__,
     *recurrence.__all__,
     *rescaling.__all__,
+    *resizing.__all__,
     *rotations.__all__,
     *self_attention.__all__,
     *shapes.__all__,

@@ -238,6 +238,7 @@ def fixed_norm(
     """
     name = "fixed_norm"
     require_positive(name, "eps", eps)
+    eps = float(eps)
     if np.ndim(mean) != 1 or np.shape(mean) != np.shape(variance):
         raise ValueError(
             f"{name}: mean has shape {show_shape(np.shape(mean))} and variance "
@@ -291,6 +292,7 @@ def _by_own_values(
     `mean` is taken over the values that are normalised together, in a shape that broadcasts to x.
     """
     require_positive(name, "eps", eps)
+    eps = float(eps)
 
     def forward(x):
         if centred:

@@ -1,9 +1,12 @@
-"""Pooling and upsampling: layers that change the number of positions and have no parameters.
+"""Pooling: the maximum, the mean or another norm of the inputs in each window, without parameters.
 
 Each channel is treated separately. Windows lie as those of a convolution (`signals.conv_windows`):
-with stride s and p positions of padding in front, the output at t sees at place k of its window the
-input at u = s t + k - p. Padding is never an input: it never is the maximum, and means do not count
-it.
+with stride s, dilation d and p positions of padding in front, the output at t sees at place k of
+its window the input at u = s t + d k - p. Padding is never an input: it never is the maximum, and
+means do not count it.
+
+PyTorch's `ceil_mode` adds a last window that reaches beyond the inputs. Here this is padding behind
+them: a pair (p, q) with q larger than p.
 """
 
 import functools
@@ -17,9 +20,10 @@ import numpy as np
 
 from jaxbp.require import (
     require_cache,
-    require_count,
     require_delta,
     require_floats,
+    require_number,
+    require_positive,
     require_shape,
     require_shape_alone,
 )
@@ -28,7 +32,7 @@ from jaxbp.signals.conv_windows import Geometry, Windows, make_windows
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
-__all__ = ["avg_pool", "global_pool", "max_pool", "upsample"]
+__all__ = ["avg_pool", "lp_pool", "max_pool"]
 
 
 def max_pool(
@@ -36,8 +40,9 @@ def max_pool(
     *,
     strides: int | tuple[int, ...] | None = None,
     padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | tuple[int, ...] = 1,
 ) -> Layer:
-    """The maximum of the inputs in each window, y_t = max_k x_u with u = s t + k - p.
+    """The maximum of the inputs in each window, y_t = max_k x_u with u = s t + d k - p.
 
         dx_u = sum of dy_t over the windows t whose maximum is x_u
 
@@ -51,11 +56,14 @@ def max_pool(
       window: K, one size for each axis of positions, such as (2, 2) for images.
       strides: s, one for all axes or one for each. None means the size of the window, so that
         windows lie side by side.
-      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window's span
+        d (K - 1) + 1.
+      dilation: d, one for all axes or one for each.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs do not fit, or the window is larger than the inputs.
+      LayerError: the inputs do not fit, the window is larger than the inputs, or it would see only
+        padding somewhere.
 
     References:
       "Hierarchical Models of Object Recognition in Cortex", Riesenhuber, Poggio, 1999.
@@ -68,7 +76,7 @@ def max_pool(
       >>> y.ravel().tolist(), dx.ravel().tolist()
       ([3.0, 2.0], [0.0, 1.0, 1.0, 0.0])
     """
-    windows = _windows("max_pool", window, strides, padding)
+    windows = _windows("max_pool", window, strides, padding, dilation)
     # Winners are kept as places of the window. A step with several axes has at most 16 places.
     place_dtype = jnp.uint8 if max(window) <= 256 else jnp.uint32
 
@@ -104,23 +112,31 @@ def avg_pool(
     *,
     strides: int | tuple[int, ...] | None = None,
     padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | tuple[int, ...] = 1,
+    divisor: Literal["inputs", "window"] | float = "inputs",
 ) -> Layer:
-    """The mean of the inputs in each window, y_t = sum_k x_u / K_t with u = s t + k - p.
+    """The mean of the inputs in each window, y_t = sum_k x_u / K_t, u = s t + d k - p.
 
         dx_u = sum of dy_t / K_t over the windows t that see u
 
-    K_t is the number of inputs in the window at t, without the padding. Inputs are [N, *S, O] and
-    outputs [N, *S', O], with S' as in `conv`. Sums of 16-bit numbers are computed in 32 bits.
+    K_t is the number of inputs in the window at t, without the padding, unless `divisor` says
+    otherwise. Inputs are [N, *S, O] and outputs [N, *S', O], with S' as in `conv`. Sums of 16-bit
+    numbers are computed in 32 bits.
 
     Args:
       window: K, one size for each axis of positions, such as (2, 2) for images.
       strides: s, one for all axes or one for each. None means the size of the window, so that
         windows lie side by side.
-      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window.
+      padding: `SAME`, `VALID`, or a pair (p, q) for each axis, both smaller than the window's span
+        d (K - 1) + 1.
+      dilation: d, one for all axes or one for each.
+      divisor: K_t. `inputs` counts the inputs in the window. `window` counts all of its places,
+        also those on padding (PyTorch's `count_include_pad`). Or a positive number for all windows.
 
     Raises:
       ValueError: an argument is out of range.
-      LayerError: the inputs do not fit, or the window is larger than the inputs.
+      LayerError: the inputs do not fit, the window is larger than the inputs, or it would see only
+        padding somewhere.
 
     References:
       "Gradient-Based Learning Applied to Document Recognition", LeCun, Bottou, Bengio, Haffner,
@@ -133,150 +149,115 @@ def avg_pool(
       >>> y.ravel().tolist()                             # the last window has one input
       [2.0, 2.5, 2.0]
     """
-    windows = _windows("avg_pool", window, strides, padding)
+    windows = _windows("avg_pool", window, strides, padding, dilation)
+    if not isinstance(divisor, str):
+        require_positive("avg_pool", "divisor", divisor)
+    elif divisor not in ("inputs", "window"):
+        raise ValueError(
+            f"avg_pool: divisor is {divisor!r}; it takes 'inputs', 'window' or a positive number."
+        )
 
     def pool(x, geometry):
         y = summed(taps(x, geometry), widened(x).dtype)
-        return (y / n_inputs(geometry, x.shape[1:-1], y.dtype)).astype(x.dtype), ()
+        return (y / divisors(geometry, x.shape[1:-1], y.dtype)).astype(x.dtype), ()
 
     def unpool(kept, dy, geometry, sizes):
         del kept
-        part = widened(dy) / n_inputs(geometry, sizes, widened(dy).dtype)
+        part = widened(dy) / divisors(geometry, sizes, widened(dy).dtype)
         if _are_side_by_side(geometry):
             return _at_all_places(part.astype(dy.dtype), geometry, sizes)
         return summed(placed(part, geometry, sizes), dy.dtype)
 
-    def n_inputs(geometry, sizes, dtype):
-        """K_t, the number of inputs in each window, [*S', 1]."""
+    def divisors(geometry, sizes, dtype):
+        """The number of inputs in each window, [*S', 1], or of places in all."""
+        if divisor != "inputs":
+            return math.prod(geometry.kernel)
         pairs = zip(geometry.axes, sizes, strict=True)
         counts = [np.sum(axis.sees(size), axis=1) for axis, size in pairs]
         return jnp.asarray(functools.reduce(np.multiply.outer, counts)[..., None], dtype)
 
-    return _pooling(windows, pool, unpool)
+    means = _pooling(windows, pool, unpool)
+    if isinstance(divisor, str):
+        return means
+    return _times(means, math.prod(windows.kernel) / float(divisor))
 
 
-def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
-    """Pools all T positions of an example to one, by the mean or the maximum of each channel.
+def lp_pool(
+    window: tuple[int, ...],
+    p: float,
+    *,
+    strides: int | tuple[int, ...] | None = None,
+    padding: Literal["SAME", "VALID"] | Sequence[tuple[int, int]] = "VALID",
+    dilation: int | tuple[int, ...] = 1,
+) -> Layer:
+    """The p-norm of the inputs in each window, y_t = (sum_k |x_u|^p)^(1/p).
 
-        mean    y = sum_u x_u / T      dx_u = dy / T
-        max     y = max_u x_u          dx_u = dy at the maximum (the first one, if several), else 0
+        dx_u = sum of sign(x_u) (|x_u| / y_t)^(p - 1) dy_t over the windows t that see u
 
-    Inputs are [N, ..., O], outputs [N, O].
+        p = 1        the sum of absolute values
+        p large      close to the largest absolute value
+        x_u = 0      dx_u = 0
 
-    Args:
-      how: `mean` or `max`.
-
-    Raises:
-      ValueError: `how` is neither.
-      LayerError: the inputs do not fit.
-
-    References:
-      "Network In Network", Lin, Chen, Yan, 2014.
-
-    Example:
-      >>> import jax, jaxbp as bp
-      >>> bp.global_pool().init(jax.random.key(0), (7, 7, 16))[1]
-      (16,)
-    """
-    if how not in ("mean", "max"):
-        raise ValueError(f"global_pool: how is {how!r}; it takes 'mean' or 'max'.")
-    name = "global_pool"
-
-    def init(key, shape):
-        del key
-        return (), (_require_positions(name, require_shape(name, shape))[-1],)
-
-    def forward(params, x, *, key=None):
-        del params, key
-        require_floats(name, x)
-        _require_positions(name, x.shape[1:])
-        rows = x.reshape(len(x), -1, x.shape[-1])
-        if how == "mean":
-            return jnp.mean(widened(rows), axis=1).astype(x.dtype), (shape_alone(x), None)
-        winner = jnp.argmax(rows, axis=1, keepdims=True)
-        return jnp.take_along_axis(rows, winner, axis=1)[:, 0], (shape_alone(x), winner)
-
-    def backward(params, cache, dy, *, read=keep):
-        del params, read
-        require_cache(name, cache, 2)
-        n, *positions, o = require_shape_alone(name, cache[0])
-        winner = cache[1]
-        require_delta(name, dy, (n, o))
-        t = math.prod(positions)
-        if winner is None:
-            dx = jnp.broadcast_to(dy[:, None] / t, (n, t, o))
-        else:
-            dx = jnp.where(jnp.arange(t)[:, None] == winner, dy[:, None], 0)
-        return dx.reshape(n, *positions, o), ()
-
-    return Layer(name, init, forward, backward)
-
-
-def upsample(factor: int | tuple[int, ...]) -> Layer:
-    """Repeats each position f times along each axis, y_u = x_t with t = floor(u / f).
-
-        dx_t = sum of dy_u over the copies u of t
-
-    Inputs are [N, *S, O], outputs [N, *f S, O]. `upsample` followed by `conv` makes images larger
-    without the checkerboard patterns of `conv_transpose`.
+    Windows lie as in `max_pool`. Inputs are [N, *S, O] and outputs [N, *S', O]. Inputs are divided
+    by the largest of their window before they are raised to the power p, so that no power over- or
+    underflows. Sums of 16-bit numbers are computed in 32 bits.
 
     Args:
-      factor: f, one for all axes or a tuple with one for each axis.
+      window: K, one size for each axis of positions, such as (2, 2) for images.
+      p: a finite number of at least 1.
+      strides: s, one for all axes or one for each. None means the size of the window, so that
+        windows lie side by side.
+      padding: `SAME`, `VALID`, or a pair for each axis, both smaller than the window's span
+        d (K - 1) + 1.
+      dilation: d, one for all axes or one for each.
 
     Raises:
-      ValueError: `factor` is neither a positive integer nor a tuple of positive integers.
-      LayerError: the inputs do not fit.
+      ValueError: an argument is out of range.
+      LayerError: the inputs do not fit, the window is larger than the inputs, or it would see only
+        padding somewhere.
 
     References:
-      "Deconvolution and Checkerboard Artifacts", Odena, Dumoulin, Olah, 2016.
+      "Learned-Norm Pooling for Deep Feedforward and Recurrent Neural Networks", Gulcehre, Cho,
+      Pascanu, Bengio, 2014.
 
     Example:
       >>> import jax.numpy as jnp, jaxbp as bp
-      >>> y, _ = bp.upsample(2).forward((), jnp.array([1.0, 2.0]).reshape(1, 2, 1))
+      >>> y, _ = bp.lp_pool((2,), 2).forward((), jnp.array([3.0, -4.0, 0.0, 0.0]).reshape(1, 4, 1))
       >>> y.ravel().tolist()
-      [1.0, 1.0, 2.0, 2.0]
+      [5.0, 0.0]
     """
-    if isinstance(factor, tuple) and factor:
-        factor = tuple(require_count("upsample", "factor", f) for f in factor)
-    else:
-        factor = require_count("upsample", "factor", factor)
-    name = f"upsample({factor})"
+    windows = _windows("lp_pool", window, strides, padding, dilation)
+    p = require_number("lp_pool", "p", p, least=1)
+    p = int(p) if p == int(p) else p  # x**3 is a product, x**3.0 is not
 
-    def factors(shape):
-        _require_positions(name, shape)
-        if not isinstance(factor, tuple):
-            return (factor,) * (len(shape) - 1)
-        if len(factor) != len(shape) - 1:
-            raise LayerError(
-                name,
-                f"got inputs of shape {show_shape(('N', *shape))}; it takes {len(factor)} axes of "
-                "positions.",
-            )
-        return factor
+    def power(x):
+        # The second derivative of |x|^2 by |x| would be 0 at x = 0.
+        return jnp.square(x) if p == 2 else jnp.abs(x) ** p
 
-    def init(key, shape):
-        del key
-        *sizes, o = require_shape(name, shape)
-        pairs = zip(sizes, factors((*sizes, o)), strict=True)
-        return (), (*(size * f for size, f in pairs), o)
+    def slope(x):
+        """sign(x) |x|^(p - 1)."""
+        return x * jnp.abs(x) ** (p - 2) if p >= 2 else jnp.sign(x) * jnp.abs(x) ** (p - 1)
 
-    def forward(params, x, *, key=None):
-        del params, key
-        require_floats(name, x)
-        y = x
-        for axis, f in enumerate(factors(x.shape[1:]), 1):
-            y = jnp.repeat(y, f, axis=axis)
-        return y, shape_alone(x)
+    def pool(x, geometry):
+        seen = list(taps(widened(x), geometry))
+        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, seen)))
+        unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
+        total = summed((power(part / unit) for part in seen), unit.dtype)
+        # The derivative of a root is infinite at 0: there the root of 1 is taken, and not used.
+        root = jnp.where(largest == 0, 1, total) ** (1 / p)
+        y = jnp.where(largest == 0, 0, unit * root).astype(x.dtype)
+        return y, (x, y)
 
-    def backward(params, cache, dy, *, read=keep):
-        del params, read
-        n, *sizes, o = require_shape_alone(name, cache)
-        pairs = list(zip(sizes, factors((*sizes, o)), strict=True))
-        require_delta(name, dy, (n, *(size * f for size, f in pairs), o))
-        copies = widened(dy).reshape(n, *(part for pair in pairs for part in pair), o)
-        return jnp.sum(copies, axis=range(2, copies.ndim - 1, 2)).astype(dy.dtype), ()
+    def unpool(kept, dy, geometry, sizes):
+        x, y, wide = map(widened, (*kept, dy))
+        if _are_side_by_side(geometry):
+            y, wide = (_at_all_places(a, geometry, sizes) for a in (y, wide))
+            return (slope(x / jnp.where(y == 0, 1, y)) * wide).astype(dy.dtype)
+        y = jnp.where(y == 0, 1, y)
+        parts = [slope(seen / y) * wide for seen in taps(x, geometry)]
+        return summed(placed(parts, geometry, sizes), dy.dtype)
 
-    return Layer(name, init, forward, backward)
+    return _pooling(windows, pool, unpool)
 
 
 def _windows(
@@ -284,16 +265,21 @@ def _windows(
     window: tuple[int, ...],
     strides: int | tuple[int, ...] | None,
     padding: str | Sequence[tuple[int, int]],
+    dilation: int | tuple[int, ...],
 ) -> Windows:
-    """The windows of a pooling layer; raises if some window would see only padding."""
+    """The windows of a pooling layer; raises if the first or last would see only padding."""
     strides = window if strides is None else strides
-    windows = make_windows(name, f"{name}({window})", window, strides, padding, called="window")
+    windows = make_windows(
+        name, f"{name}({window})", window, strides, padding, dilation, called="window"
+    )
+    spans = [d * (k - 1) + 1 for k, d in zip(windows.kernel, windows.dilation, strict=True)]
     if not isinstance(windows.padding, str) and any(
-        max(pair) >= size for pair, size in zip(windows.padding, window, strict=True)
+        max(pair) >= span for pair, span in zip(windows.padding, spans, strict=True)
     ):
+        spanned = f", which spans {show_shape(spans)}" if max(windows.dilation) > 1 else ""
         raise ValueError(
-            f"{name}: padding is {padding!r}, and the window is {window}; it takes padding smaller "
-            "than the window, so that every window sees an input."
+            f"{name}: padding is {padding!r}, and the window is {window}{spanned}; it takes less "
+            "padding than the window spans, so that every window sees an input."
         )
     return windows
 
@@ -307,17 +293,28 @@ def _pooling(windows: Windows, pool: Callable, unpool: Callable) -> Layer:
     """
     name = windows.name
 
+    def on(sizes):
+        """The windows on S positions; raises if one of them would see only padding."""
+        geometry = windows.on(sizes)
+        for i, (axis, size) in enumerate(zip(geometry.axes, sizes, strict=True), 1):
+            if not np.all(np.any(axis.sees(size), axis=1)):
+                raise LayerError(
+                    name,
+                    f"got inputs of {show_shape(sizes)} positions; dilated and padded so, a window "
+                    f"along axis {i} would see only padding. Pad or dilate less?",
+                )
+        return geometry
+
     def init(key, shape):
         del key
         *sizes, o = windows.require_axes(require_shape(name, shape), "O")
-        sizes = tuple(sizes)
-        return (), (*windows.on(sizes).count(sizes), o)
+        return (), (*on(tuple(sizes)).count(tuple(sizes)), o)
 
     def forward(params, x, *, key=None):
         del params, key
         require_floats(name, x)
         windows.require_axes(x.shape[1:], "O")
-        geometry, y, kept = windows.on(x.shape[1:-1]), x, []
+        geometry, y, kept = on(x.shape[1:-1]), x, []
         for axes in _steps(geometry):
             folded, kept_by_step = pool(_fold(y, axes), geometry.along(axes))
             y = _unfold(folded, y.shape, axes)
@@ -329,7 +326,7 @@ def _pooling(windows: Windows, pool: Callable, unpool: Callable) -> Layer:
         require_cache(name, cache, 2)
         shape, kept = require_shape_alone(name, cache[0]), cache[1]
         sizes = shape[1:-1]
-        geometry = windows.on(sizes)
+        geometry = on(sizes)
         require_delta(name, dy, (shape[0], *geometry.count(sizes), shape[-1]))
         dx = dy
         for axes, kept_by_step in zip(reversed(_steps(geometry)), reversed(kept), strict=True):
@@ -338,6 +335,20 @@ def _pooling(windows: Windows, pool: Callable, unpool: Callable) -> Layer:
         return dx, ()
 
     return Layer(name, init, forward, backward)
+
+
+def _times(layer: Layer, factor: float) -> Layer:
+    """A layer without parameters, with its outputs multiplied by a constant."""
+
+    def forward(params, x, *, key=None):
+        y, cache = layer.forward(params, x, key=key)
+        return factor * y, cache
+
+    def backward(params, cache, dy, *, read=keep):
+        dx, readings = layer.backward(params, cache, dy, read=read)
+        return factor * dx, readings
+
+    return layer._replace(forward=forward, backward=backward)
 
 
 def _steps(geometry: Geometry) -> list[slice]:
@@ -359,7 +370,9 @@ def _steps(geometry: Geometry) -> list[slice]:
 
 def _are_side_by_side(geometry: Geometry) -> bool:
     """Whether windows neither overlap nor leave gaps, and there is no padding."""
-    return geometry.strides == geometry.kernel and not np.any(geometry.padding)
+    return not np.any(geometry.padding) and all(
+        axis.stride == axis.kernel == axis.span for axis in geometry.axes
+    )
 
 
 def _at_all_places(y: jax.Array, geometry: Geometry, sizes: Shape) -> jax.Array:
@@ -395,14 +408,3 @@ def _fold(x: jax.Array, axes: slice) -> jax.Array:
 def _unfold(x: jax.Array, shape: Shape, axes: slice) -> jax.Array:
     """Undoes `_fold` of an array of this shape; the sizes along these axes are those of x."""
     return x.reshape(*shape[: axes.start + 1], *x.shape[1:-1], *shape[axes.stop + 1 :])
-
-
-def _require_positions(name: str, shape: Shape) -> Shape:
-    """Returns the shape of one example, or raises if it has no axes of positions before O."""
-    if len(shape) < 2:
-        raise LayerError(
-            name,
-            f"got inputs of shape {show_shape(('N', *shape))}; it takes [N, ..., O], with "
-            "axes of positions.",
-        )
-    return shape

@@ -52,6 +52,7 @@ def l2_norm(*, eps: float = 1e-12) -> Layer:
     """
     name = "l2_norm"
     require_positive(name, "eps", eps)
+    eps = float(eps)
 
     def init(key, shape):
         del key
@@ -120,6 +121,7 @@ def local_response_norm(
     name = f"local_response_norm({size})"
     for argument, value in {"alpha": alpha, "beta": beta, "k": k}.items():
         require_positive("local_response_norm", argument, value)
+    alpha, beta, k = map(float, (alpha, beta, k))
     before, after = size // 2, (size - 1) // 2
 
     def init(key, shape):

@@ -1,4 +1,4 @@
-"""Pooling: by its definition and JAX's own, ties, padding, and what it refuses."""
+"""Pooling: by its definition, JAX's and PyTorch's, ties, padding, and what it refuses."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
-from oracles import assert_close, layer_vjp
+from oracles import assert_close, layer_jvp, layer_vjp
 
 import jaxbp as bp
 from jaxbp.layers import pooling
@@ -67,7 +67,131 @@ def test_every_geometry_agrees_with_that_of_jax(how, drawn, seed):
     assert_close(dx, layer_vjp(peer, (), x, dy)[0])
 
 
-@pytest.mark.parametrize("make", [bp.max_pool, bp.avg_pool])
+GEOMETRY = {"strides": (1, 2), "padding": ((1, 1), (2, 0)), "dilation": (2, 1)}
+OPTIONS = {  # windows of 2 x 3, with what each makes of the inputs that it sees
+    "max": (bp.max_pool((2, 3), **GEOMETRY), np.max),
+    "mean": (bp.avg_pool((2, 3), **GEOMETRY), np.mean),
+    "by window": (bp.avg_pool((2, 3), divisor="window", **GEOMETRY), lambda x: np.sum(x) / 6),
+    "by number": (bp.avg_pool((2, 3), divisor=2.5, **GEOMETRY), lambda x: np.sum(x) / 2.5),
+    "p = 1": (bp.lp_pool((2, 3), 1, **GEOMETRY), lambda x: np.sum(np.abs(x))),
+    "p = 2": (bp.lp_pool((2, 3), 2.0, **GEOMETRY), lambda x: np.sqrt(np.sum(x**2))),
+    "p = 3.5": (bp.lp_pool((2, 3), 3.5, **GEOMETRY), lambda x: np.sum(np.abs(x) ** 3.5) ** (2 / 7)),
+}
+
+
+def test_options_are_those_of_a_loop_over_windows(key):
+    x = jax.random.normal(key, (2, 4, 5, 2))
+    want = {name: np.zeros((2, 4, 3, 2)) for name in OPTIONS}
+    for n, i, j, o in np.ndindex(2, 4, 3, 2):
+        places = [(i + 2 * a - 1, 2 * j + b - 2) for a in range(2) for b in range(3)]
+        seen = np.array([x[n, a, b, o] for a, b in places if 0 <= a < 4 and 0 <= b < 5])
+        for name, (_, of) in OPTIONS.items():
+            want[name][n, i, j, o] = of(seen)
+    dy = jax.random.normal(key, (2, 4, 3, 2))
+
+    @jax.jit
+    def sweeps(x):
+        return {
+            name: (y, layer.backward((), cache, dy), layer_vjp(layer, (), x, dy))
+            for name, (layer, _) in OPTIONS.items()
+            for y, cache in [layer.forward((), x)]
+        }
+
+    for name, (y, got, by_autodiff) in sweeps(x).items():
+        assert_close(y, jnp.asarray(want[name]))
+        assert_close(got, by_autodiff)
+
+
+X = [1.0, 4.0, 2.0, -3.0, 0.0, 5.0]
+OF_PYTORCH = [  # each with its y of X, and its dx by dy = 1, 2, ..., rounded
+    # max_pool1d(3, 2, ceil_mode=True), avg_pool1d likewise
+    (bp.max_pool((3,), strides=2, padding=((0, 1),)), [4, 2, 5], [0, 1, 2, 0, 0, 3]),
+    (
+        bp.avg_pool((3,), strides=2, padding=((0, 1),)),
+        [2.333333, -0.333333, 2.5], [0.333333, 0.333333, 1, 0.666667, 2.166667, 1.5],
+    ),
+    # avg_pool1d(3, 2, 1), max_pool1d(2, 1, 1, dilation=3), lp_pool1d(2, 3, 1)
+    (
+        bp.avg_pool((3,), strides=2, padding=((1, 1),), divisor="window"),
+        [1.666667, 1, 0.666667], [0.333333, 1, 0.666667, 1.666667, 1, 1],
+    ),
+    (
+        bp.max_pool((2,), strides=1, padding=((1, 1),), dilation=3),
+        [2, 1, 4, 5, -3], [2, 3, 1, 5, 0, 4],
+    ),
+    (
+        bp.lp_pool((3,), 2, strides=1),
+        [4.582576, 5.385165, 3.605551, 5.830952],
+        [0.218218, 2.358434, 2.843318, -5.668306, 0, 3.429972],
+    ),
+    # adaptive_avg_pool1d(4), adaptive_max_pool1d(4)
+    (bp.adaptive_pool((4,)), [2.5, 3, -1.5, 2.5], [0.5, 1.5, 1, 1.5, 3.5, 2]),
+    (bp.adaptive_pool((4,), "max"), [4, 4, 0, 5], [0, 3, 0, 0, 3, 4]),
+    # interpolate to 4 by bicubic (of images [6, 1]) and linear, without and with align_corners, and
+    # by nearest-exact
+    (
+        bp.resize((4,), method="cubic"),
+        [1.75, 3.0859375, -3.0234375, 3.97265625],
+        [0.703125, 0.78515625, 1.40625, 2.28515625, 1.83203125, 2.98828125],
+    ),
+    (
+        bp.resize((4,), method="cubic", align_corners=True),
+        [1, 3.351852, -2.888889, 5], [0.888889, 0.740741, 1.259259, 2.166667, 1.111111, 3.833333],
+    ),
+    (bp.resize((4,)), [1.75, 2.5, -2.25, 3.75], [0.75, 0.75, 1.5, 2.25, 1.75, 3]),
+    (
+        bp.resize((4,), align_corners=True),
+        [1, 2.666667, -2, 5], [1, 0.666667, 1.333333, 2, 1, 4],
+    ),
+    (bp.resize((4,), method="nearest"), [1, 2, -3, 5], [1, 0, 2, 3, 0, 4]),
+]  # fmt: skip
+
+
+def test_outputs_and_gradients_are_those_that_pytorch_gave():
+    @jax.jit
+    def sweeps(x):
+        pairs = [(layer, layer.forward((), x)) for layer, *_ in OF_PYTORCH]
+        dys = [jnp.arange(1.0, y.size + 1).reshape(y.shape) for _, (y, _) in pairs]
+        return [
+            (y, layer.backward((), cache, dy)[0])
+            for (layer, (y, cache)), dy in zip(pairs, dys, strict=True)
+        ]
+
+    answers = sweeps(jnp.array(X).reshape(1, 6, 1))
+    for (y, dx), (_, want, wanted) in zip(answers, OF_PYTORCH, strict=True):
+        np.testing.assert_allclose(y.ravel(), want, atol=1e-6)
+        np.testing.assert_allclose(dx.ravel(), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 10])
+def test_powers_neither_overflow_nor_vanish(p):
+    """Raised to the power of 10, each of these numbers leaves the range of 32 bits."""
+    layer = bp.lp_pool((2,), p)
+    for size in (1e-30, 1e30):
+        x = jnp.float32(size) * jnp.array([1, -1, 0, 1, 0, 0], jnp.float32).reshape(1, 6, 1)
+        y, dx = there_and_back(layer, x)
+        slope = 2 ** (1 / p - 1)
+        np.testing.assert_allclose(y.ravel() / size, [2 ** (1 / p), 1, 0], rtol=1e-5)
+        want = [slope * 2 ** (1 / p), -slope * 2 ** (1 / p), 0, 1, 0, 0]
+        np.testing.assert_allclose(dx.ravel() / size, want, rtol=1e-5)
+    y, _ = layer.forward((), jnp.array([jnp.inf, 1, jnp.nan, 1]).reshape(1, 4, 1))
+    np.testing.assert_array_equal(y.ravel(), [jnp.inf, jnp.nan])
+
+
+def test_a_norm_is_differentiated_once_more_at_a_zero():
+    """Of the length y of a vector x, the second derivative is (1 - x x^T / y^2) / y."""
+    pool = bp.lp_pool((2,), 2)
+
+    def slope(params, x, *, key=None):
+        y, cache = pool.forward((), x)
+        return pool.backward((), cache, jnp.ones_like(y))[0], None
+
+    layer = bp.Layer("slope", pool.init, slope, pool.backward)
+    x, v = jnp.array([[3.0, 0.0], [5.0, 7.0]])[..., None, None].swapaxes(1, 2).reshape(2, 1, 2, 1)
+    assert_close(layer_jvp(layer, (), x, (), v), jnp.array([0.0, 7 / 3]).reshape(1, 2, 1))
+
+
+@pytest.mark.parametrize("make", [bp.max_pool, bp.avg_pool, lambda window: bp.lp_pool(window, 3)])
 def test_windows_side_by_side_are_pooled_at_once_as_axis_by_axis(make, key, monkeypatch):
     x = jax.random.normal(key, (2, 5, 7, 3))  # of which the windows leave a row and a column
     layer, answers = make((2, 3)), []
@@ -120,12 +244,15 @@ def test_padding_never_wins():
     assert winners(padded, [-5, -7, -6]) == [2, 0, 1]
     # Nor where all inputs are as small as what one pads with.
     assert winners(padded, [-np.inf] * 3) == [2, 1, 0]
+    apart = bp.max_pool((2,), strides=1, padding=((2, 2),), dilation=2)
+    assert winners(apart, [-5, -7, -6]) == [2, 2, 1]
+    assert winners(apart, [-np.inf] * 3) == [2, 2, 1]
     corner = bp.max_pool((2, 2), strides=2, padding=((1, 0), (1, 0)))
     assert winners(corner, [[-np.inf, -np.inf], [-np.inf, -np.inf]]) == [[1, 0], [0, 0]]
 
 
 def test_what_is_not_a_number_comes_through():
-    for layer in (bp.max_pool((3,)), bp.global_pool("max")):
+    for layer in (bp.max_pool((3,)), bp.global_pool("max"), bp.adaptive_pool((1,), "max")):
         for place in range(3):
             x = jnp.arange(3.0).at[place].set(jnp.nan).reshape(1, 3, 1)
             y, cache = layer.forward((), x)
@@ -154,15 +281,22 @@ def test_sums_of_16_bits_are_taken_in_32(dtype):
     """300 times 200 in 16 bits would stop growing."""
     size = 300
     x = jnp.full((1, size, 1), 200.5, dtype)
-    for layer in (bp.avg_pool((size,)), bp.global_pool()):
+    for layer in (
+        bp.avg_pool((size,)), bp.avg_pool((size,), divisor=300), bp.global_pool(),
+        bp.adaptive_pool((1,)),
+    ):  # fmt: skip
         y, dx = jax.jit(there_and_back, static_argnums=0)(layer, x)
         assert y.dtype == dx.dtype == dtype
         np.testing.assert_allclose(np.float32(y.ravel()), np.float32(x[0, 0]))
         np.testing.assert_allclose(np.float32(dx[0, 0]), np.float32(x[0, 0]) / size, rtol=1e-2)
-    copies = bp.upsample(size)
-    _, cache = copies.forward((), x[:, :1])
-    dx, _ = copies.backward((), cache, x)
-    np.testing.assert_allclose(np.float32(dx).item(), 200.5 * size, rtol=1e-2)
+    for copies in (bp.upsample(size), bp.resize((size,), method="cubic")):
+        _, cache = copies.forward((), x[:, :1])
+        dx, _ = copies.backward((), cache, x)
+        assert dx.dtype == dtype
+        np.testing.assert_allclose(np.float32(dx).item(), 200.5 * size, rtol=1e-2)
+    y, dx = jax.jit(there_and_back, static_argnums=0)(bp.lp_pool((20,), 2), x[:, :20])
+    np.testing.assert_allclose(np.float32(y).item(), 200.5 * 20**0.5, rtol=1e-2)
+    np.testing.assert_allclose(np.float32(dx), 200.5, rtol=1e-2)
 
 
 @pytest.mark.usefixtures("as_shipped")
@@ -231,6 +365,26 @@ def test_windows_stand_side_by_side_unless_strides_are_given(key):
                 (), bp.max_pool((2,)).forward((), jnp.ones((1, 4, 2)))[1], jnp.ones((1, 4, 2))
             ),
             r"got a dy of shape \[1, 4, 2\]; its outputs are \[1, 2, 2\]",
+        ),
+        (lambda key: bp.max_pool((2,), dilation=0), "max_pool: dilation is 0; it takes a positive"),
+        (
+            lambda key: bp.max_pool((2,), dilation=3, padding=((4, 0),)),
+            r"the window is \(2,\), which spans \[4\]; it takes less padding than the window spans",
+        ),
+        (
+            lambda key: bp.avg_pool((2,), dilation=3, padding=((3, 3),)).init(key, (2, 1)),
+            r"got inputs of \[2\] positions; dilated and padded so, a window along axis 1",
+        ),
+        *(
+            (lambda key, value=value: bp.avg_pool((2,), divisor=value), "avg_pool: divisor is")
+            for value in (0, -1.0, np.nan, True, None, "places", [2.0])
+        ),
+        *(
+            (
+                lambda key, p=p: bp.lp_pool((2,), p),
+                "lp_pool: p is .*; it takes a finite number of at",
+            )
+            for p in (0.5, np.inf, np.nan, True, "2", None)
         ),
         (lambda key: bp.global_pool("sum"), "global_pool: how is 'sum'; it takes 'mean' or 'max'"),
         (lambda key: bp.global_pool().init(key, (4,)), r"shape \[N, 4\]; it takes \[N, \.\.\., O"),
