@@ -129,6 +129,12 @@ def self_attention(p, x, n, sees=None, **options):
     return dense(out, joined(attend(*(heads(a, n) for a in (q, k, v)), sees, **options)))
 
 
+def cross_attention(p, x, memory, n, sees=None, **options):
+    """The library's `cross_attention`: queries from x, keys and values from a memory."""
+    q, k, v = dense(p["query"], x), dense(p["key"], memory), dense(p["value"], memory)
+    return dense(p["out"], joined(attend(*(heads(a, n) for a in (q, k, v)), sees, **options)))
+
+
 def cross_entropy(logits, labels):
     """The value of each example; summed over positions, if there are any."""
     values = _functional().cross_entropy(first(logits), labels, reduction="none")

@@ -60,6 +60,42 @@ def fully_convolutional_torch(p, x, labels):
     return t.cross_entropy(t.conv_transpose(enlarge2, scores, stride=2, padding=1), labels)
 
 
+def retinanet():
+    """RetinaNet: a feature pyramid, and one head for all of its levels.
+
+    Coarse features are enlarged and added to fine ones, so that both levels know what is seen.
+    """
+
+    def stage(features):
+        return bp.chain(bp.conv(features, (3, 3)), bp.relu(), bp.max_pool((2, 2)))
+
+    levels = bp.chain(stage(3), bp.fork(bp.chain(), stage(4)))
+    lateral = bp.chain(bp.on(0, bp.conv(3, (1, 1))), bp.on(1, bp.conv(3, (1, 1))))
+    merged = bp.chain(bp.on(1, bp.upsample(2)), bp.add())
+    pyramid = bp.fork(merged, bp.select(1))
+    head = bp.shared(bp.conv(3, (3, 3)), bp.relu(), bp.conv(2, (3, 3)))
+    return bp.chain(levels, lateral, pyramid, head)
+
+
+def retinanet_torch(p, x, targets):
+    def stage(p, x):
+        return t.max_pool(t.conv(p[0], x, padding=1).relu(), 2)
+
+    def focal(logits, targets):
+        right = (logits.sigmoid() - (1 - targets)).abs()
+        return (-((1 - right) ** 2) * right.log()).flatten(1).sum(1)
+
+    (stage1, (_, stage2)), (lateral1, lateral2), _, (hidden, _, scores) = p
+    fine = stage(stage1, x)
+    coarse = t.conv(lateral2, stage(stage2, fine))
+    fine = t.conv(lateral1, fine) + coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    outputs = (
+        t.conv(scores, t.conv(hidden, level, padding=1).relu(), padding=1)
+        for level in (fine, coarse)
+    )
+    return sum(focal(logits, own) for logits, own in zip(outputs, targets, strict=True))
+
+
 ARCHITECTURES = {
     "U-Net": Architecture(
         "U-Net: Convolutional Networks for Biomedical Image Segmentation, Ronneberger, Fischer, "
@@ -77,5 +113,15 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(3, (8, 8)),
         fully_convolutional_torch,
+    ),
+    "RetinaNet": Architecture(
+        "Focal Loss for Dense Object Detection, Lin, Goyal, Girshick, He, Dollar, 2017; with "
+        "Feature Pyramid Networks for Object Detection, Lin, Dollar, Girshick, He, Hariharan, "
+        "Belongie, 2017",
+        retinanet,
+        (8, 8, 3),
+        bp.joint_loss((bp.make_sigmoid_focal(), bp.make_sigmoid_focal())),
+        (Tokens(2, (4, 4, 2)), Tokens(2, (2, 2, 2))),
+        retinanet_torch,
     ),
 }
