@@ -221,7 +221,7 @@ def at_labels(z, labels):
 def at_probabilities(z, t):
     """Value and delta of a softmax cross-entropy at probabilities t [N, ..., C].
 
-        E = sum_c t_c (m - z_c + log sum_k e_k),    e_c = e^(z_c - m)
+        E = sum_c t_c (m - z_c) + (sum_c t_c) log sum_k e_k,    e_c = e^(z_c - m)
         delta_c = (e_c sum_{k != c} t_k - t_c sum_{k != c} e_k) / sum_k e_k
 
     This is p_c sum_k t_k - t_c, in which nothing cancels if t is one-hot.
@@ -230,13 +230,14 @@ def at_probabilities(z, t):
     e = jnp.exp(difference(z, m))
     largest = jnp.sum(jnp.where(z == m, e, 0), axis=-1, keepdims=True)
     rest = jnp.sum(jnp.where(z == m, 0, e), axis=-1, keepdims=True)
-    # The differences are exactly 0 at a single largest logit, and at a target of 1.
-    e_others, t_others = rest + (largest - e), jnp.sum(t, axis=-1, keepdims=True) - t
+    total = jnp.sum(t, axis=-1, keepdims=True)
     # 0 log 0 = 0: a class that cannot occur costs nothing if the target does not have it.
-    gaps = m - z
-    gaps = jnp.where((z == jnp.inf) | ((t == 0) & (gaps == jnp.inf)), 0, gaps)
-    values = jnp.sum(t * (gaps + jnp.log1p(rest + (largest - 1))), axis=-1)
-    return values, (e * t_others - t * e_others) / (rest + largest)
+    gaps = jnp.where((t == 0) | (z == jnp.inf), 0, m - z)
+    values = jnp.sum(t * gaps, axis=-1) + (total * jnp.log1p(rest + (largest - 1)))[..., 0]
+    # The differences are exactly 0 at a single largest logit, and at a target of 1. One division
+    # and a product are faster than a division of each class.
+    delta = e * (total - t) - t * (rest + (largest - e))
+    return values, delta * (1 / (rest + largest))
 
 
 def softmax_factor(z: jax.Array) -> jax.Array:
