@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     @property
     def draws(self) -> bool:
         """Whether the network draws random numbers."""
-        return "dropout" in self.source
+        return "dropout" in self.source or "sample" in self.source
 
 
 def make(source: str) -> bp.Layer:
@@ -86,14 +86,51 @@ def draw(rng: np.random.Generator) -> Drawn:
         return Drawn(f"bp.masked(lambda mask: {chain})", shape, masked=True)
     if kind == "pair":
         shapes = (int(rng.integers(1, 5)),), (int(rng.integers(1, 5)),)
-        features = int(rng.integers(1, 5))
-        branches = ", ".join(_body(rng, shape, depth, features) for shape in shapes)
-        combine = str(rng.choice(["sum", "concatenate"]))
-        first = f"bp.parallel({branches}, combine={combine!r})"
-        return Drawn(_chain(rng, shapes, [first], depth), shapes)
+        parts = PAIRS[rng.integers(len(PAIRS))](rng, shapes, depth, int(rng.integers(1, 5)))
+        return Drawn(_chain(rng, shapes, [f"bp.chain({', '.join(parts)})"], depth), shapes)
     axes = {"vector": 0, "sequence": 1, "image": 2}[kind]
     shape = *(int(rng.integers(1, 5)) for _ in range(axes)), int(rng.integers(1, 5))
     return Drawn(_chain(rng, shape, [], depth), shape)
+
+
+def _branches(rng, shapes, depth, features):
+    branches = ", ".join(_body(rng, shape, depth, features) for shape in shapes)
+    combine = str(rng.choice(["sum", "concatenate"]))
+    return [f"bp.parallel({branches}, combine={combine!r})"]
+
+
+def _towers(rng, shapes, depth, features):
+    bodies = (_body(rng, shape, depth, features) for shape in shapes)
+    return [*(f"bp.on({i}, {body})" for i, body in enumerate(bodies)), _join(rng)]
+
+
+def _siamese(rng, shapes, depth, features):
+    body = _body(rng, (features,), depth, features)
+    parts = [f"bp.on({i}, bp.dense({features}))" for i in range(len(shapes))]
+    return [*parts, f"bp.shared({body})", _join(rng)]
+
+
+def _decoder(rng, shapes, depth, features):
+    memory = f"bp.on(1, {_body(rng, shapes[1], depth, features)})"
+    seen = rng.choice(["bp.concatenate()", "bp.fork(bp.select(1), bp.select(1)), bp.multiply()"])
+    step = f"bp.residual({seen}, bp.dense({shapes[0][0]}), at=0)"
+    return [memory, step, f"bp.stack({step}, 2)", "bp.select(0)"]
+
+
+PAIRS = (_branches, _towers, _siamese, _decoder)
+
+
+def _join(rng):
+    """A layer that makes one array of two of the same shape."""
+    kind = str(rng.choice(["euclidean", "squared", "manhattan"]))
+    options = ["add()", "subtract()", "multiply()", "concatenate()", "inner_product()"]
+    options += [
+        "sample_gaussian()",
+        "cosine_similarity()",
+        f"distance({kind!r})",
+        f"bilinear({rng.integers(1, 4)})",
+    ]
+    return f"bp.{rng.choice(options)}"
 
 
 def _chain(rng, shape, parts, depth):
@@ -171,7 +208,7 @@ def _keeping(rng, shape, depth):
     features = int(rng.integers(1, 5))
     options = [_simple, _simple]
     if depth > 0:
-        options += [_residual, _parallel, _gated, _loop, _wrapped]
+        options += [_residual, _parallel, _gated, _mixture, _loop, _wrapped]
     return options[rng.integers(len(options))](rng, shape, depth, features)
 
 
@@ -246,7 +283,18 @@ def _parallel(rng, shape, depth, features):
 
 def _gated(rng, shape, depth, features):
     layer, gate = (_body(rng, shape, depth, features) for _ in range(2))
+    if len(shape) > 1 and rng.random() < 0.4:  # a factor for each channel, or each position
+        gate = str(rng.choice([f"bp.chain({gate}, bp.global_pool())", "bp.dense(1)"]))
     return f"bp.gated({layer}, {gate})"
+
+
+def _mixture(rng, shape, depth, features):
+    n = int(rng.integers(1, 4))
+    experts = ", ".join(_body(rng, shape, depth, features) for _ in range(n))
+    gate = f"bp.dense({n})"
+    if len(shape) > 1 and rng.random() < 0.3:  # one mixture for all positions
+        gate = f"bp.chain(bp.global_pool(), {gate})"
+    return f"bp.mixture({gate}, {experts}, top_k={rng.choice([None, int(rng.integers(1, n + 1))])})"
 
 
 def _loop(rng, shape, depth, features):

@@ -305,7 +305,7 @@ def backward_of(layer, x, dy):
         (
             lambda: bp.add().forward((), (PAIR[0], PAIR[0][:1])),
             bp.LayerError,
-            r"got inputs of shapes \[3, 2\], \[1, 2\]; their first axis has to be one N",
+            r"got inputs of shapes \[3, 2\], \[1, 2\]; their first axis has to be the same",
         ),
         (
             lambda: bp.concatenate("a"),
