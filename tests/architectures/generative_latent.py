@@ -61,10 +61,11 @@ def generator_torch(p, noise):
     return t.conv_transpose(grow3, x, stride=2, padding=1).tanh()
 
 
-def discriminator_torch(p, x):
-    def leaky(x):
-        return x.maximum(0.2 * x)
+def leaky(x):
+    return x.maximum(0.2 * x)
 
+
+def discriminator_torch(p, x):
     conv1, _, conv2, norm, _, _, logit = p
     x = leaky(t.conv(conv1, x, stride=2, padding=1))
     x = leaky(t.group_norm(norm, t.conv(conv2, x, stride=2, padding=1), 2))
@@ -74,6 +75,52 @@ def discriminator_torch(p, x):
 def gan_torch(p, noise, wanted):
     images = generator_torch(p[0], noise)
     return t.binary_cross_entropy(discriminator_torch(p[1], images), wanted)
+
+
+def style_gan():
+    """StyleGAN's generator, and DCGAN's discriminator after it.
+
+    A mapped code says at every step how to scale and shift each channel. Inputs are (code, noise);
+    the first image is a learned constant.
+    """
+    mapping = bp.chain(bp.select(0), *(bp.dense(4), bp.leaky_relu(0.2)) * 2)
+    as_sequence = bp.chain(bp.select(0), bp.reshape(1, 3))
+    constant = bp.chain(as_sequence, bp.prepend(16), bp.take(slice(0, 16)), bp.reshape(4, 4, 3))
+
+    def styled():
+        """Of (image, style, noise): each channel is normalised, scaled and shifted."""
+        normalised = bp.chain(bp.select(0), bp.group_norm(3, use_gain=False, use_bias=False))
+        scale, shift = (bp.chain(bp.select(1), bp.dense(3)) for _ in range(2))
+        return bp.chain(bp.fork(bp.gated(normalised, scale), shift), bp.add())
+
+    def step():
+        noise = bp.chain(bp.select(2), bp.conv(3, (1, 1), use_bias=False))
+        return bp.chain(
+            *(bp.residual(noise, at=0), bp.on(0, bp.leaky_relu(0.2))),
+            bp.fork(styled(), bp.select(1), bp.select(2)),
+        )
+
+    return bp.chain(
+        *(bp.fork(constant, mapping, bp.select(1)), step(), bp.on(0, bp.conv(3, (3, 3))), step()),
+        *(bp.select(0), bp.conv(1, (1, 1)), discriminator()),
+    )
+
+
+def style_gan_torch(p, inputs, wanted):
+    def step(p, image, style):
+        (_, own_noise), _, ((((_, (_, scale)), (_, shift)), _), _, _) = p
+        image = leaky(image + t.conv(own_noise, noise))
+        mean = image.mean((1, 2), keepdim=True)
+        variance = ((image - mean) ** 2).mean((1, 2), keepdim=True)
+        factors, terms = (t.dense(p, style)[:, None, None, :] for p in (scale, shift))
+        return (image - mean) / (variance + 1e-5).sqrt() * factors + terms
+
+    code, noise = inputs
+    ((_, constant, _, _), (_, map1, _, map2, _), _), step1, convolution, step2, _, rgb, judge = p
+    style = leaky(t.dense(map2, leaky(t.dense(map1, code))))
+    image = step(step1, constant["weight"].reshape(1, 4, 4, 3), style)
+    image = step(step2, t.conv(convolution, image, padding=1), style)
+    return t.binary_cross_entropy(discriminator_torch(judge, t.conv(rgb, image)), wanted)
 
 
 def exp():
@@ -246,6 +293,15 @@ ARCHITECTURES = {
         bp.sigmoid_cross_entropy,
         Tokens(2, (1,)),
         gan_torch,
+    ),
+    "StyleGAN": Architecture(
+        "A Style-Based Generator Architecture for Generative Adversarial Networks, Karras, Laine, "
+        "Aila, 2019",
+        style_gan,
+        ((3,), (4, 4, 1)),
+        bp.sigmoid_cross_entropy,
+        Tokens(2, (1,)),
+        style_gan_torch,
     ),
     "VAE": Architecture(
         "Auto-Encoding Variational Bayes, Kingma, Welling, 2014",
