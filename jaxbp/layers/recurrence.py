@@ -198,7 +198,10 @@ def stateful(
     Use it for a stream that comes in pieces, where each batch goes on from the last state of the
     batch before. If the error is to stop between two batches (truncated BPTT), give the last state
     a derivative of zero. If it is to go on, give it the derivative with respect to the first state
-    of the next batch. With T = 1 it is a single step of the cell.
+    of the next batch. With T = 1 it is a single step of the cell. In a network, `on` applies layers
+    to the sequence and passes the state on:
+
+        chain(on(0, embedding(100, 8)), stateful(lstm(64)), on(0, dense(100)))
 
     The last state comes after the last position even if this is padding: a masked step leaves the
     state unchanged. With `reverse` the first step is the last position. Two directions need the

@@ -78,7 +78,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
+@every("form", FORMS, soon=set(FORMS) - {"sigmoid"})
 @pytest.mark.parametrize(
     "how",
     [
@@ -88,9 +88,9 @@ FORMS = {
     ],
     ids=["cut, masked and backwards", "whole", "masked"],
 )
-def test_every_form_of_a_cell_is_that_of_its_definition(name, how, key):
+def test_every_form_of_a_cell_is_that_of_its_definition(form, how, key):
     """With segments too."""
-    kind, cell, arguments = FORMS[name]
+    kind, cell, arguments = form
     layer = bp.recurrent(cell, **arguments, **how)
     params, x, dy = problem(layer, key)
     mask = how.get("mask", np.ones((N, T), bool))
@@ -116,14 +116,14 @@ def test_sizes_of_a_projection(key):
     assert out_shape == (T, 3)
 
 
-@every("name", {**FORMS, "lstm": ("lstm", bp.lstm(H), {})}, soon={"lstm, projected"})
+@every("form", {**FORMS, "lstm": ("lstm", bp.lstm(H), {})}, soon={"lstm, projected"})
 @pytest.mark.parametrize(
     "how",
     [{"mask": PADDED, "segment": 3}, pytest.param({"reverse": True}, marks=pytest.mark.thorough)],
     ids=["masked and in segments", "backwards"],
 )
-def test_states_that_come_in_and_go_out_have_derivatives(name, how, key):
-    kind, cell, arguments = name
+def test_states_that_come_in_and_go_out_have_derivatives(form, how, key):
+    kind, cell, arguments = form
     layer = bp.stateful(cell, **arguments, **how)
     params, x, dy, state, dstate = stream(layer, cell, key)
     y, cache = layer.forward(params, (x, state))
