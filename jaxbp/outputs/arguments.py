@@ -161,16 +161,13 @@ def require_number(name: str, argument: str, value: Any, *, low: float = -math.i
 
 
 def require_class_weights(name: str, weights: Any, argument: str = "class_weights") -> np.ndarray:
-    """Returns weights [C] of classes; raises unless they are finite and none is negative."""
+    """Returns weights [C] of classes; raises unless they are finite."""
     try:
         array = np.asarray(weights, np.float64)
     except (TypeError, ValueError):
         array = np.array(math.nan)
-    if array.ndim != 1 or not np.all((array >= 0) & np.isfinite(array)):
-        raise ValueError(
-            f"{name}: {argument} is {weights!r}; it takes a list of finite numbers, of which none "
-            "is negative."
-        )
+    if array.ndim != 1 or not np.all(np.isfinite(array)):
+        raise ValueError(f"{name}: {argument} is {weights!r}; it takes a list of finite numbers.")
     return array
 
 

@@ -100,7 +100,7 @@ def make_softmax_focal(*, gamma: float = 2.0, class_weights: Any = None) -> Loss
 
     Args:
       gamma: g, not negative; 0 is `softmax_cross_entropy`.
-      class_weights: w, C numbers that are not negative; 1 for each if it is None.
+      class_weights: w, C finite numbers; 1 for each if it is None.
 
     Raises:
       ValueError: an argument is out of range; when called, outputs or targets have the wrong shape

@@ -96,7 +96,7 @@ def make_multi_margin(*, power: int = 1, margin: float = 1.0, class_weights: Any
     Args:
       power: k, 1 or 2.
       margin: m.
-      class_weights: w, C numbers that are not negative; 1 for each if it is None.
+      class_weights: w, C finite numbers; 1 for each if it is None.
 
     Raises:
       ValueError: an argument is out of range; when called, outputs or targets have the wrong shape

@@ -107,10 +107,10 @@ def make_nll(*, class_weights: Any = None) -> Loss:
     the sum of the labels' weights.
 
     Args:
-      class_weights: w, C numbers that are not negative; 1 for each if it is None.
+      class_weights: w, C finite numbers; 1 for each if it is None.
 
     Raises:
-      ValueError: a weight is negative or not finite; when called, as for `nll`, or the outputs have
+      ValueError: a weight is not finite; when called, as for `nll`, or the outputs have
         another number of classes than the weights.
 
     Example:

@@ -41,10 +41,10 @@ def make_sigmoid_cross_entropy(*, positive_weights: Any = None) -> Loss:
     the weights of `weighted(loss)`.
 
     Args:
-      positive_weights: w, O numbers that are not negative; 1 for each if it is None.
+      positive_weights: w, O finite numbers; 1 for each if it is None.
 
     Raises:
-      ValueError: a weight is negative or not finite; when called, as for `sigmoid_cross_entropy`,
+      ValueError: a weight is not finite; when called, as for `sigmoid_cross_entropy`,
         or the number of outputs is not that of the weights.
 
     Example:

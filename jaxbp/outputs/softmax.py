@@ -40,7 +40,8 @@ def make_softmax_cross_entropy(*, class_weights: Any = None, label_smoothing: fl
     weights.
 
     Args:
-      class_weights: w, C numbers that are not negative; 1 for each if it is None.
+      class_weights: w, C finite numbers; 1 for each if it is None. The Hessian's factor and the
+        sampler are NaN where a term's weight is negative.
       label_smoothing: s, from 0 to 1: the part of the targets that is spread over the classes.
 
     Raises:

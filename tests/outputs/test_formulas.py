@@ -272,7 +272,7 @@ def test_targets_out_of_range_are_refused_outside_jit_and_nan_inside(loss, shape
     ("call", "message"),
     [
         (lambda: bp.make_softmax_cross_entropy(label_smoothing=1.5), "label_smoothing is 1.5"),
-        (lambda: bp.make_softmax_cross_entropy(class_weights=[1, -1]), "weights is .*negative"),
+        (lambda: bp.make_softmax_cross_entropy(class_weights=[1, np.inf]), "finite numbers"),
         (lambda: bp.make_nll(class_weights=2.0), "nll: class_weights is 2.0; it takes a list"),
         (lambda: bp.make_nll(class_weights=[1, 2])(jnp.ones((3, 4)), jnp.zeros(3, int)),
          r"nll: outputs has shape \[3, 4\], expected \[N, ..., 2\]: as many outputs as class_wei"),
