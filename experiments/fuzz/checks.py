@@ -62,6 +62,10 @@ def draw_trial(drawn: Drawn, rng: np.random.Generator, seed: int) -> Trial:
     """Draws loss, dtype and transformation for a network."""
     dtype = str(rng.choice(list(TOLERANCES), p=[0.55, 0.25, 0.1, 0.1]))
     ways = list(WAYS) if dtype in ("float64", "float32") else ["jit", "vmap", "scan"]
+    if "attention" in drawn.source and drawn.shape[0] == 1:
+        # The scores of a single position have no derivative. In the second derivative, terms that
+        # grow with the queries and keys have to cancel; what is left is their rounding error.
+        ways = [way for way in ways if way != "grad"]
     loss, way = str(rng.choice(list(LOSSES))), str(rng.choice(ways))
     # In float16, the errors of a second sweep can be too small to be represented; it is refused.
     asked = [name for name in QUESTIONS if dtype != "float16" or "two sweeps" not in name]
