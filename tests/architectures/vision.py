@@ -1,6 +1,7 @@
 """Networks of images: [N, H, W, C]."""
 
 import vision_dense
+import vision_gated
 import vision_mobile
 import vision_patches
 import vision_plain
@@ -9,6 +10,7 @@ import vision_residual
 ARCHITECTURES = {
     **vision_plain.ARCHITECTURES,
     **vision_residual.ARCHITECTURES,
+    **vision_gated.ARCHITECTURES,
     **vision_mobile.ARCHITECTURES,
     **vision_dense.ARCHITECTURES,
     **vision_patches.ARCHITECTURES,

@@ -5,6 +5,7 @@ Group norm stands in the place of batch norm, as in `vision_residual`.
 
 import torch_functions as t
 from architecture import Architecture, Tokens
+from vision_gated import squeeze_excite, squeeze_excite_torch
 
 import jaxbp as bp
 
@@ -103,21 +104,6 @@ def inverted_residual_torch(p, x, activation, gate=None, stride=1):
         y = y * gate(gates[1], y)[:, None, None, :]
     y = t.group_norm(norm3, t.conv(narrow, y), 1)
     return x + y if x.shape == y.shape else y
-
-
-def squeeze_excite(channels, activation, gate_activation):
-    """A factor for each channel, computed from the means of all channels."""
-    return bp.chain(
-        bp.global_pool(), bp.dense(2), activation(), bp.dense(channels), gate_activation()
-    )
-
-
-def squeeze_excite_torch(activation, gate_activation):
-    def factors(p, x):
-        _, squeeze, _, excite, _ = p
-        return gate_activation(t.dense(excite, activation(t.dense(squeeze, x.mean((1, 2))))))
-
-    return factors
 
 
 def mobilenet_v2():

@@ -154,72 +154,6 @@ def densenet_torch(p, x, labels):
     return t.cross_entropy(t.dense(logits, activated(last_norm, x).mean((1, 2))), labels)
 
 
-def gated_resnet(gates):
-    """Blocks of a ResNet, each of which weighs its channels, or its positions, before the sum."""
-
-    def block(features):
-        return bp.chain(
-            bp.residual(
-                *(conv3(features), bp.group_norm(2), bp.relu()),
-                *(conv3(features), bp.group_norm(2), *gates(features)),
-            ),
-            bp.relu(),
-        )
-
-    return bp.chain(conv3(4), block(4), bp.global_pool(), bp.dense(3))
-
-
-def gated_resnet_torch(gates):
-    def network(p, x, labels):
-        stem, ((conv1, norm1, _, conv2, norm2, *own), _), _, logits = p
-        x = t.conv(stem, x, padding=1)
-        y = t.group_norm(norm1, t.conv(conv1, x, padding=1), 2).relu()
-        y = gates(own, t.group_norm(norm2, t.conv(conv2, y, padding=1), 2))
-        return t.cross_entropy(t.dense(logits, (x + y).relu().mean((1, 2))), labels)
-
-    return network
-
-
-def squeeze_excite(features):
-    """A factor for each channel, from the means of all channels."""
-    factors = [bp.global_pool(), bp.dense(3), bp.relu(), bp.dense(features), bp.sigmoid()]
-    return [bp.gated(bp.chain(), bp.chain(*factors))]
-
-
-def squeeze_excite_torch(p, x):
-    (_, (_, squeeze, _, excite, _)) = p[0]
-    factors = t.dense(excite, t.dense(squeeze, x.mean((1, 2))).relu()).sigmoid()
-    return x * factors[:, None, None, :]
-
-
-def cbam(features):
-    """A factor for each channel, then one for each position, both from means and maxima."""
-
-    def mean_and_max(*layers):
-        return bp.fork(
-            bp.chain(*layers, bp.global_pool()), bp.chain(*layers, bp.global_pool("max"))
-        )
-
-    mlp = bp.shared(bp.dense(2), bp.relu(), bp.dense(features))
-    by_channel = bp.chain(mean_and_max(), mlp, bp.add(), bp.sigmoid())
-    channels_as_positions = bp.chain(bp.reshape(-1, features), bp.permute(1, 0))
-    by_position = bp.chain(
-        mean_and_max(channels_as_positions),
-        bp.shared(bp.reshape(5, 5, 1)),
-        *(bp.concatenate(), bp.conv(1, (3, 3), use_bias=False), bp.sigmoid()),
-    )
-    return [bp.gated(bp.chain(), by_channel), bp.gated(bp.chain(), by_position)]
-
-
-def cbam_torch(p, x):
-    (_, (_, (hidden, _, out), _, _)), (_, (*_, convolution, _)) = p
-    descriptions = x.mean((1, 2)), x.amax((1, 2))
-    scores = sum(t.dense(out, t.dense(hidden, d).relu()) for d in descriptions)
-    x = x * scores.sigmoid()[:, None, None, :]
-    maps = t.concatenate([x.mean(-1, keepdim=True), x.amax(-1, keepdim=True)])
-    return x * t.conv(convolution, maps, padding=1).sigmoid()
-
-
 def convnext():
     """ConvNeXt: each channel is convolved alone, then each position has a wide MLP."""
 
@@ -287,22 +221,6 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(3),
         densenet_torch,
-    ),
-    "SENet": Architecture(
-        "Squeeze-and-Excitation Networks, Hu, Shen, Sun, 2018",
-        lambda: gated_resnet(squeeze_excite),
-        (5, 5, 3),
-        bp.softmax_cross_entropy,
-        Tokens(3),
-        gated_resnet_torch(squeeze_excite_torch),
-    ),
-    "CBAM": Architecture(
-        "CBAM: Convolutional Block Attention Module, Woo, Park, Lee, Kweon, 2018",
-        lambda: gated_resnet(cbam),
-        (5, 5, 3),
-        bp.softmax_cross_entropy,
-        Tokens(3),
-        gated_resnet_torch(cbam_torch),
     ),
     "ConvNeXt": Architecture(
         "A ConvNet for the 2020s, Liu, Mao, Wu, Feichtenhofer, Darrell, Xie, 2022",
