@@ -6,7 +6,11 @@ says how many cases of each module agree, differ, and cannot be written, and why
 1 if any case differs. The dependencies are those of the extra `bench`.
 """
 
+import os
 from dataclasses import dataclass
+
+# Thousands of small programs that run once: most of the time is compilation.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import tyro

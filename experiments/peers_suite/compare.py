@@ -1,7 +1,7 @@
 """Runs a module of PyTorch and what it is translated to, and compares all numbers.
 
 These are the outputs, and for a random cotangent of the outputs the gradient of every input and of
-every parameter; a loss has the value of every example and delta besides. Equal means that they
+every parameter. The outputs of a loss are its terms, as PyTorch reduces them. Equal means that they
 differ by at most 1e-10 of the largest value.
 """
 
@@ -14,6 +14,7 @@ import torch
 
 import jaxbp as bp
 from experiments.peers_suite.cases import Case, tensors
+from experiments.peers_suite.rearranging import find_arithmetic
 from experiments.peers_suite.written import Written, to_array
 
 TOLERANCE = 1e-10
@@ -55,22 +56,23 @@ def run_module(case: Case, n_outputs: int | None, rng: np.random.Generator) -> R
 
 def run_written(written: Written, case: Case, cotangents: list[Any]) -> Run:
     """Runs the translation: the layouts in, forward, backward, and the layouts back."""
-    named = {name: to_array(tensor) for name, tensor in case.module.named_parameters()}
-    x, inputs_back = jax.vjp(written.inputs, *map(to_array, tensors(case)))
-    params, params_back = jax.vjp(written.params, named)
+    inputs = list(map(to_array, tensors(case)))
+    x, inputs_back = jax.vjp(written.inputs, *inputs)
+    params, params_back = jax.vjp(written.params, _parameters(case))
     y, cache = written.layer.forward(params, x)
     if written.loss is None:
         shown, outputs_back = jax.vjp(written.outputs, y)
         (dy,) = outputs_back(_like(shown, cotangents))
     else:
-        terms, _ = _evaluate(written.loss, y, written.targets)
+        terms, _ = written.loss.terms(y, written.targets)
         shown, outputs_back = jax.vjp(written.outputs, terms)
         # The derivative with respect to a term of the loss is the weight of this term.
         (weights,) = outputs_back(_like(shown, cotangents))
-        _, dy = _evaluate(bp.weighted(written.loss), y, (written.targets, weights))
+        _, dy = bp.weighted(written.loss).terms(y, (written.targets, weights))
     dx, grads = written.layer.backward(params, cache, dy, read=bp.total)
     (named_grads,) = params_back(grads)
-    return Run(jax.tree.leaves(shown), cotangents, list(inputs_back(dx)), named_grads)
+    dx = list(inputs_back(dx)) if inputs else []  # integers have no derivative
+    return Run(jax.tree.leaves(shown), cotangents, dx, named_grads)
 
 
 def find_differences(case: Case, written: Written, seed: int = 0) -> list[str]:
@@ -82,13 +84,22 @@ def find_differences(case: Case, written: Written, seed: int = 0) -> list[str]:
         _by_name("gradient of input", theirs.dx) | _by_name("gradient of", theirs.grads),
         _by_name("gradient of input", ours.dx) | _by_name("gradient of", ours.grads),
     )
-    return [*_differences(*outputs), *_differences(*gradients)]
+    return [
+        *_differences(*outputs),
+        *_differences(*gradients),
+        *_arithmetic("inputs", written.inputs, *map(to_array, tensors(case))),
+        *_arithmetic("parameters", written.params, _parameters(case)),
+    ]
 
 
-def _evaluate(loss, y, targets):
-    """The terms of a loss, and delta. Under jit, targets that are nan are not refused."""
-    has_nans = any(jnp.any(jnp.isnan(leaf)) for leaf in jax.tree.leaves(targets))
-    return (jax.jit(loss.terms) if has_nans else loss.terms)(y, targets)
+def _parameters(case):
+    """The parameters of the module by name."""
+    return {name: to_array(tensor) for name, tensor in case.module.named_parameters()}
+
+
+def _arithmetic(what, layout, *arrays):
+    """What a layout computes, where it should only rearrange."""
+    return [f"the layout of {what} has {name}" for name in find_arithmetic(layout, *arrays)]
 
 
 def _like(shown, cotangents):

@@ -3,7 +3,7 @@
 PyTorch has channels first, weights [O, I] and optional batch axes; the library has channels last,
 weights [I, O] and N in front of every example. A translation therefore consists of the network,
 made with the public API, and of functions of arrays that only rearrange: transpose, reshape, split
-and join. Because these are linear, their transposes take gradients back to PyTorch's layout.
+and join (`rearranging` makes sure). Their transposes take gradients back to PyTorch's layout.
 """
 
 from collections.abc import Callable

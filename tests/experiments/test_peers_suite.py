@@ -2,11 +2,14 @@
 
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tyro
 
 from experiments.peers_suite import __main__ as peers_suite
 from experiments.peers_suite import report
+from experiments.peers_suite.rearranging import find_arithmetic
 from experiments.peers_suite.report import Counts, Outcome
 
 OUTCOMES = [
@@ -62,6 +65,13 @@ def test_a_readme_without_the_markers_is_refused(tmp_path, text):
 
 def test_the_readme_has_the_markers():
     assert report.find_fault() is None
+
+
+def test_a_layout_that_computes_is_found():
+    x = jnp.ones((2, 3, 4))
+    assert find_arithmetic(lambda x: jnp.moveaxis(x[None], 1, -1).reshape(-1, 2), x) == []
+    assert find_arithmetic(lambda x: {"a": jnp.concatenate([x[:1], 2 * x]), "b": x.T}, x) == ["mul"]
+    assert find_arithmetic(jax.jit(lambda x: jnp.sum(jnp.exp(x))), x) == ["exp", "reduce_sum"]
 
 
 def test_flags_are_read():

@@ -21,7 +21,7 @@ ACTIVATIONS = {
     nn.Hardshrink: lambda module: bp.hard_shrink(module.lambd),
     nn.Hardswish: lambda _: bp.hardswish(),
     nn.Hardtanh: lambda module: bp.hard_tanh(module.min_val, module.max_val),
-    nn.LeakyReLU: lambda module: bp.leaky_relu(module.negative_slope),
+    nn.LeakyReLU: lambda module: _leaky_relu(module.negative_slope),
     nn.LogSigmoid: lambda _: bp.log_sigmoid(),
     nn.Mish: lambda _: bp.mish(),
     nn.ReLU: lambda _: bp.relu(),
@@ -48,6 +48,10 @@ def activation(module, x):
     return Written(ACTIVATIONS[type(module)](module), layout.into, layout.back)
 
 
+def _leaky_relu(slope):
+    return bp.leaky_relu(slope) if slope else bp.relu()
+
+
 def prelu(module, x):
     """One slope for all, or one for each channel, the second axis of PyTorch."""
     shared = module.num_parameters == 1
@@ -67,8 +71,10 @@ def softmax_2d(_, x):
     return Written(bp.softmax(axis=0), layout.into, layout.back)
 
 
-def softmin(axis):
-    return bp.chain(bp.scale(-1.0), bp.softmax(axis))
+def softmin(module, x):
+    layout, axis = _without_first(x, module.dim)
+    layer = bp.chain(bp.scale(-1.0), bp.softmax(axis))
+    return Written(layer, layout.into, layout.back, lambda _: ((), ()))
 
 
 def _without_first(x, axis):
@@ -81,14 +87,15 @@ def _without_first(x, axis):
 
 def _as_rows(x):
     """The layout of any array as one example with at least one axis."""
-    return Layout(lambda x: jnp.atleast_1d(x)[None], lambda y: y[0].reshape(x.shape))
+    return Layout(lambda x: jnp.atleast_1d(x)[None], lambda y: y[0] if x.ndim else y[0, 0])
 
 
 TRANSLATIONS = {
     **dict.fromkeys(ACTIVATIONS, activation),
+    nn.PReLU: prelu,
     nn.GLU: functools.partial(along_axis, bp.glu),
     nn.Softmax: functools.partial(along_axis, bp.softmax),
     nn.LogSoftmax: functools.partial(along_axis, bp.log_softmax),
-    nn.Softmin: functools.partial(along_axis, softmin),
+    nn.Softmin: softmin,
     nn.Softmax2d: softmax_2d,
 }

@@ -56,6 +56,10 @@ def elementwise(module, outputs, targets):
 
 def kl_divergence(module, outputs, targets):
     """PyTorch has a term for each class: here each is a distribution over one class."""
+    targets = to_array(targets)
+    probabilities = jnp.exp(targets) if module.log_target else targets
+    if not jnp.all(probabilities >= 0):
+        raise CannotBeWrittenError("targets that are negative or nan are no probabilities")
     loss = bp.make_kl_divergence(log_outputs=True, log_targets=module.log_target)
 
     def into(x):
@@ -64,7 +68,7 @@ def kl_divergence(module, outputs, targets):
     def value(terms):
         return reduce(module, terms.reshape(outputs.shape))
 
-    return _written(loss, into, into(to_array(targets)), value)
+    return _written(loss, into, into(targets), value)
 
 
 def gaussian_nll(module, means, targets, variances):
@@ -238,13 +242,15 @@ def _of_classes(loss, module, targets, batched):
             loss = bp.ignoring(loss, module.ignore_index)
             weights = jnp.where(targets == module.ignore_index, 0, weights)
         count = jnp.sum(jnp.broadcast_to(weights, targets.shape))
+        if module.reduction == "mean" and count == 0:
+            raise CannotBeWrittenError("every label is ignored, and a mean of no terms is nan")
     else:
         targets = jnp.moveaxis(targets, 1, -1)
         totals = jnp.sum(targets, axis=-1)
         if not jnp.allclose(totals, 1):
             # PyTorch takes any numbers: a distribution times their sum, the weight of the term.
             if module.label_smoothing:
-                raise CannotBeWrittenError("label smoothing of targets that are no probabilities")
+                raise CannotBeWrittenError("targets that do not sum to 1 are not smoothed")
             targets, weight = targets / totals[..., None], totals
 
     def value(terms):
