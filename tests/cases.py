@@ -178,6 +178,11 @@ LAYERS = {
     "attention to the same": Case(
         lambda: bp.attention(6, 2, kv_heads=1, use_bias=False, rotary=False), (2, 4)
     ),
+    # Without a soft cap the gradient of the keys' bias is zero, and its value only rounding.
+    "cross_attention": Case(
+        lambda: bp.cross_attention(4, 2, soft_cap=1.0, mask=jnp.array([True, False, True])),
+        ((2, 3), (3, 2)),
+    ),
     "recurrent": Case(lambda: bp.recurrent(bp.simple_rnn(3)), (4, 2)),
     "recurrent, masked and backwards": Case(
         lambda: bp.recurrent(
@@ -252,6 +257,54 @@ LAYERS = {
 
 # Further cases of the same layers, which are left to the thorough run.
 VARIANTS = {
+    "rotary, interleaved and partial": Case(
+        lambda: bp.rotary(2, base=100.0, size=2, interleaved=True), (3, 6)
+    ),
+    "dot_product_attention of (q, k, v)": Case(
+        lambda: bp.dot_product_attention(4, kv_heads=2, soft_cap=0.5, window=2),
+        ((3, 8), (5, 4), (5, 6)),
+    ),
+    "dot_product_attention of (x, past)": Case(
+        lambda: bp.dot_product_attention(
+            2, value_size=3, causal=True, rotary=bp.Rotary(size=2), lean=True
+        ),
+        ((2, 22), ((3, 8), (3, 6))),
+    ),
+    "dot_product_attention, lean, of pairs that see and drop": Case(
+        lambda: bp.chain(
+            bp.dot_product_attention(
+                2,
+                pair_mask=jnp.arange(5) < jnp.array([[0], [1], [4], [5], [4]]),
+                bias=jnp.cos(jnp.arange(50.0)).reshape(1, 2, 5, 5),
+                drop_prob=0.3,
+                lean=True,
+            ),
+            bp.dropout(0.0),  # whose name says that the case draws
+        ),
+        (5, 12),
+    ),
+    "attention in a window": Case(
+        lambda: bp.attention(
+            3, 2, kv_heads=1, head_size=4, value_size=3, causal=True, window=2, rotary=True
+        ),
+        (5, 4),
+    ),
+    "attention of (x, past)": Case(
+        lambda: bp.attention(4, 2, mask=jnp.array([True, False, True])), ((1, 3), ((2, 4), (2, 4)))
+    ),
+    "cross_attention of (x, keys, values)": Case(
+        lambda: bp.cross_attention(
+            4, 2, kv_heads=1, value_size=3, scale=0.9, use_bias=False, lean=True
+        ),
+        ((2, 3), (4, 2), (4, 5)),
+    ),
+    "decoder": Case(
+        lambda: bp.chain(
+            bp.on(0, bp.residual(bp.layer_norm(), bp.attention(4, 2, causal=True))),
+            bp.residual(bp.on(0, bp.layer_norm()), bp.cross_attention(4, 2, use_bias=False), at=0),
+        ),
+        ((2, 4), (3, 2)),
+    ),
     "residual at an entry": Case(
         lambda: bp.residual(bp.on("b", bp.tanh()), bp.concatenate(), bp.dense(3), at="a"),
         {"a": (3,), "b": (2,)},

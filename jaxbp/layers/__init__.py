@@ -21,6 +21,7 @@ from jaxbp.layers import (
     axiswise,
     cells,
     convolution,
+    cross,
     embeddings,
     factors,
     linear,
@@ -44,6 +45,7 @@ from jaxbp.layers.adaptive import *
 from jaxbp.layers.axiswise import *
 from jaxbp.layers.cells import *
 from jaxbp.layers.convolution import *
+from jaxbp.layers.cross import *
 from jaxbp.layers.embeddings import *
 from jaxbp.layers.factors import *
 from jaxbp.layers.linear import *
@@ -68,6 +70,7 @@ __all__ = [
     *axiswise.__all__,
     *cells.__all__,
     *convolution.__all__,
+    *cross.__all__,
     *embeddings.__all__,
     *factors.__all__,
     *linear.__all__,

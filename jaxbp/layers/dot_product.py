@@ -186,6 +186,9 @@ def _attend_rows(q, k, v, rows, scores, drawn):
     e = scores.of(q, k, rows)
     # Finite even where a row sees no key: its exponentials are 0. Any other row has a 1 among them.
     top = jnp.max(e, axis=-1, keepdims=True, initial=jnp.finfo(e.dtype).min)
+    # The results do not depend on it. Autodiff of a maximum would look for the entries equal to it,
+    # and find none if the compiler rounds differently where it computes e again.
+    top = jax.lax.stop_gradient(top)
     exponentials = jnp.exp(e - top)
     sums = jnp.sum(exponentials, axis=-1, keepdims=True)
     sums = jnp.where(sums == 0, 1, sums)

@@ -25,7 +25,7 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, widened
+from jaxbp.types import Layer, LayerError, is_shape, show_shapes, widened
 
 __all__ = ["dot_product_attention"]
 
@@ -186,6 +186,12 @@ def dot_product_attention(
             scores.require_fit(name, n, heads, shape[0][0], shape[1])
             return shape[0][0], heads * u
         x, past = shape if is_continued(shape) else (shape, None)
+        if not is_shape(x) or not (past is None or len(past) == 2):
+            raise LayerError(
+                name,
+                f"got inputs of shapes {show_shapes(shape)}, without N; it takes an array, three "
+                "arrays (q, k, v), or a pair (x, past) with past = (k, v).",
+            )
         d, u = layout.require_packed(name, x)
         p = 0 if past is None else layout.require_past(name, past, d, u)
         scores.require_fit(name, n, heads, x[0], (p + x[0], x[1]))

@@ -1,7 +1,5 @@
 """Stochastic layers: they draw random numbers from the `key` of forward; without one, none."""
 
-import numbers
-
 import jax
 import jax.numpy as jnp
 
@@ -9,6 +7,7 @@ from jaxbp.require import (
     require_array,
     require_cache,
     require_delta,
+    require_drop_prob,
     require_float_pair,
     require_floats,
     require_key,
@@ -49,8 +48,7 @@ def dropout(drop_prob: float) -> Layer:
       >>> sorted({*y.ravel().tolist()}), sorted({*without_key.ravel().tolist()})
       ([0.0, 2.0], [1.0])
     """
-    if not isinstance(drop_prob, numbers.Real) or not 0 <= drop_prob < 1:
-        raise ValueError(f"dropout: drop_prob is {drop_prob}; it takes a number in [0, 1).")
+    require_drop_prob("dropout", drop_prob)
     keep_prob = 1 - drop_prob
 
     def init(key, shape):
