@@ -190,6 +190,7 @@ def _shrinking(rng, shape, depth):
         options += [f"bp.prepend({int(rng.integers(1, 3))})"]
     if axes <= 3:
         strides = tuple(int(rng.integers(1, 3)) for _ in range(axes))
+        sizes = tuple(int(rng.integers(1, 5)) for _ in range(axes))
         padding = str(rng.choice(["SAME", "VALID"]))
         options += [
             f"bp.max_pool({window}, strides={strides}, padding={padding!r})",
@@ -199,6 +200,11 @@ def _shrinking(rng, shape, depth):
             f"bp.conv_transpose({features}, {window}, strides={strides}, padding='VALID', "
             f"output_padding={int(rng.integers(1, 3))})",
             f"bp.upsample({strides})",
+            f"bp.max_pool({window}, strides=1, dilation=2, padding='SAME')",
+            f"bp.avg_pool({window}, strides={strides}, padding={padding!r}, divisor='window')",
+            f"bp.lp_pool({window}, {int(rng.integers(1, 4))}, strides={strides})",
+            f"bp.adaptive_pool({sizes}, {str(rng.choice(['mean', 'max']))!r})",
+            f"bp.resize({sizes}, method={str(rng.choice(['nearest', 'linear', 'cubic']))!r})",
         ]
     return options[rng.integers(len(options))]
 
@@ -220,7 +226,16 @@ def _simple(rng, shape, depth, features):
     if last % 2 == 0:
         options += ["bp.glu()"]
     groups = int(rng.choice([n for n in range(1, last + 1) if last % n == 0]))
-    options += [f"bp.group_norm({groups})"]
+    norms = [
+        f"bp.group_norm({groups})",
+        f"bp.group_norm({groups}, use_gain=False, use_bias=False)",
+        f"bp.layer_norm(axes={int(rng.integers(1, len(shape) + 1))}, use_gain=False)",
+        f"bp.rms_norm(axes={len(shape)})",
+        f"bp.fixed_norm(jnp.arange({last}.0), jnp.arange({last}.0), eps=0.5)",
+        f"bp.local_response_norm({int(rng.integers(1, 4))}, alpha=0.5)",
+        "bp.l2_norm()",
+    ]
+    options += [str(rng.choice(norms))]
     if len(shape) == 2:
         length = shape[0]
         heads = int(rng.integers(1, 3))

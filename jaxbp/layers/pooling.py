@@ -230,19 +230,15 @@ def lp_pool(
     p = require_number("lp_pool", "p", p, least=1)
     p = int(p) if p == int(p) else p  # x**3 is a product, x**3.0 is not
 
-    def power(x):
-        # The second derivative of |x|^2 by |x| would be 0 at x = 0.
-        return jnp.square(x) if p == 2 else jnp.abs(x) ** p
-
     def slope(x):
         """sign(x) |x|^(p - 1)."""
         return x * jnp.abs(x) ** (p - 2) if p >= 2 else jnp.sign(x) * jnp.abs(x) ** (p - 1)
 
     def pool(x, geometry):
-        seen = list(taps(widened(x), geometry))
-        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, map(jnp.abs, seen)))
+        seen = [jnp.abs(part) for part in taps(widened(x), geometry)]
+        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, seen))
         unit = jnp.where((largest > 0) & (largest < jnp.inf), largest, 1)
-        total = summed((power(part / unit) for part in seen), unit.dtype)
+        total = summed(((part / unit) ** p for part in seen), unit.dtype)
         # The derivative of a root is infinite at 0: there the root of 1 is taken, and not used.
         root = jnp.where(largest == 0, 1, total) ** (1 / p)
         y = jnp.where(largest == 0, 0, unit * root).astype(x.dtype)

@@ -28,10 +28,12 @@ def test_a_seed_draws_the_same_network():
 
 
 def test_every_combinator_and_input_is_drawn():
-    sources = " ".join(drawn(seed).drawn.source for seed in range(300))
+    sources = " ".join(drawn(seed).drawn.source for seed in range(450))
     for name in ("residual", "parallel", "gated", "repeat", "stack", "remat", "cast", "masked"):
         assert f"bp.{name}(" in sources
     for name in ("embedding", "tied_embedding", "conv", "max_pool", "attention", "recurrent"):
+        assert f"bp.{name}(" in sources
+    for name in ("lp_pool", "adaptive_pool", "resize", "fixed_norm", "local_response_norm"):
         assert f"bp.{name}(" in sources
     for name in ("reshape", "permute", "take", "pad", "prepend", "glu", "prelu", "scale"):
         assert f"bp.{name}(" in sources

@@ -124,6 +124,9 @@ OF_PYTORCH = [  # each with its y of X, and its dx by dy = 1, 2, ..., rounded
         [4.582576, 5.385165, 3.605551, 5.830952],
         [0.218218, 2.358434, 2.843318, -5.668306, 0, 3.429972],
     ),
+    # max_pool1d(2, 2, dilation=2), and the means of the same windows
+    (bp.max_pool((2,), dilation=2), [2, 2], [0, 0, 3, 0, 0, 0]),
+    (bp.avg_pool((2,), dilation=2), [1.5, 1], [0.5, 0, 1.5, 0, 1, 0]),
     # adaptive_avg_pool1d(4), adaptive_max_pool1d(4)
     (bp.adaptive_pool((4,)), [2.5, 3, -1.5, 2.5], [0.5, 1.5, 1, 1.5, 3.5, 2]),
     (bp.adaptive_pool((4,), "max"), [4, 4, 0, 5], [0, 3, 0, 0, 3, 4]),
@@ -186,9 +189,13 @@ def test_a_norm_is_differentiated_once_more_at_a_zero():
         y, cache = pool.forward((), x)
         return pool.backward((), cache, jnp.ones_like(y))[0], None
 
-    layer = bp.Layer("slope", pool.init, slope, pool.backward)
-    x, v = jnp.array([[3.0, 0.0], [5.0, 7.0]])[..., None, None].swapaxes(1, 2).reshape(2, 1, 2, 1)
-    assert_close(layer_jvp(layer, (), x, (), v), jnp.array([0.0, 7 / 3]).reshape(1, 2, 1))
+    def slope_by_autodiff(params, x, *, key=None):
+        return layer_vjp(pool, (), x, jnp.ones((1, 1, 1)))[0], None
+
+    x, v = jnp.array([[3.0, 0.0], [5.0, 7.0]]).reshape(2, 1, 2, 1)
+    for function in (slope, slope_by_autodiff):
+        layer = bp.Layer("slope", pool.init, function, pool.backward)
+        assert_close(layer_jvp(layer, (), x, (), v), jnp.array([0.0, 7 / 3]).reshape(1, 2, 1))
 
 
 @pytest.mark.parametrize("make", [bp.max_pool, bp.avg_pool, lambda window: bp.lp_pool(window, 3)])
