@@ -26,7 +26,7 @@ def require_positive(name: str, argument: str, value: Any) -> None:
 
 def require_drop_prob(name: str, value: Any) -> None:
     """Raises unless the value of `drop_prob` is a number in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < 1:
         raise ValueError(f"{name}: drop_prob is {value}; it takes a number in [0, 1).")
 
 
