@@ -85,6 +85,13 @@ def draw(rng: np.random.Generator) -> Drawn:
         shape = (length, features), (length,)
         return Drawn(f"bp.masked(lambda mask: {chain})", shape, masked=True)
     if kind == "pair":
+        if rng.random() < 0.3:
+            (t, s), (i, j) = rng.integers(2, 5, size=2), rng.integers(1, 4, size=2)
+            features, lean = int(rng.integers(1, 4)), bool(rng.integers(2))
+            # Without the cap, the gradient of the keys' bias would be a rounding error.
+            cross = f"bp.cross_attention({2 * features}, 2, soft_cap=2.0, lean={lean})"
+            shapes = (int(t), int(i)), (int(s), int(j))
+            return Drawn(_chain(rng, shapes, [cross], depth), shapes)
         shapes = (int(rng.integers(1, 5)),), (int(rng.integers(1, 5)),)
         parts = PAIRS[rng.integers(len(PAIRS))](rng, shapes, depth, int(rng.integers(1, 5)))
         return Drawn(_chain(rng, shapes, [f"bp.chain({', '.join(parts)})"], depth), shapes)
@@ -250,6 +257,10 @@ def _simple(rng, shape, depth, features):
         options += [
             f"bp.attention({heads * features}, {heads}, causal={causal}, lean={lean})",
             f"bp.attention({4 * features}, 2, kv_heads=1, rotary=True, use_bias=False)",
+            f"bp.attention({features}, {heads}, head_size=4, causal={causal}, window=2, "
+            f"rotary=bp.Rotary(size=2, interleaved={lean}))",
+            f"bp.attention({features}, {heads}, head_size=2, value_size=3, soft_cap=2.0, "
+            f"bias=jnp.cos(jnp.arange({length**2}.0)).reshape({length}, {length}), lean={lean})",
             f"bp.recurrent(bp.{cell}, learn_initial={causal}, reverse={lean})",
             f"bp.recurrent(bp.{cell}, horizon={length})",
             f"bp.recurrent(bp.{cell}, segment={length}, use_bias={causal})",
