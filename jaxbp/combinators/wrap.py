@@ -10,6 +10,7 @@ Parameters and readings are those of the layer. Those of a stack hold all of its
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -305,13 +306,16 @@ def cast(layer: Layer, compute: DTypeLike = jnp.bfloat16) -> Layer:
     return Layer(name, init, forward, backward)
 
 
-def masked(make: Callable[[jax.Array | None], Layer]) -> Layer:
+def masked(make: Callable[[Any], Layer]) -> Layer:
     """The layer `make(mask)` applied to x, for inputs (x, mask).
 
     The mask comes with each batch and says which positions of an example count. Layers anywhere in
     a network may need it, such as `attention(..., mask=mask)`, so the network is a function of the
     mask. It is made while the program is traced, which costs nothing at run time. The mask has no
     derivative: dx is the derivative with respect to x.
+
+    Several masks are a tuple or a dict of arrays, such as one of positions and one of pairs, and x
+    may be a tuple too, such as the (x, memory) of `cross_attention`.
 
     Args:
       make: `make(mask) -> layer`. `init` calls it with None, which means that every position

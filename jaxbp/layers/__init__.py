@@ -3,9 +3,10 @@
 Each module holds one family of layers. `linear`, `activations` (smooth), `piecewise` and `axiswise`
 activations, `factors`, `shapes`, `padding`, `stochastic`, `normalisation`, `rescaling`,
 `convolution`, `pooling`, `adaptive` pooling, `resizing` and `embeddings` (of tokens and of
-positions) stand on their own, and `pointwise` is for elementwise formulas of one's own. `multihead`
-(attention) is built on `dot_product`. `recurrence` is built on `cells`, the formulas of one step,
-and on `through_time` and `segments`, the loops over the steps. `axis_maps` are the constant maps of
+positions) stand on their own, and `pointwise` is for elementwise formulas of one's own. Attention
+is `multihead`, built on `dot_product`, `scores`, `heads` and `rotations`; `self_attention` and
+`cross` add dense layers. `recurrence` is built on `cells`, the formulas of one step, and on
+`through_time` and `segments`, the loops over the steps. `axis_maps` are the constant maps of
 `adaptive` and `resizing`.
 
 A layer hands the operands of its gradients, as signals, to the reading that backward is given. It

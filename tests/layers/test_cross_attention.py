@@ -92,6 +92,17 @@ def test_a_mask_comes_with_each_batch(key):
     assert np.all(dmemory[0, :2])
 
 
+def test_several_masks_come_with_each_batch(key):
+    def make_net(masks):
+        return bp.cross_attention(4, 2, mask=masks and masks[0], pair_mask=masks and masks[1])
+
+    net, x = bp.masked(make_net), (jnp.ones((N, T, 3)), jax.random.normal(key, (N, S, 5)))
+    params, _ = net.init(key, (((T, 3), (S, 5)), None))
+    masks = np.arange(S) < np.array([[2], [4]]), np.ones((N, 1, T, S), bool)
+    y, _ = net.forward(params, (x, masks))
+    assert_close(y, bp.cross_attention(4, 2, mask=masks[0]).forward(params, x)[0])
+
+
 def test_its_dense_layers_are_made_alike(key):
     layer = bp.cross_attention(
         4, 2, use_bias=False, dtype=jnp.float32, weight_init=jax.nn.initializers.ones
