@@ -7,8 +7,9 @@ import jax
 
 # What moves numbers, by JAX's names. The sum is that of the two biases of a recurrent network.
 MOVES = {
-    *("broadcast_in_dim", "concatenate", "copy", "reshape", "slice", "split", "squeeze"),
-    *("stack", "transpose", "add"),
+    *("broadcast_in_dim", "concatenate", "copy", "dynamic_slice", "gather", "reshape", "slice"),
+    *("split", "squeeze", "stack", "transpose"),
+    "add",
 }
 
 
