@@ -26,7 +26,8 @@ class Architecture(NamedTuple):
     Attributes:
       source: title, authors, year.
       net: makes the network.
-      inputs: the shape of one example, or a tree of shapes; `Tokens` stands for integers.
+      inputs: the shape of one example, or a tree of shapes; `Tokens` stands for integers,
+        and `Among` for values of a set.
       loss: the loss, of the library.
       targets: what the targets are, in the same form; None for a loss of outputs alone.
       torch: `torch(params, inputs, targets) -> values [N]`, the same in PyTorch: the loss of each
@@ -45,6 +46,13 @@ class Tokens(NamedTuple):
     """Integers from 0 to `below` - 1 of this shape, for each example."""
 
     below: int
+    shape: tuple[int, ...] = ()
+
+
+class Among(NamedTuple):
+    """Values drawn from these, of this shape, for each example: masks, lengths, signs."""
+
+    values: tuple[Any, ...]
     shape: tuple[int, ...] = ()
 
 
@@ -78,7 +86,7 @@ def problem_of(architecture: Architecture) -> Problem:
     rng = np.random.default_rng(0)
     net = architecture.net()
     shapes = jax.tree.map(
-        lambda spec: spec.shape if isinstance(spec, Tokens) else spec,
+        lambda spec: spec.shape if isinstance(spec, Tokens | Among) else spec,
         architecture.inputs,
         is_leaf=_is_spec,
     )
@@ -96,10 +104,9 @@ def values_of(problem: Problem) -> Values:
     net, loss, params, inputs, targets = problem
     sweep = bp.backprop(net, loss, read={"grads": bp.total, "sq_norms": bp.sq_norms})
     losses, readings = jax.jit(sweep)(params, inputs, targets)
-    squares = sum(jax.tree.leaves(readings["sq_norms"]))
     return Values(
         np.asarray(losses),
-        np.sqrt(np.asarray(squares)),
+        np.asarray(bp.example_norms(readings["sq_norms"])),
         list(map(np.asarray, jax.tree.leaves(readings["grads"]))),
     )
 
@@ -144,7 +151,7 @@ def recorded(family: str) -> dict[str, Any]:
 
 
 def _is_spec(node: Any) -> bool:
-    return isinstance(node, Tokens) or (
+    return isinstance(node, Tokens | Among) or (
         isinstance(node, tuple) and all(isinstance(size, int) for size in node)
     )
 
@@ -152,6 +159,8 @@ def _is_spec(node: Any) -> bool:
 def _draw(rng: np.random.Generator, spec: Any) -> jax.Array:
     if isinstance(spec, Tokens):
         return jnp.asarray(rng.integers(spec.below, size=(N, *spec.shape)))
+    if isinstance(spec, Among):
+        return jnp.asarray(rng.choice(spec.values, size=(N, *spec.shape)))
     return jnp.asarray(rng.normal(size=(N, *spec)))
 
 

@@ -5,6 +5,7 @@ Parameters are the library's dicts: `{"weight", "bias"}` of dense layers [I, O] 
 """
 
 import math
+import operator
 
 
 def _functional():
@@ -72,9 +73,22 @@ def last(x):
     return x.movedim(1, -1)
 
 
-def gelu(x):
-    """The exact one, by the error function."""
-    return _functional().gelu(x)
+def embedded(p, tokens):
+    """The rows of a table that belong to tokens."""
+    return p["weight"][tokens]
+
+
+def layers(p):
+    """The parameters of each layer of a stack."""
+    import jax
+
+    count = len(jax.tree.leaves(p.layers)[0])
+    return [jax.tree.map(operator.itemgetter(k), p.layers) for k in range(count)]
+
+
+def gelu(x, approximate="none"):
+    """The exact one, by the error function, or the approximation by `tanh`."""
+    return _functional().gelu(x, approximate=approximate)
 
 
 def layer_norm(p, x, eps=1e-5):
@@ -133,6 +147,20 @@ def cross_attention(p, x, memory, n, sees=None, **options):
     """The library's `cross_attention`: queries from x, keys and values from a memory."""
     q, k, v = dense(p["query"], x), dense(p["key"], memory), dense(p["value"], memory)
     return dense(p["out"], joined(attend(*(heads(a, n) for a in (q, k, v)), sees, **options)))
+
+
+def lstm(p, x, state=None):
+    """The outputs of an LSTM from a state (h, c), zeros if it is None, and the last state."""
+    import torch
+
+    weights = [p["weight"].mT, p["recurrent"].mT, p["bias"], torch.zeros_like(p["bias"])]
+    memory = x.new_zeros(len(x), len(p["bias"]) // 4)
+    output = x.new_zeros(len(x), len(p["recurrent"]))
+    if "projection" in p:
+        weights.append(p["projection"].mT)
+    h, c = state or (output, memory)
+    y, h, c = torch.lstm(x, (h[None], c[None]), weights, True, 1, 0.0, False, False, True)
+    return y, (h[0], c[0])
 
 
 def cross_entropy(logits, labels):
