@@ -567,6 +567,9 @@ LOSSES |= {
     "gaussian_nll": LossCase(
         bp.gaussian_nll, (5, 4), lambda rng: normals(rng, 5, 2), has_factor=False
     ),
+    "standard_normal_kl": LossCase(
+        bp.standard_normal_kl, (5, 4), lambda rng: None, samples=False
+    ),
     "binary_cross_entropy": LossCase(
         bp.binary_cross_entropy, (4,), lambda rng: probabilities(rng), jax.nn.sigmoid
     ),

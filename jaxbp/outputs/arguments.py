@@ -62,6 +62,18 @@ def require_several(name: str, outputs: Any, parts: str) -> list[jax.Array]:
     return arrays
 
 
+def halves(name: str, outputs: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns means and log-variances; raises unless they stand side by side, [N, ..., 2 O]."""
+    outputs = require_outputs(name, outputs)
+    if outputs.shape[-1] % 2:
+        raise ValueError(
+            f"{name}: outputs has shape {show_shape(outputs.shape)}, expected [N, ..., 2 O]: "
+            "means and log-variances side by side."
+        )
+    means, log_variances = jnp.split(outputs, 2, axis=-1)
+    return means, log_variances
+
+
 def require_array(name: str, what: str, x: Any) -> jax.Array:
     """Returns an array of numbers; raises unless x is one, or a list of numbers."""
     if x is None or isinstance(x, tuple | dict):

@@ -1,19 +1,22 @@
-"""The Kullback-Leibler divergence of a predicted distribution from a given one."""
+"""Kullback-Leibler divergences: of a prediction from given probabilities, or from a prior."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 
 from jaxbp.outputs.arguments import (
+    halves,
     require_between,
     require_distributions,
     require_like,
     require_outputs,
 )
-from jaxbp.outputs.curvature import DRAW, IS_LINEAR, without_factor
+from jaxbp.outputs.curvature import DRAW, IS_LINEAR, diagonal, without_factor, without_sample
 from jaxbp.outputs.softmax import at_probabilities, softmax_factor
 from jaxbp.types import Loss
 
-__all__ = ["kl_divergence", "make_kl_divergence"]
+__all__ = ["kl_divergence", "make_kl_divergence", "standard_normal_kl"]
 
 
 def make_kl_divergence(*, log_outputs: bool = False, log_targets: bool = False) -> Loss:
@@ -102,3 +105,48 @@ def make_kl_divergence(*, log_outputs: bool = False, log_targets: bool = False) 
 
 
 kl_divergence = make_kl_divergence()
+
+
+def _standard_normal_kl():
+    name = "standard_normal_kl"
+
+    def terms(outputs, targets):
+        """The divergence of normal distributions from the standard one, sum_o KL(N(m, e^s) || N).
+
+            E = sum_o (m_o^2 + e^s_o - s_o - 1) / 2
+            delta = m of the means, (e^s - 1) / 2 of the log-variances s
+
+            Hessian    diag(1, e^s / 2)
+            sample     there is none: E is no logarithm of a distribution
+
+        It is the second part of the loss of a variational autoencoder; `joint_loss` adds it to that
+        of the reconstruction.
+
+        Args:
+          outputs: means and log-variances side by side, [N, ..., 2 O]: the means are the first O.
+          targets: None.
+
+        Raises:
+          ValueError: outputs have the wrong shape or dtype, or targets are not None.
+          TypeError: a sample is asked for.
+
+        References:
+          "Auto-Encoding Variational Bayes", Kingma, Welling, 2014.
+        """
+        if targets is not None:
+            raise ValueError(f"{name}: targets is a {type(targets).__name__}, expected None.")
+        m, s = halves(name, outputs)
+        more = jnp.expm1(s)
+        values = jnp.sum(m * m + (more - s), axis=-1) / 2
+        return values, jnp.concatenate([m, more / 2], axis=-1).astype(outputs.dtype)
+
+    def hessian_factor(outputs, targets):
+        del targets
+        m, s = halves(name, outputs)
+        roots = jnp.concatenate([jnp.ones_like(m), jnp.exp(s / 2) * math.sqrt(0.5)], axis=-1)
+        return diagonal(roots.astype(outputs.dtype))
+
+    return Loss(name, terms, without_sample(name), hessian_factor)
+
+
+standard_normal_kl = _standard_normal_kl()

@@ -9,9 +9,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxbp.outputs.arguments import require_between, require_like, require_outputs
+from jaxbp.outputs.arguments import halves, require_between, require_like, require_outputs
 from jaxbp.outputs.curvature import DRAW, IS_INDEFINITE, diagonal, without_factor
-from jaxbp.types import Loss, show_shape
+from jaxbp.types import Loss
 
 __all__ = ["gaussian_nll", "make_poisson_nll", "poisson_nll"]
 
@@ -140,7 +140,7 @@ def _gaussian_nll():
           "Estimating the Mean and Variance of the Target Probability Distribution", Nix, Weigend,
           1994.
         """
-        y, s = halves_of(outputs)
+        y, s = halves(name, outputs)
         root = jnp.exp(-s / 2)
         u = (y - require_like(name, targets, y, "one target per mean")) * root
         values = s / 2 + (u / 2) * u
@@ -149,18 +149,8 @@ def _gaussian_nll():
 
     def sample(key, outputs, targets=None):
         del targets
-        y, s = halves_of(outputs)
+        y, s = halves(name, outputs)
         return y + jnp.exp(s / 2) * jax.random.normal(key, y.shape, y.dtype)
-
-    def halves_of(outputs):
-        outputs = require_outputs(name, outputs)
-        if outputs.shape[-1] % 2:
-            raise ValueError(
-                f"{name}: outputs has shape {show_shape(outputs.shape)}, expected [N, ..., 2 O]: "
-                "means and log-variances side by side."
-            )
-        y, s = jnp.split(outputs, 2, axis=-1)
-        return y, s
 
     return Loss(name, terms, sample, without_factor(name, IS_INDEFINITE, DRAW))
 

@@ -130,40 +130,29 @@ def exp():
 def variational_autoencoder():
     """A VAE: the code is a mean plus a learned deviation times noise, which is a second input.
 
-    Inputs are (pixels, noise), outputs (logits of the pixels, (means, log-variances)).
+    Inputs are (pixels, noise), outputs (logits of the pixels, means and log-variances).
     """
-    encoder = bp.chain(bp.dense(5), bp.tanh(), bp.fork(bp.dense(2), bp.dense(2)))
-    mean = bp.chain(bp.select(0), bp.select(0))
-    deviation = bp.chain(bp.select(0), bp.select(1), bp.scale(0.5), exp())
+    encoder = bp.chain(bp.dense(5), bp.tanh(), bp.dense(4))
+    mean = bp.chain(bp.select(0), bp.take(slice(0, 2), axis=-1))
+    deviation = bp.chain(bp.select(0), bp.take(slice(2, 4), axis=-1), bp.scale(0.5), exp())
     code = bp.chain(bp.fork(mean, bp.gated(bp.select(1), deviation)), bp.add())
     decoder = bp.chain(bp.dense(5), bp.tanh(), bp.dense(6))
     return bp.chain(bp.on(0, encoder), bp.fork(bp.chain(code, decoder), bp.select(0)))
 
 
-def negative_elbo(outputs, pixels):
-    """Cross-entropy of the pixels, plus the KL divergence of N(m, e^s) from the prior N(0, 1).
-
-    KL = sum (m^2 + e^s - s - 1) / 2
-    """
-    logits, (m, s) = outputs
-    values, delta = bp.sigmoid_cross_entropy(logits, pixels)
-    divergences = jnp.sum(m**2 + jnp.exp(s) - s - 1, axis=-1) / 2
-    return values + divergences, (delta, (m, (jnp.exp(s) - 1) / 2))
-
-
-def variational_autoencoder_torch(p, inputs, pixels):
+def variational_autoencoder_torch(p, inputs, targets):
     import torch
     from torch.distributions import Normal, kl_divergence
 
-    (hidden, _, (mean, log_variance)), ((_, (widen, _, logits)), _) = p
+    (hidden, _, code_of), ((_, (widen, _, logits)), _) = p
     x, noise = inputs
-    x = t.dense(hidden, x).tanh()
-    posterior = Normal(t.dense(mean, x), torch.exp(t.dense(log_variance, x) / 2))
+    mean, log_variance = t.dense(code_of, t.dense(hidden, x).tanh()).chunk(2, -1)
+    posterior = Normal(mean, torch.exp(log_variance / 2))
     code = posterior.mean + posterior.stddev * noise
     prior = Normal(torch.zeros(()).to(x), torch.ones(()).to(x))
     reconstruction = t.dense(logits, t.dense(widen, code).tanh())
     divergences = kl_divergence(posterior, prior).sum(-1)
-    return t.binary_cross_entropy(reconstruction, pixels) + divergences
+    return t.binary_cross_entropy(reconstruction, targets[0]) + divergences
 
 
 def real_nvp():
@@ -307,8 +296,8 @@ ARCHITECTURES = {
         "Auto-Encoding Variational Bayes, Kingma, Welling, 2014",
         variational_autoencoder,
         ((6,), (2,)),
-        negative_elbo,
-        Tokens(2, (6,)),
+        bp.joint_loss((bp.sigmoid_cross_entropy, bp.standard_normal_kl)),
+        (Tokens(2, (6,)), None),
         variational_autoencoder_torch,
     ),
     "RealNVP": Architecture(

@@ -80,6 +80,7 @@ FORMULAS = {
         y - t * jnp.log(y) + jnp.where(t > 1, t * jnp.log(t) - t + jnp.log(2 * np.pi * t) / 2, 0)
     ),
     "gaussian_nll": lambda y, t: y[..., 2:] / 2 + (y[..., :2] - t) ** 2 / (2 * jnp.exp(y[..., 2:])),
+    "standard_normal_kl": lambda y, t: (y[..., :2] ** 2 + jnp.exp(y[..., 2:]) - y[..., 2:] - 1) / 2,
     "binary_cross_entropy": lambda y, t: -t * jnp.log(y) - (1 - t) * jnp.log(1 - y),
     "nll": lambda y, t: -at(y, t),
     "nll of classes with weights": lambda y, t: -W[t] * at(y, t),
