@@ -2,16 +2,22 @@
 
 import generative
 import language
+import multi_input
+import sequence
+import tabular
 import vision
 
 FAMILIES = {
     "vision": vision.ARCHITECTURES,
     "language": language.ARCHITECTURES,
+    "sequence": sequence.ARCHITECTURES,
+    "tabular": tabular.ARCHITECTURES,
     "generative": generative.ARCHITECTURES,
+    "multi_input": multi_input.ARCHITECTURES,
 }
 
 # One of each kind of structure. The tests of the others are thorough.
 DEFAULT = {
     *("LeNet-5", "ResNet", "U-Net", "ViT", "MLP-Mixer"),
-    *("GPT-2", "Llama", "Mixtral"),
+    *("GPT-2", "Llama", "Mixtral", "encoder-decoder", "siamese"),
 }
