@@ -58,7 +58,7 @@ def make_table(outcomes: list[Outcome]) -> str:
 def make_line(counts: Counts) -> str:
     """The README's sentence."""
     versions = " and ".join(
-        f"{name} {importlib.metadata.version(package)}"
+        f"{name} {importlib.metadata.version(package).partition('+')[0]}"  # without `+cpu`
         for name, package in (("PyTorch", "torch"), ("JAX", "jax"))
     )
     return (
