@@ -39,7 +39,9 @@ def test_the_table_has_a_line_for_each_module_and_each_reason():
 
 
 def test_the_line_is_written_between_its_markers_and_nothing_else_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(report.importlib.metadata, "version", {"torch": "2.9+cpu", "jax": "0.8"}.get)
+    monkeypatch.setattr(
+        report.importlib.metadata, "version", {"torch": "2.9+cpu", "jax": "0.8"}.get
+    )
     readme = tmp_path / "README.md"
     for before in ("", "an old line"):
         readme.write_text(f"# Title\n\n{report.BEGIN}{before}{report.END}\n\nEnd | é", "utf-8")
