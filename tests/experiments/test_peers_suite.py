@@ -91,10 +91,11 @@ def test_without_pytorch_the_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def suite():
-    """The parts that need PyTorch."""
+    """The parts that need PyTorch, in the mode in which the command runs them."""
     pytest.importorskip("torch")
     pytest.importorskip("expecttest")
-    return peers_suite._import_suite()
+    with jax.numpy_dtype_promotion("standard"):
+        yield peers_suite._import_suite()
 
 
 @pytest.mark.thorough
@@ -121,6 +122,7 @@ def test_a_wrong_translation_differs(suite, monkeypatch):
     assert [line.split(" differs by ")[0] for line in outcome.wrong] == [
         "output 0",
         "gradient of bias",
+        "the layout of parameters has mul",
     ]
 
 
