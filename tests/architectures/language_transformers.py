@@ -1,4 +1,4 @@
-"""Transformers of text that are widely known: GPT-2, BERT, T5 and BLOOM."""
+"""Transformers of text that are widely known: GPT-2, BERT, T5, BLOOM and GPT-NeoX."""
 
 import numpy as np
 import torch_functions as t
@@ -88,6 +88,99 @@ def bloom_torch(p, tokens, following):
     return t.cross_entropy(t.layer_norm(norm, x) @ table["weight"].mT, following)
 
 
+def gpt_neox():
+    """GPT-NeoX: attention and the feed-forward network side by side, and half of a head rotates."""
+    rotary = bp.Rotary(size=2)
+    attention = bp.attention(4, 2, head_size=4, causal=True, rotary=rotary)
+    feed_forward = bp.dense(6), bp.gelu(approximate=False), bp.dense(4)
+    branches = bp.chain(bp.layer_norm(), attention), bp.chain(bp.layer_norm(), *feed_forward)
+    block = bp.residual(bp.parallel(*branches))
+    return bp.chain(bp.embedding(7, 4), block, block, bp.layer_norm(), bp.dense(7, use_bias=False))
+
+
+def gpt_neox_torch(p, tokens, following):
+    import torch
+
+    def rotated(heads):
+        """By angles 0, 1, 2, ...: there is one pair of values in each head."""
+        angle = torch.arange(tokens.shape[1], dtype=heads.dtype)
+        a, b, *rest = heads.unbind(-1)
+        a, b = a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()
+        return torch.stack([a, b, *rest], -1)
+
+    def attend(p, x):
+        joint, _, out = p
+        q, k, v = (t.heads(a, 2) for a in t.dense(joint, x).chunk(3, -1))
+        sees = t.causal(tokens.shape[1])
+        return t.dense(out, t.joined(t.attend(rotated(q), rotated(k), v, sees)))
+
+    table, *blocks, norm, logits = p
+    x = t.embedded(table, tokens)
+    for (norm1, attention), (norm2, widen, _, narrow) in blocks:
+        y = t.dense(narrow, t.gelu(t.dense(widen, t.layer_norm(norm2, x))))
+        x = x + attend(attention, t.layer_norm(norm1, x)) + y
+    return t.cross_entropy(t.dense(logits, t.layer_norm(norm, x)), following)
+
+
+def t5():
+    """T5 (version 1.1): scores depend on the distance, and are not divided by a root.
+
+    Inputs are (target, source). In the paper the bias of each distance is learned, and large
+    distances share one. Here it is a constant, as attention takes it.
+    """
+
+    def relative_bias(length):
+        """A number for each head and each distance from a key to a query."""
+        distance = np.arange(length)[:, None] - np.arange(length)
+        return np.stack([np.cos(distance), np.sin(distance)])[None]
+
+    def attention(length, **options):
+        bias = relative_bias(length)
+        layer = bp.attention(4, 2, use_bias=False, scale=1.0, bias=bias, **options)
+        return bp.residual(bp.rms_norm(), layer)
+
+    def dense(features):
+        return bp.dense(features, use_bias=False)
+
+    geglu = bp.gated(dense(5), bp.chain(dense(5), bp.gelu()))
+    feed_forward = bp.residual(bp.rms_norm(), geglu, dense(4))
+    encoder = attention(4), feed_forward, bp.rms_norm()
+    cross_attention = bp.cross_attention(4, 2, use_bias=False, scale=1.0)
+    decoder = bp.chain(
+        bp.on(0, attention(3, causal=True)),
+        bp.residual(bp.on(0, bp.rms_norm()), cross_attention, at=0),
+        bp.on(0, feed_forward, bp.rms_norm()),
+    )
+    return bp.chain(
+        *(bp.shared(bp.embedding(7, 4)), bp.on(1, *encoder), decoder),
+        *(bp.select(0), dense(7)),
+    )
+
+
+def t5_torch(p, inputs, following):
+    import torch
+
+    def attend(p, x, sees=None):
+        norm, attention = p
+        distance = torch.arange(x.shape[1], dtype=x.dtype)[:, None] - torch.arange(x.shape[1])
+        bias = torch.stack([distance.cos(), distance.sin()])
+        normed = t.rms_norm(norm, x, 1e-6)
+        return x + t.self_attention(attention, normed, 2, sees, bias=bias, scale=1.0)
+
+    def feed_forward(p, x):
+        norm, (values, (gate, _)), out = p
+        y = t.rms_norm(norm, x, 1e-6)
+        return x + t.dense(out, t.dense(values, y) * t.gelu(t.dense(gate, y), approximate="tanh"))
+
+    table, encoder, (attention, (norm1, cross), decoder), _, logits = p
+    target, source = (t.embedded(table, tokens) for tokens in inputs)
+    memory = t.rms_norm(encoder[2], feed_forward(encoder[1], attend(encoder[0], source)), 1e-6)
+    x = attend(attention, target, t.causal(target.shape[1]))
+    x = x + t.cross_attention(cross, t.rms_norm(norm1, x, 1e-6), memory, 2, scale=1.0)
+    x = t.rms_norm(decoder[1], feed_forward(decoder[0], x), 1e-6)
+    return t.cross_entropy(t.dense(logits, x), following)
+
+
 ARCHITECTURES = {
     "GPT-2": Architecture(
         "Language Models are Unsupervised Multitask Learners, Radford, Wu, Child, Luan, Amodei, "
@@ -116,5 +209,22 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(7, (5,)),
         bloom_torch,
+    ),
+    "GPT-NeoX": Architecture(
+        "GPT-NeoX-20B: An Open-Source Autoregressive Language Model, Black et al., 2022",
+        gpt_neox,
+        Tokens(7, (5,)),
+        bp.softmax_cross_entropy,
+        Tokens(7, (5,)),
+        gpt_neox_torch,
+    ),
+    "T5": Architecture(
+        "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer, "
+        "Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li, Liu, 2020",
+        t5,
+        (Tokens(7, (3,)), Tokens(7, (4,))),
+        bp.softmax_cross_entropy,
+        Tokens(7, (3,)),
+        t5_torch,
     ),
 }
