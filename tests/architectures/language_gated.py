@@ -1,4 +1,4 @@
-"""Transformers of text with rotary positions and gated feed-forward networks: Llama and others."""
+"""Transformers of text with gated feed-forward networks, and with mixtures of experts."""
 
 import torch_functions as t
 from architecture import Architecture, Tokens
@@ -135,6 +135,40 @@ def mixtral_torch(p, tokens, following):
     return t.cross_entropy(t.dense(logits, t.rms_norm(norm, x, EPS)), following)
 
 
+def switch_transformer():
+    """Switch Transformer: one of three experts for each token, times its probability.
+
+    The router learns from this factor alone, which is the largest of its probabilities. The loss
+    that balances the experts over a batch is left out.
+    """
+    experts = [bp.chain(bp.select(0), bp.dense(5), bp.relu(), bp.dense(4)) for _ in range(3)]
+    largest = bp.reshape(5, 3, 1), bp.max_pool((1, 3)), bp.reshape(5, 1)
+    probability = bp.chain(bp.select(1), bp.softmax(), *largest)
+    switch = bp.chain(
+        bp.fork(bp.chain(), bp.dense(3, use_bias=False)),  # tokens, and the router's outputs
+        bp.gated(bp.mixture(bp.select(1), *experts, top_k=1), probability),
+    )
+    return bp.chain(
+        *(bp.embedding(7, 4), bp.residual(bp.rms_norm(), bp.attention(4, 2, causal=True))),
+        *(bp.residual(bp.rms_norm(), switch), bp.rms_norm(), bp.dense(7)),
+    )
+
+
+def switch_transformer_torch(p, tokens, following):
+    import torch
+
+    table, (norm1, attention), (norm2, ((_, router), ((_, *experts), _))), norm3, logits = p
+    x = t.embedded(table, tokens)
+    x = x + t.self_attention(attention, t.rms_norm(norm1, x, EPS), 2, t.causal(tokens.shape[1]))
+    y = t.rms_norm(norm2, x, EPS)
+    probabilities = torch.softmax(t.dense(router, y), -1)
+    chosen = probabilities.argmax(-1, keepdim=True)
+    outputs = [t.dense(narrow, t.dense(widen, y).relu()) for _, widen, _, narrow in experts]
+    switched = sum((chosen == k) * output for k, output in enumerate(outputs))
+    x = x + probabilities.gather(-1, chosen) * switched
+    return t.cross_entropy(t.dense(logits, t.rms_norm(norm3, x, EPS)), following)
+
+
 ARCHITECTURES = {
     "Llama": Architecture(
         "Llama 2: Open Foundation and Fine-Tuned Chat Models, Touvron et al., 2023",
@@ -159,5 +193,14 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(7, (5,)),
         mixtral_torch,
+    ),
+    "Switch Transformer": Architecture(
+        "Switch Transformers: Scaling to Trillion Parameter Models with Simple and Efficient "
+        "Sparsity, Fedus, Zoph, Shazeer, 2022",
+        switch_transformer,
+        Tokens(7, (5,)),
+        bp.softmax_cross_entropy,
+        Tokens(7, (5,)),
+        switch_transformer_torch,
     ),
 }

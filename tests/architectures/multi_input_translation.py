@@ -1,4 +1,4 @@
-"""Networks that write one sequence while they look at another: encoders and decoders."""
+"""Networks that write a sequence while they look at another, or at an image."""
 
 import math
 
@@ -95,6 +95,27 @@ def translating_lstm_torch(p, inputs, following):
     )
 
 
+def image_captions():
+    """Show and Tell: an LSTM sees the image as if it were the first word, then the words.
+
+    Inputs are (image, words). The first output is thrown away; each of the others predicts a word.
+    """
+    as_word = bp.conv(3, (3, 3)), bp.relu(), bp.global_pool(), bp.dense(3), bp.reshape(1, 3)
+    return bp.chain(
+        *(bp.on(0, *as_word), bp.on(1, bp.embedding(7, 3)), bp.concatenate(axis=0)),
+        *(bp.recurrent(bp.lstm(4)), bp.take(slice(1, None)), bp.dense(7)),
+    )
+
+
+def image_captions_torch(p, inputs, following):
+    (conv, _, _, dense, _), table, _, cell, _, logits = p
+    image, words = inputs
+    as_word = t.dense(dense, t.conv(conv, image, padding=1).relu().mean((1, 2)))[:, None]
+    _, state = t.lstm(cell, as_word)
+    h, _ = t.lstm(cell, t.embedded(table, words), state)
+    return t.cross_entropy(t.dense(logits, h), following)
+
+
 ARCHITECTURES = {
     "encoder-decoder": Architecture(
         "Attention Is All You Need, Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, "
@@ -113,5 +134,13 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(7, (3,)),
         translating_lstm_torch,
+    ),
+    "Show and Tell": Architecture(
+        "Show and Tell: A Neural Image Caption Generator, Vinyals, Toshev, Bengio, Erhan, 2015",
+        image_captions,
+        ((4, 4, 1), Tokens(7, (4,))),
+        bp.softmax_cross_entropy,
+        Tokens(7, (4,)),
+        image_captions_torch,
     ),
 }

@@ -33,6 +33,25 @@ def self_normalising_network_torch(p, x, labels):
     return t.cross_entropy(t.dense(logits, x), labels)
 
 
+def highway_network():
+    """Highway layers: a gate T chooses between a layer and its inputs, y = x + T (H(x) - x)."""
+
+    def highway():
+        change = bp.chain(bp.fork(bp.chain(bp.dense(4), bp.tanh()), bp.chain()), bp.subtract())
+        return bp.residual(bp.gated(change, bp.chain(bp.dense(4), bp.sigmoid())))
+
+    return bp.chain(bp.dense(4), bp.tanh(), highway(), highway(), bp.dense(3))
+
+
+def highway_network_torch(p, x, labels):
+    embed, _, *highways, logits = p
+    x = t.dense(embed, x).tanh()
+    for (((layer, _), _), _), (gate, _) in highways:
+        gated = t.dense(gate, x).sigmoid()
+        x = gated * t.dense(layer, x).tanh() + (1 - gated) * x
+    return t.cross_entropy(t.dense(logits, x), labels)
+
+
 def deep_and_cross():
     """Deep & Cross (version 2): x0 (W x + b) + x, layer after layer, beside an ordinary network.
 
@@ -87,6 +106,14 @@ ARCHITECTURES = {
         bp.softmax_cross_entropy,
         Tokens(3),
         self_normalising_network_torch,
+    ),
+    "highway network": Architecture(
+        "Training Very Deep Networks, Srivastava, Greff, Schmidhuber, 2015",
+        highway_network,
+        (5,),
+        bp.softmax_cross_entropy,
+        Tokens(3),
+        highway_network_torch,
     ),
     "Deep & Cross": Architecture(
         "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale Learning to "
