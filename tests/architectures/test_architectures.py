@@ -1,5 +1,7 @@
 """Published architectures: loss, every gradient and per-example norms, as PyTorch computes them."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from architecture import fingerprint, problem_of, recorded, torch_values_of, values_of
@@ -39,3 +41,10 @@ def test_values_are_those_of_pytorch(family, name):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_architecture_is_recorded(family):
     assert set(recorded(family)) == set(FAMILIES[family])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_architecture_is_in_the_table(family):
+    table = (Path(__file__).parents[2] / "experiments" / "README.md").read_text()
+    for name, architecture in FAMILIES[family].items():
+        assert f"| {name} | {architecture.source} |" in table
