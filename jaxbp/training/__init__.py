@@ -1,21 +1,28 @@
 """Training: from one optimizer step to a whole run.
 
 `step` has the train state, the jitted step and epoch, and evaluation. `fitting` trains for many
-epochs, with validation and early stopping. `nonfinite` finds the layer in which the first
-non-finite value appeared. `kfac` is an optimizer that uses Kronecker factors.
+epochs, with validation and early stopping. It stands on `data`, the checks of what it trains on;
+`epochs`, which run in parts; `runs`, how far a run is and when it stops; and `storage`, which keeps
+it in `checkpoints`, as the plain `arrays` of its trees. `interrupts` has Ctrl-C, and `nonfinite`
+finds the layer in which the first non-finite value appeared. `kfac` is an optimizer that uses
+Kronecker factors.
 
 This chapter stands on `sweeps`, and no other chapter imports it. A new way to train goes into
 `fitting`, a new optimizer that needs readings into a module of its own.
 """
 
-from jaxbp.training import fitting, kfac, nonfinite, step
+from jaxbp.training import arrays, fitting, interrupts, kfac, nonfinite, step
+from jaxbp.training.arrays import *
 from jaxbp.training.fitting import *
+from jaxbp.training.interrupts import *
 from jaxbp.training.kfac import *
 from jaxbp.training.nonfinite import *
 from jaxbp.training.step import *
 
 __all__ = [
+    *arrays.__all__,
     *fitting.__all__,
+    *interrupts.__all__,
     *kfac.__all__,
     *nonfinite.__all__,
     *step.__all__,

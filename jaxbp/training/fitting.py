@@ -5,36 +5,28 @@ enough, when it no longer improves, or after the last epoch. Arguments and data 
 the first step.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from os import PathLike
+from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxbp.forward import require_answer
-from jaxbp.require import first_difference, is_count, require_examples
+from jaxbp.require import first_difference, is_count
 from jaxbp.rules.feedback import exact
-from jaxbp.training.nonfinite import BadStepError, NonFiniteError, is_finite, locate, run_watched
-from jaxbp.training.step import (
-    Metric,
-    TrainState,
-    evaluate,
-    init_state,
-    make_epoch,
-    make_step,
-    require_state,
-    shuffle,
-    take,
-)
+from jaxbp.training.checkpoints import outline
+from jaxbp.training.data import Data, as_arrays, is_data_set, make_require_data, peek
+from jaxbp.training.epochs import OnArrays, OnBatches
+from jaxbp.training.interrupts import Interrupted, noted_signals
+from jaxbp.training.nonfinite import BadStepError, NonFiniteError, locate
+from jaxbp.training.runs import Best, Run, make_goal, make_measure
+from jaxbp.training.step import Metric, TrainState, init_state, require_state
+from jaxbp.training.storage import Storage
 from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule
 
 __all__ = ["Fit", "fit"]
-
-Data: TypeAlias = tuple[PyTree, PyTree]  # inputs and targets, trees of arrays [N, ...]
 
 
 class Fit(NamedTuple):
@@ -75,6 +67,9 @@ def fit(
     measures: Mapping[str, Callable[..., Any]] | None = None,
     extra_args: Mapping[str, Callable[..., Any]] | None = None,
     callback: Callable[[TrainState, dict[str, Any]], object] | None = None,
+    checkpoints: str | PathLike[str] | None = None,
+    checkpoint_every: tuple[int, Literal["epochs", "steps"]] = (1, "epochs"),
+    keep_checkpoints: int = 3,
 ) -> Fit:
     """Trains until the network is good enough, no longer improves, or all epochs are done.
 
@@ -96,6 +91,17 @@ def fit(
         [(x1, t1), (x2, t2)]        any other list, or iterable, gives batches; it is gone through
                                     once per epoch
 
+    With `checkpoints`, a folder, the run survives: the same call goes on where the run was stopped,
+    and its result is that of a run that was never stopped, bit for bit. Everything that decides the
+    future is stored: parameters, optimizer, rule, key, the best epoch, the records, and the
+    position in the data. If the batches come from an iterator that has `get_state` and `set_state`,
+    as those of grain have, its state is stored; other batches are drawn again from the start of the
+    epoch. A checkpoint that cannot be read is passed over, with a warning. Needs the extra
+    `checkpoints` (orbax).
+
+    Ctrl-C and SIGTERM end the current step, or the current part of an epoch between two
+    checkpoints; then they store a checkpoint and raise `Interrupted`.
+
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
@@ -114,6 +120,12 @@ def fit(
       measures: a dict of other functions to record, as in `make_step`; also as their mean.
       extra_args: other arguments of the optimizer's update, as in `make_step`.
       callback: `callback(state, record)` is called after each epoch, such as to print progress.
+        What it raises leaves `fit`, with the state and the records as attributes.
+      checkpoints: a folder for checkpoints, or None.
+      checkpoint_every: how often to store one: after so many epochs, or after each epoch and in it
+        after so many steps.
+      keep_checkpoints: how many of the newest checkpoints to keep. Each of them also has the
+        parameters of the best epoch.
 
     Returns:
       A `Fit`. Each of its records has `epoch`; `loss`, the mean training loss of the epoch;
@@ -123,9 +135,12 @@ def fit(
     Raises:
       ValueError: an argument is wrong; or the data are empty, of unequal lengths, not finite, or of
         shapes, dtypes or labels that the network or the loss refuses; or `state` is that of another
-        optimizer, rule or network. Targets need not be finite where the loss gives them no weight.
+        optimizer, rule or network; or `checkpoints` has those of another run. Targets need not be
+        finite where the loss gives them no weight.
       NonFiniteError: a loss, a parameter, the state of the rule or the measure became infinite or
         not a number. The error says where, and has the last good state.
+      Interrupted: the run got SIGINT (Ctrl-C) or SIGTERM. It has the last state and the records.
+      ImportError: `checkpoints` are asked for and orbax is not installed.
 
     References:
       "Early Stopping - But When?", Prechelt, 1998.
@@ -144,277 +159,116 @@ def fit(
     """
     _require_arguments(
         net, loss, optimizer, rule, key, state, held_out, metric, callback, patience, epochs,
-        batch_size, target,
+        batch_size, target, checkpoint_every, keep_checkpoints,
     )  # fmt: skip
-    batched = not _is_data_set(train)
-    if batched and metric is not None and held_out is None:
-        raise ValueError("fit: a metric needs held_out data where train comes in batches.")
-    if batched:
-        train, first_inputs = _peek(train, epochs)
+    if batched := not is_data_set(train):
+        if metric is not None and held_out is None:
+            raise ValueError("fit: a metric needs held_out data where train comes in batches.")
+        batches, first = peek(train, epochs)
     else:
-        train = _as_arrays("train", train)
-        first_inputs = train[0]
-    shape = jax.tree.map(lambda x: x.shape[1:], first_inputs)
+        batches, first = None, as_arrays("train", train)
+    shape = jax.tree.map(lambda x: x.shape[1:], first[0])
     if state is None:
         assert key is not None  # checked by _require_arguments
         state = init_state(net, optimizer, key, shape, rule=rule)
     else:
         _require_own_state(state, net, optimizer, rule, shape)
 
-    require_data = _make_require_data(net, loss, state.params)
+    require_data = make_require_data(net, loss, state.params)
 
     def make(maker, **options):
         recorded = {"read": read, "measures": measures, "extra_args": extra_args}
         return maker(net, loss, optimizer, rule=rule, **recorded, **options)
 
-    if batched:
-        run_epoch = _epochs_on_batches(make, train, require_data)
+    def checked(i, batch):
+        batch = as_arrays(f"batch {i}", batch)
+        require_data(f"batch {i}", batch)
+        return batch
+
+    often, unit = checkpoint_every
+    if batches is not None:
+        parts = OnBatches(make, batches, checked, first)
     else:
-        require_data("train", train)
-        run_epoch = _epochs_on_arrays(make, train, batch_size)
+        require_data("train", first)
+        steps = often if checkpoints is not None and unit == "steps" else None
+        parts = OnArrays(make, first, batch_size, steps)
     if held_out is not None:
-        held_out = _as_arrays("held_out", held_out)
+        held_out = as_arrays("held_out", held_out)
         require_data("held_out", held_out)
 
-    measure = _make_measure(net, loss, metric, held_out, train)
-    goal = _make_goal(metric, held_out, target, patience, epochs)
-    best = _Best(0, -goal.sign * math.inf, state.params)
-    records, epoch = [], 0
+    measure = make_measure(net, loss, metric, held_out, first)
+    goal = make_goal(metric, held_out, target, patience, epochs)
+    start = Run(state, Best(0, -goal.sign * math.inf, state.params))
+    data = {"train": first, "held_out": held_out}
+    description = {
+        **_description(net, rule, state, data),
+        "batch_size": "that of the batches" if batched else batch_size,
+        "measure": goal.name,
+        "checkpoint_every": [often, unit],
+    }
 
-    while True:
-        epoch += 1
-        try:
-            state, record = run_epoch(state)
-        except BadStepError as bad:
-            place = locate(net, loss, rule, bad)
-            raise NonFiniteError(epoch, bad.step, place, bad.state, records) from None
-        value, measured = measure(state.params, record)
-        if not math.isfinite(value):
-            raise NonFiniteError(epoch, None, f"the {goal.name}", state, records)
-        records.append({"epoch": epoch, **jax.tree.map(np.asarray, {**record, **measured})})
-        if callback is not None:
-            callback(state, records[-1])
-        if goal.is_better(value, best.value):
-            best = _Best(epoch, value, state.params)
-        stop = goal.reason_to_stop(epoch, value, best)
-        if stop is not None:
-            stopped_by, reason = stop
-            params = state.params if held_out is None else best.params
-            return Fit(params, state, records, stopped_by, f"{stopped_by}: {reason}")
+    def like() -> tuple[PyTree, PyTree]:
+        """The sums of an epoch, and a record without its epoch, as shapes and dtypes."""
+        sums = parts.sums_like(start.state)
+        means = jax.eval_shape(lambda sums: jax.tree.map(lambda s: s / 1, sums), sums)
+        return sums, {**means, **jax.eval_shape(measure, start.state.params)}
 
+    with Storage(checkpoints, keep_checkpoints, description) as storage, noted_signals() as signals:
 
-class _Best(NamedTuple):
-    """The epoch with the best measure so far."""
+        def keep(run, *, due):
+            """Stores the run if it is time, or at a signal, which then ends the run."""
+            if due or signals:
+                storage.save(run)
+            if signals:
+                raise Interrupted(run.epoch, run.state, run.records, checkpoints is not None)
 
-    epoch: int
-    value: float
-    params: Params
-
-
-class _Goal(NamedTuple):
-    """When to stop.
-
-    Attributes:
-      name: the measure in messages.
-      sign: 1 if a higher measure is better, -1 if a lower one is.
-      target: as in `fit`.
-      patience: as in `fit`.
-      epochs: as in `fit`.
-    """
-
-    name: str
-    sign: int
-    target: float | None
-    patience: int | None
-    epochs: int
-
-    def is_better(self, value: float, other: float) -> bool:
-        """Whether one measure is strictly better than another."""
-        return self.sign * value > self.sign * other
-
-    def reason_to_stop(self, epoch: int, value: float, best: _Best) -> tuple[str, str] | None:
-        """What stops the run after this epoch, and a sentence about it; None to continue."""
-        if self.target is not None and not self.is_better(self.target, value):
-            return (
-                "target",
-                f"{self.name} {value:.4g} is as good as {self.target:.4g} after {epoch} epochs",
-            )
-        if self.patience is not None and epoch - best.epoch >= self.patience:
-            return (
-                "patience",
-                f"{self.name} has not improved for {self.patience} epochs; the best is "
-                f"{best.value:.4g}, of epoch {best.epoch}",
-            )
-        if epoch == self.epochs:
-            return "epochs", f"all {self.epochs} epochs are done, {self.name} {value:.4g}"
-        return None
-
-
-def _make_goal(metric, held_out, target, patience, epochs) -> _Goal:
-    name = ("loss" if metric is None else getattr(metric, "__name__", "metric")).replace("_", " ")
-    name = name if held_out is None else f"held-out {name}"
-    return _Goal(name, -1 if metric is None else 1, target, patience, epochs)
-
-
-def _epochs_on_arrays(make, train, batch_size):
-    """`run_epoch(state) -> (state, record)` on arrays: one compiled scan, checked at its end."""
-    epoch = make(make_epoch, batch_size=batch_size)
-    n = len(jax.tree.leaves(train)[0])
-
-    def run_epoch(start):
-        state, record = epoch(start, *train)
-        if not is_finite((record["loss"], state.params, state.rule_state)):
-            order = shuffle(start, n)
-            batches = (take(train, order[i : i + batch_size]) for i in range(0, n, batch_size))
-            step = make(make_step, donate=False)
-            # Compiled separately, the steps may round differently and all stay finite. Then their
-            # result is good, and training continues from it.
-            state, record = run_watched(step, start, batches)
-        return state, record
-
-    return run_epoch
-
-
-def _epochs_on_batches(make, batches, require_data):
-    """`run_epoch(state) -> (state, record)` on batches: one step for each, checked one by one."""
-    step = make(make_step, donate=False)
-
-    def checked():
-        i = 0
-        for i, batch in enumerate(batches, 1):
-            batch = _as_arrays(f"batch {i}", batch)
-            require_data(f"batch {i}", batch)
-            yield batch
-        if i == 0:
-            raise ValueError(
-                "fit: train has no more batches. It has to give all of its batches in each epoch."
-            )
-
-    return lambda state: run_watched(step, state, checked())
-
-
-def _make_measure(net, loss, metric, held_out, train):
-    """`measure(params, record) -> (value, measured)`: the measure of `fit`, and what to record."""
-    if held_out is None and metric is None:
-        return lambda params, record: (float(record["loss"]), {})
-    evaluation = evaluate(net, loss, metric=metric)
-
-    def measure(params, record):
-        del record
-        means = evaluation(params, *(train if held_out is None else held_out))
-        value = means["loss"] if metric is None else means["metric"]
-        measured = {} if held_out is None else {"held_out_loss": means["loss"]}
-        if metric is not None:
-            measured["metric"] = means["metric"]
-        return float(value), measured
-
-    return measure
-
-
-def _is_data_set(train: Any) -> bool:
-    """Whether `train` is a pair (inputs, targets), and not batches; `fit` says how to tell."""
-    if isinstance(train, list):
-        return len(train) == 2 and hasattr(train[0], "shape")
-    return _is_pair(train)
-
-
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list) and len(data) == 2
-
-
-def _as_arrays(name: str, data: Any) -> tuple[PyTree, PyTree]:
-    """A data set or a batch as arrays; raises unless it is a pair with N examples."""
-    _require_pair(name, data)
-    inputs, targets = data
-    require_examples(f"fit: {name}", inputs=inputs, targets=targets)
-    return jax.tree.map(jnp.asarray, (inputs, targets))
-
-
-def _require_pair(name, data):
-    if not _is_pair(data):
-        raise ValueError(
-            f"fit: {name} is {type(data).__name__}, expected a pair of arrays (inputs, targets)."
-        )
-
-
-def _peek(batches: Any, epochs: int) -> tuple[Iterable[Data], PyTree]:
-    """The iterable, with its first batch still in it, and the inputs of the first batch."""
-    if not hasattr(batches, "__iter__") or isinstance(batches, str | bytes):
-        raise ValueError(
-            f"fit: train is {type(batches).__name__}, expected a pair of arrays (inputs, targets) "
-            "or an iterable of such pairs."
-        )
-    if isinstance(batches, list | tuple):
-        _require_pairs(batches)
-    iterator = iter(batches)
-    once_only = iterator is batches
-    if once_only and epochs > 1:
-        raise ValueError(
-            f"fit: train is {type(batches).__name__}, which gives its batches only once, "
-            f"for {epochs} epochs. Pass a list, or an object with __iter__; or epochs=1?"
-        )
-    first = next(iterator, None)
-    if first is None:
-        raise ValueError("fit: train has no batches.")
-    inputs, _ = _as_arrays("batch 1", first)
-    return (itertools.chain([first], iterator) if once_only else batches), inputs
-
-
-def _require_pairs(batches):
-    """Refuses a list that is meant as a data set of several inputs, before its first step."""
-    for i, batch in enumerate(batches, 1):
-        if not _is_pair(batch):
-            raise ValueError(
-                f"fit: train is a {type(batches).__name__}, so its entries are batches, and batch "
-                f"{i} is {type(batch).__name__}, expected a pair of arrays (inputs, targets). A "
-                "data set with several inputs is a tuple, ((x, mask), targets)."
-            )
-
-
-def _make_require_data(net, loss, params):
-    """`require_data(name, data)` refuses data that cannot be trained on.
-
-    The network and the loss look at the data too, and their messages become part of its own.
-    """
-
-    def require_data(name, data):
-        inputs, _ = data
-        if not is_finite(inputs):
-            raise _not_finite_error(name, "inputs", _not_finite(inputs))
-        n = len(jax.tree.leaves(inputs)[0])
-        for i in range(0, n, 1024):  # in pieces, which bounds the memory for the outputs
-            x, t = take(data, slice(i, i + 1024))
+        run = storage.restored(start, like)
+        while (stop := goal.reason_to_stop(run)) is None:
             try:
-                outputs, _ = jax.eval_shape(net.forward, params, x)
-                zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), outputs)
-                answer = loss(zeros, t)
-            except LayerError as error:
-                raise error.inside(f"fit: {name}") from None
-            except ValueError as error:
-                raise ValueError(f"fit: {name}: {error}") from None
-            size = require_examples(f"fit: {name}", inputs=x, outputs=outputs)
-            values, _ = require_answer(f"fit: {name}", answer, zeros, size)
-            # Where the loss gives a target no weight, its value is finite whatever the target is.
-            if not is_finite(t) and not is_finite(values):
-                wrong = _not_finite(t) & _not_finite(values)
-                if wrong.any():
-                    raise _not_finite_error(name, "targets", wrong, i)
-
-    return require_data
-
-
-def _not_finite(tree: PyTree) -> np.ndarray:
-    """Which examples have a number that is infinite or nan, [N]."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    bad = [jnp.any(~jnp.isfinite(leaf), axis=range(1, leaf.ndim)) for leaf in leaves]
-    return np.logical_or.reduce([np.asarray(one) for one in bad])
+                for state, progress in parts.rest(run.state, run.progress):
+                    run = run._replace(state=state, progress=progress)
+                    keep(run, due=unit == "steps" and progress.steps % often == 0)
+            except BadStepError as bad:
+                place = locate(net, loss, rule, bad)
+                raise NonFiniteError(run.epoch, bad.step, place, bad.state, run.records) from None
+            record = {**run.progress.record(), **measure(run.state.params)}
+            if not math.isfinite(float(record[goal.entry])):
+                raise NonFiniteError(run.epoch, None, f"the {goal.name}", run.state, run.records)
+            run = run.after_epoch(record, goal)
+            if unit == "steps" or run.epochs % often == 0:
+                storage.save(run)
+            if callback is not None:
+                _call_back(callback, run, storage)
+            keep(run, due=False)
+        storage.save(run)
+    stopped_by, reason = stop
+    params = run.state.params if held_out is None else run.best.params
+    return Fit(params, run.state, run.records, stopped_by, f"{stopped_by}: {reason}")
 
 
-def _not_finite_error(name, what, wrong, start=0):
-    return ValueError(
-        f"fit: {name} has {what} that are infinite or not a number, the first in example "
-        f"{start + int(np.argmax(wrong))}."
-    )
+def _call_back(callback, run, storage):
+    """Calls the callback. What it raises carries the state and the records, which are stored."""
+    try:
+        callback(run.state, run.records[-1])
+    except Exception as error:
+        storage.save(run)
+        error.state, error.records = run.state, run.records  # type: ignore[attr-defined]
+        error.add_note(
+            f"fit: the callback raised this after epoch {run.epochs}. The last state and the "
+            "records are in its `state` and `records`."
+        )
+        raise
+
+
+def _description(net, rule, state, data):
+    """What a run has to share with its checkpoints, for JSON."""
+    return {
+        "network": {"name": net.name, "parameters": outline(state.params)},
+        "optimizer": outline(state.opt_state),
+        "rule": {"name": rule.name, "state": outline(state.rule_state)},
+        "start": {"key": jax.random.key_data(state.key).tolist(), "step": int(state.step)},
+        **{name: outline(tree) for name, tree in data.items()},
+    }
 
 
 def _require_own_state(state, net, optimizer, rule, shape):
@@ -457,6 +311,8 @@ def _require_arguments(
     epochs,
     batch_size,
     target,
+    checkpoint_every,
+    keep_checkpoints,
 ):
     """Refuses wrong arguments, and names all of them in one message."""
     wrong = []
@@ -476,6 +332,13 @@ def _require_arguments(
     for name, count in counts.items():
         if not is_count(count) and (name != "patience" or count is not None):
             wrong.append(f"{name} is {count!r}, expected a positive integer")
+    if not is_count(keep_checkpoints):
+        wrong.append(f"keep_checkpoints is {keep_checkpoints!r}, expected a positive integer")
+    if not _is_often(checkpoint_every):
+        wrong.append(
+            f'checkpoint_every is {checkpoint_every!r}, expected such as (1, "epochs") or '
+            '(500, "steps")'
+        )
     if patience is not None and held_out is None:
         wrong.append("patience needs held_out data")
     if target is not None and not _is_finite_number(target):
@@ -486,3 +349,9 @@ def _require_arguments(
 
 def _is_finite_number(x: Any) -> bool:
     return np.shape(x) == () and np.isreal(x) and bool(np.isfinite(x))
+
+
+def _is_often(every: Any) -> bool:
+    if not isinstance(every, tuple | list) or len(every) != 2:
+        return False
+    return is_count(every[0]) and every[1] in ("epochs", "steps")

@@ -5,7 +5,7 @@ its result is not finite, it runs again from its start, step by step up to the f
 step then runs operation by operation.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -63,26 +63,32 @@ class BadStepError(Exception):
         self.step, self.state, self.after, self.batch = step, state, after, batch
 
 
-def run_watched(
+def watched(
     step: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]],
     state: TrainState,
     batches: Iterable[tuple[Any, Any]],
-) -> tuple[TrainState, dict[str, Any]]:
-    """Makes one step for each batch and checks each: returns the last state and the mean record.
+    first: int = 1,
+) -> Iterator[tuple[TrainState, dict[str, Any], int]]:
+    """Makes one step for each batch and checks each.
+
+    Yields the state after the step, its record times the number of examples, and that number.
+
+    Args:
+      step: as `make_step` returns it, without donation.
+      state: the state before the first step.
+      batches: pairs of inputs and targets.
+      first: the number of the first step in the epoch.
 
     Raises:
       BadStepError: the state after a step, or its loss, is not finite.
     """
-    sums, n = None, 0
-    for i, batch in enumerate(batches, 1):
+    for i, batch in enumerate(batches, first):
         after, record = step(state, *batch)
         if not is_finite((record["loss"], after.params, after.rule_state)):
             raise BadStepError(i, state, after, batch)
         size = len(jax.tree.leaves(batch)[0])
-        weighed = jax.tree.map(lambda r, size=size: size * r, record)
-        sums = weighed if sums is None else jax.tree.map(jnp.add, sums, weighed)
-        state, n = after, n + size
-    return state, jax.tree.map(lambda s: s / n, sums)
+        yield after, jax.tree.map(lambda r, size=size: size * r, record), size
+        state = after
 
 
 def locate(net: Layer, loss: LossFunction, rule: Rule, bad: BadStepError) -> str:

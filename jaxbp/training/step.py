@@ -311,18 +311,38 @@ def make_epoch(
     name = "make_epoch"
     require_count(name, "batch_size", batch_size)
     step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
+    run = _on_batches(step, batch_size)
 
     def epoch(state, inputs, targets):
         require_state(name, state)
         n = require_examples(name, inputs=inputs, targets=targets)
-        order = shuffle(state, n)
+        state, sums = run(state, shuffle(state, n), inputs, targets)
+        return state, jax.tree.map(lambda s: s / n, sums)
 
+    return _in_words(name, jax.jit(epoch))
+
+
+def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_args):
+    """A part of an epoch, `part(state, indices, inputs, targets) -> (state, sums)`, jit-compiled.
+
+    It takes the examples at these indices in batches. The sums are those of the records over these
+    examples.
+    """
+    name = "fit"
+    step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
+    return jax.jit(_on_batches(step, batch_size))
+
+
+def _on_batches(step, batch_size):
+    """`run(state, indices, inputs, targets) -> (state, sums)`: a step for each batch."""
+
+    def run(state, indices, inputs, targets):
         def step_on(state, indices):
             return step(state, *take((inputs, targets), indices))
 
-        return _scan_batches(step_on, state, order, batch_size)
+        return _scan_batches(step_on, state, indices, batch_size)
 
-    return _in_words(name, jax.jit(epoch))
+    return run
 
 
 def evaluate(
@@ -374,7 +394,8 @@ def evaluate(
                 record["metric"] = jnp.mean(_measured(name, metric(outputs, t), len(values)))
             return carry, record
 
-        return _scan_batches(measure, (), jnp.arange(n), batch_size)[1]
+        _, sums = _scan_batches(measure, (), jnp.arange(n), batch_size)
+        return jax.tree.map(lambda s: s / n, sums)
 
     return _in_words(name, jax.jit(function))
 
@@ -459,7 +480,10 @@ def take(data: PyTree, indices: Any) -> PyTree:
 
 
 def _scan_batches(function, carry, indices, batch_size):
-    """Scans `function(carry, indices) -> (carry, record)`: the last carry, the mean record."""
+    """Scans `function(carry, indices) -> (carry, record)`.
+
+    Returns the last carry, and the sum of the records, each times the size of its batch.
+    """
     n = len(indices)
     batch_size = min(batch_size, n)
     full = n // batch_size * batch_size
@@ -474,4 +498,4 @@ def _scan_batches(function, carry, indices, batch_size):
                     "averaged over batches. Average it over the examples?"
                 )
         sums = jax.tree.map(lambda s, r: s + (n - full) * r, sums, record)
-    return carry, jax.tree.map(lambda s: s / n, sums)
+    return carry, sums

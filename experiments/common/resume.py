@@ -1,0 +1,72 @@
+"""What `--resume` does: an experiment stores what it has trained, and goes on from what is stored.
+
+Everything is in the folder `resume` of `--out`, and belongs to one set of flags.
+"""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from experiments.common.files import whole
+
+T = TypeVar("T")
+FREE = {"out", "resume"}  # flags that change no number
+
+
+class Resumed:
+    """The stored parts of an experiment with these flags; without `--resume` nothing is stored."""
+
+    def __init__(self, name: str, config: Any):
+        """Opens the folder of the experiment; refuses one that other flags have written."""
+        self._folder = config.out / "resume" / name if config.resume else None
+        if self._folder is None:
+            return
+        flags = {k: repr(v) for k, v in asdict(config).items() if k not in FREE}
+        stored = self.load("flags")
+        for flag, value in flags.items():
+            if stored is not None and stored.get(flag) != value:
+                raise ValueError(
+                    f"resume: {self._folder} was written with {flag} = {stored.get(flag)}, and now "
+                    f"{flag} is {value}. Use the same flags, another --out, or remove the folder?"
+                )
+        self.save("flags", flags)
+
+    def checkpoints(self, name: str) -> Path | None:
+        """The folder for the checkpoints of a run of `bp.fit`."""
+        return None if self._folder is None else self._folder / name
+
+    def part(self, name: str, make: Callable[[], T]) -> T:
+        """What `make()` returns, or what it returned when it was stored; arrays are NumPy's."""
+        stored = self.load(name)
+        if stored is None:
+            stored = jax.tree.map(_as_numpy, make())
+            self.save(name, stored)
+        return stored
+
+    def load(self, name: str) -> Any:
+        """What was stored by this name, or None."""
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        return pickle.loads(path.read_bytes())
+
+    def save(self, name: str, value: Any) -> None:
+        """Stores something that pickle knows; the file is complete or not there."""
+        path = self._path(name)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(pickle.dumps(value))
+
+    def _path(self, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{name}.pickle"
+
+
+def _as_numpy(leaf: Any) -> Any:
+    return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf

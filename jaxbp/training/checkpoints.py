@@ -1,0 +1,181 @@
+"""Checkpoints of a run: everything that decides its future, stored so that it survives a kill.
+
+Orbax writes a checkpoint to a folder of another name and renames it when it is complete, so that a
+kill leaves the checkpoints before it as they were. Beside the arrays, each checkpoint has a
+description of the run, and a checksum of every array. A checkpoint that cannot be read, or whose
+checksums differ, is passed over.
+"""
+
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxbp.types import show_path, show_shape
+
+
+class Stored(NamedTuple):
+    """What a checkpoint has.
+
+    Attributes:
+      arrays: arrays by name, as `to_arrays` returns them.
+      facts: numbers and strings by name; anything that JSON can hold.
+      run: a description of the run, nested dicts of strings and numbers. A run goes on only from
+        checkpoints with the same description.
+    """
+
+    arrays: Mapping[str, Any]
+    facts: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in one folder, numbered in their order.
+
+    Args:
+      path: the folder. It is made if it is not there.
+      keep: how many of the newest checkpoints are kept.
+    """
+
+    def __init__(self, path: Any, keep: int):
+        """Opens the folder."""
+        ocp = _orbax()
+        self.path = Path(path).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            item_names=("arrays", "description"),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def save(self, stored: Stored) -> None:
+        """Stores a checkpoint, in the background; waits for the one before."""
+        args = _orbax().args
+        self._manager.wait_until_finished()
+        names = list(stored.arrays)
+        # Copies: a step may donate the arrays while they are written.
+        arrays = {str(i): _copy(stored.arrays[name]) for i, name in enumerate(names)}
+        sums = [_checksum(array) for array in arrays.values()]
+        description = {
+            "arrays": [list(pair) for pair in zip(names, sums, strict=True)],
+            "facts": dict(stored.facts),
+            "run": dict(stored.run),
+        }
+        self._manager.save(
+            1 + max(self._manager.all_steps(), default=0),
+            args=args.Composite(
+                arrays=args.StandardSave(arrays), description=args.JsonSave(description)
+            ),
+        )
+
+    def latest(self, run: Mapping[str, Any]) -> Stored | None:
+        """The newest checkpoint that can be read, or None if there is none.
+
+        Raises:
+          ValueError: it is a checkpoint of another run; the message names the first difference.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                stored = self._read(step)
+            except Exception as error:
+                warnings.warn(
+                    f"fit: checkpoint {step} in {self.path.name} cannot be read and is removed "
+                    f"({_first_line(error)}). The run goes on from the one before, or from the "
+                    "start if there is none.",
+                    stacklevel=3,
+                )
+                self._remove(step)
+                continue
+            difference = first_run_difference(stored.run, run)
+            if difference is not None:
+                raise ValueError(
+                    f"fit: the checkpoints in {self.path.name} are those of another run: "
+                    f"{difference}. Take another folder, or remove them?"
+                )
+            return stored
+        return None
+
+    def close(self) -> None:
+        """Waits until everything is stored."""
+        self._manager.close()
+
+    def _read(self, step: int) -> Stored:
+        args = _orbax().args
+        description = self._manager.restore(
+            step, args=args.Composite(description=args.JsonRestore())
+        )["description"]
+        like = {str(i): None for i, _ in enumerate(description["arrays"])}
+        restored = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore()))[
+            "arrays"
+        ]
+        arrays = {}
+        for i, (name, checksum) in zip(like, description["arrays"], strict=True):
+            if checksum is not None and _checksum(restored[i]) != checksum:
+                raise ValueError(f"{name} has another checksum than when it was stored")
+            arrays[name] = restored[i]
+        return Stored(arrays, description["facts"], description["run"])
+
+    def _remove(self, step: int) -> None:
+        try:
+            self._manager.delete(step)
+        except Exception:  # what is broken may be too broken for orbax
+            shutil.rmtree(self.path / str(step), ignore_errors=True)
+            self._manager.reload()
+
+
+def first_run_difference(got: Any, expected: Any, place: str = "") -> str | None:
+    """Where two descriptions of runs first differ, in words, or None."""
+    if isinstance(got, Mapping) and isinstance(expected, Mapping):
+        for key in [*expected, *(key for key in got if key not in expected)]:
+            inner = f"{place}.{key}" if place else str(key)
+            if key not in got:
+                return f"they have no {inner}"
+            if key not in expected:
+                return f"they have {inner}, which this run has not"
+            difference = first_run_difference(got[key], expected[key], inner)
+            if difference is not None:
+                return difference
+        return None
+    return None if got == expected else f"{place} is {got}, and in this run {expected}"
+
+
+def outline(tree: Any) -> dict[str, str]:
+    """The shapes and dtypes of a tree by path, for the description of a run."""
+    return {
+        show_path(path): f"{leaf.dtype} {show_shape(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def _copy(array: Any) -> Any:
+    return np.array(array) if _is_here(array) else array
+
+
+def _is_here(array: Any) -> bool:
+    """Whether this process has all of an array, which may span several processes."""
+    return getattr(array, "is_fully_addressable", True)
+
+
+def _checksum(array: Any) -> int | None:
+    if not _is_here(array):
+        return None
+    array = np.ascontiguousarray(array)
+    return zlib.crc32(array.view(np.uint8).data if array.size else b"")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _orbax() -> Any:
+    try:
+        import orbax.checkpoint as ocp
+    except ImportError:
+        raise ImportError(
+            "fit: checkpoints need orbax. Install jaxbp[checkpoints], or orbax-checkpoint?"
+        ) from None
+    return ocp
