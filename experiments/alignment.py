@@ -41,8 +41,9 @@ Sources:
   that come close to backpropagation where feedback alignment does not.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -59,6 +60,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 from experiments.common.tables import spread
 
 EXACT, LAST = "backpropagation", "last layer only"
@@ -119,6 +121,8 @@ class Config:
     """The seed of the split of the digits and of all random draws."""
     out: Path = Path("out")
     """The folder for the figures."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Way(NamedTuple):
@@ -204,10 +208,11 @@ def main(config: Config) -> Results:
     """Trains on both tasks, prints the tables, draws the figures, and returns the `Results`."""
     started = perf_counter()
     require(config)
-    linear = learn_linear_map(config)
+    stored = Resumed("alignment", asdict(config))
+    linear = learn_linear_map(config, stored)
     print_linear(linear, config)
     figures.save(draw_linear(linear, config), config.out / "alignment_linear.png")
-    digits = learn_digits(config)
+    digits = learn_digits(config, stored)
     print_digits(digits)
     print_order(digits)
     figures.save(draw_digits(digits, config), config.out / "alignment_digits.png")
@@ -235,7 +240,7 @@ def train_only_last(optimizer, layers):
 # The linear task.
 
 
-def learn_linear_map(config):
+def learn_linear_map(config, stored):
     """Trains on the linear task by each rule; returns a `Line` for each."""
     ways = {
         EXACT: Way(bp.exact()),
@@ -246,7 +251,10 @@ def learn_linear_map(config):
     task_keys, keys = jax.random.split(jax.random.key(config.seed), (2, config.seeds))
     tasks = jax.vmap(lambda key: draw_task(key, config.examples))(task_keys)
     return {
-        name: learn_task(way, LINEAR_RATES[name], tasks, keys)
+        name: stored.part(
+            f"linear, {name}",
+            functools.partial(learn_task, way, LINEAR_RATES[name], tasks, keys),
+        )
         for name, way in tqdm(ways.items(), desc="linear map", unit="rule")
     }
 
@@ -353,7 +361,7 @@ def draw_runs(plot, x, runs, name):
 # The digits.
 
 
-def learn_digits(config):
+def learn_digits(config, stored):
     """Trains on the digits by each rule; returns a `Reader` for each."""
     dataset = data.load(None, seed=config.seed)
     hidden = [bp.chain(bp.dense(config.width), bp.tanh()) for _ in range(config.depth)]
@@ -378,7 +386,8 @@ def learn_digits(config):
     )
     readers = {}
     for name, way in tqdm(ways.items(), desc="digits", unit="rule"):
-        readers[name] = learn_to_read(blocks, way, dataset, config)
+        train = functools.partial(learn_to_read, blocks, way, dataset, config)
+        readers[name] = stored.part(f"digits, {name}", train)
     return readers
 
 

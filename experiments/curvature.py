@@ -22,7 +22,7 @@ Sources:
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Literal, NamedTuple
@@ -40,6 +40,7 @@ import jaxbp as bp
 from experiments import digits, gpt
 from experiments.common import data, figures, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 
 MOMENTUM = 0.9
 
@@ -68,6 +69,8 @@ class Config:
     """The seed of the split of the data and of the initial weights."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Problem(NamedTuple):
@@ -116,12 +119,13 @@ def main(config: Config) -> dict[str, Result]:
     """Compares the optimizers, draws the figure, and returns the `Result` of each, by its name."""
     started = perf_counter()
     require(config)
+    stored = Resumed("curvature", asdict(config))
     problem = make_problem(config)
     print_problem(problem, config)
     # The inverses are small, and LAPACK's threads wait for each other longer than they compute: on
     # busy cores up to 50 ms instead of 0.3 ms.
     with threadpool_limits(1, "blas"):
-        results = measure(problem, config)
+        results = stored.part("results", lambda: measure(problem, config))
     print_table(results, problem.target)
     figures.save(draw(results, problem.target, config), config.out / "curvature.png")
     print(f"done in {perf_counter() - started:.0f} s, compilation included")

@@ -15,7 +15,7 @@ The figure shows the loss and the measure over training, the size of the error s
 the highest losses; for a table, the confusion matrix, or the predictions against the quantity.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -31,6 +31,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, wrong_flags
+from experiments.common.resume import Resumed
 
 LOSS = bp.softmax_cross_entropy
 CLASSES_COUNTED = 30  # in a confusion matrix with numbers; with more they are too small to read
@@ -93,6 +94,8 @@ class Config:
     """What the target is. A number by default if it has decimals and more than 20 values."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 def main(config: Config) -> float:
@@ -125,7 +128,8 @@ def main(config: Config) -> float:
         f"largest relative error {max(errors):.1e}\n"
     )
 
-    run = train(net, loss, dataset, config)
+    stored = Resumed("digits", asdict(config))
+    run = train(net, loss, dataset, config, stored.checkpoints("training"))
     print(f"\n{run.reason}")
     outputs, _ = jax.jit(net.forward)(run.params, dataset.test[0])
     measure = float(jnp.mean(measure_of(dataset, dataset.test)(outputs, dataset.test[1])))
@@ -200,7 +204,7 @@ def error_size(signal):
     return jnp.sqrt(jnp.mean(jnp.square(signal.deltas)))
 
 
-def train(net, loss, dataset, config):
+def train(net, loss, dataset, config, checkpoints=None):
     """Trains the network with early stopping, and shows a progress bar."""
     measured = "validation_R2" if dataset.quantity else "validation_accuracy"
     with tqdm(total=config.epochs, unit="epoch") as bar:
@@ -224,6 +228,7 @@ def train(net, loss, dataset, config):
             batch_size=config.batch_size,
             read={"error_size": error_size},
             callback=show,
+            checkpoints=checkpoints,
         )
 
 

@@ -29,7 +29,7 @@ Source of decoupled weight decay:
 import collections
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -47,6 +47,7 @@ import jaxbp as bp
 from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from experiments.common.measuring import compile_program, describe_environment
+from experiments.common.resume import Resumed
 from experiments.common.tables import spread
 
 LOSS = bp.softmax_cross_entropy
@@ -79,6 +80,8 @@ class Config:
     """The seed of the split of the data and of all random draws."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Outcome(NamedTuple):
@@ -129,7 +132,9 @@ def main(config: Config) -> dict[str, Way]:
     print_problem(dataset, config)
     train = make_training(dataset, config)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    ways = measure(train, keys, jnp.asarray(config.rates), jnp.arange(len(RULES)))
+    stored = Resumed("ensemble", asdict(config))
+    rates, rules = jnp.asarray(config.rates), jnp.arange(len(RULES))
+    ways = stored.part("ways", lambda: measure(train, keys, rates, rules))
     outcome = ways["at once"].outcome
     print_table(outcome, config.rates)
     print_times(ways)

@@ -30,7 +30,7 @@ Sources:
 
 import importlib
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
@@ -47,6 +47,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 from jaxbp.training.nonfinite import is_finite
 
 LOSS = bp.softmax_cross_entropy
@@ -96,6 +97,8 @@ class Config:
     """The seed of the initial weights, the sequences of each step and the sample."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Sizes(NamedTuple):
@@ -179,7 +182,8 @@ def main(config: Config) -> Result:
         check(net, jax.random.key(config.seed), config.positions, len(characters))
 
     losses = baselines(train, *sequences(held_out, config.positions), len(characters))
-    params, points = learn(net, train, held_out, config)
+    stored = Resumed("gpt", asdict(config))
+    params, points = learn(net, train, held_out, config, stored)
     losses["network"] = points[-1].held_out
     print_losses(losses)
     print_noise(points)
@@ -412,7 +416,7 @@ def make_optimizer(config):
     return optax.adamw(schedule, b2=0.99, weight_decay=WEIGHT_DECAY, mask=decays)
 
 
-def learn(net, train, held_out, config):
+def learn(net, train, held_out, config, stored):
     """Trains the network; returns the final parameters, and a `Point` for each chunk of steps."""
     n, positions = config.batch_size, config.positions
     optimizer = make_optimizer(config)
@@ -425,11 +429,15 @@ def learn(net, train, held_out, config):
     )
     measure = bp.evaluate(net, LOSS, batch_size=64)
     held_out = sequences(held_out, positions)
-    points = []
-    chunks = config.steps // config.chunk
+    points, chunks = [], config.steps // config.chunk
+    done = stored.load("training")
+    if done is not None:
+        state = bp.from_arrays(state, done["state"])
+        points, rng.bit_generator.state = done["points"], done["rng"]
     total = config.steps * n * positions
     with tqdm(total=total, unit="token", unit_scale=True) as bar:
-        for i in range(1, chunks + 1):
+        bar.update(len(points) * config.chunk * n * positions)
+        for i in range(len(points) + 1, chunks + 1):
             looks = i % EVERY == 0 or i == chunks
             examples = draw_sequences(rng, train, config.chunk * n, positions)
             before = state
@@ -440,6 +448,10 @@ def learn(net, train, held_out, config):
             points.append(make_point(i * config.chunk, record, loss, config))
             bar.update(config.chunk * n * positions)
             bar.set_postfix(step=points[-1].step, loss=f"{points[-1].loss:.3f}")
+            if looks:
+                arrays = jax.tree.map(np.asarray, bp.to_arrays(state))
+                done = {"state": arrays, "points": points, "rng": rng.bit_generator.state}
+                stored.save("training", done)
     return state.params, points
 
 

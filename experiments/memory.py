@@ -37,7 +37,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -53,6 +53,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 from experiments.common.tables import spread
 
 CELLS = {"simple_rnn": bp.simple_rnn, "lstm": bp.lstm, "gru": bp.gru}
@@ -98,6 +99,8 @@ class Config:
     """The seed of all random draws."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Way(NamedTuple):
@@ -148,11 +151,13 @@ def main(config: Config) -> Results:
         f"{config.cell} of {config.width} units, {config.steps} training steps of "
         f"{config.batch_size} sequences; medians of {config.seeds} draws\n"
     )
+    stored = Resumed("memory", asdict(config))
     all_problems, all_ways = problems(config), ways(config)
     todo = list(itertools.product(all_problems, all_ways, config.delays))
     known = {problem: {way: [] for way in all_ways} for problem in all_problems}
     for problem, way, delay in tqdm(todo, desc="memory", unit="training", disable=None):
-        known[problem][way].append(learn(all_problems[problem], all_ways[way], delay, config))
+        train = functools.partial(learn, all_problems[problem], all_ways[way], delay, config)
+        known[problem][way].append(stored.part(f"{problem}, {way}, {delay}", train))
     known = {p: {w: np.array(rows) for w, rows in by.items()} for p, by in known.items()}
     signals = error_signals(jax.random.key(config.seed))
     print_known(known, config)

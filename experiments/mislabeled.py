@@ -33,7 +33,7 @@ Sources:
 import csv
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,7 @@ from experiments import digits
 from experiments.common import data, figures, lifted
 from experiments.common.files import whole
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 
 LOSS = bp.softmax_cross_entropy
 METHODS = ("self-influence", "held-out", "grand", "el2n")
@@ -101,6 +102,8 @@ class Config:
     """Whether to leave out the rows of the .csv file that have missing cells."""
     out: Path = Path("out")
     """The folder for the table and the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Ranking(NamedTuple):
@@ -138,8 +141,10 @@ def main(config: Config) -> Ranking:
         f"{len(dataset.validation[1])} validation examples\n"
     )
     train, held_out = (inputs, given), dataset.validation
-    traced = trace(net, checkpoints(net, train, held_out, config), train, held_out, config)
-    *early, probabilities = look_early(net, train, config)
+    stored = Resumed("mislabeled", asdict(config))
+    kept = stored.part("checkpoints", lambda: checkpoints(net, train, held_out, config))
+    traced = trace(net, kept, train, held_out, config)
+    *early, probabilities = look_early(net, train, config, stored)
     ranking = Ranking(
         dict(zip(METHODS, (*traced, *early), strict=True)),
         given,
@@ -235,7 +240,7 @@ def trace(net, kept, train, held_out, config):
     return jax.tree.map(lambda *terms: config.learning_rate * sum(terms), *map(at, kept))
 
 
-def look_early(net, train, config):
+def look_early(net, train, config, stored):
     """Computes the scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
     optimizer = optax.sgd(config.learning_rate)
     epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=config.batch_size)
@@ -247,7 +252,10 @@ def look_early(net, train, config):
         _, squares = net.backward(params, cache, delta, read=bp.sq_norms)
         return bp.example_norms(squares), jnp.linalg.norm(delta, axis=-1), jax.nn.softmax(outputs)
 
-    def seen_by(key):
+    def seen_by(number, key):
+        return stored.part(f"network_{number}", lambda: seen_by_new(key))
+
+    def seen_by_new(key):
         state = bp.init_state(net, optimizer, key, train[0].shape[1:])
         for _ in range(config.early):
             state, _ = epoch(state, *train)
@@ -255,7 +263,7 @@ def look_early(net, train, config):
 
     # The key of the seed itself is used for the checkpoints. Here other networks are drawn.
     keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), config.networks)
-    seen = [seen_by(key) for key in tqdm(keys, unit="network")]
+    seen = [seen_by(number, key) for number, key in enumerate(tqdm(keys, unit="network"), 1)]
     return jax.tree.map(lambda *terms: sum(terms) / len(terms), *seen)
 
 

@@ -37,6 +37,7 @@ from sklearn.datasets import make_moons
 import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import require_flags
+from experiments.common.resume import Resumed
 
 LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is part of the loss
 
@@ -50,6 +51,7 @@ def main(
     learning_rate: float = 1.0,
     steps: int = 1000,
     out: Path = Path("out"),
+    resume: bool = False,
 ) -> None:
     """Trains a two-layer network on points in the plane and draws what its hidden units do.
 
@@ -61,7 +63,9 @@ def main(
       learning_rate: the learning rate of gradient descent with momentum 0.9.
       steps: the number of steps, each on all points.
       out: the folder for the figures, multilayer_regions.png and multilayer_weights.png.
+      resume: whether to store what is trained in `out`, and to go on from what is stored there.
     """
+    flags = locals()
     require_flags("multilayer", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
     if points < 4:
         raise SystemExit(f"multilayer: points is {points}; it takes at least 4, one per cloud.")
@@ -73,8 +77,10 @@ def main(
         before, _ = net.init(jax.random.key(seed), inputs.shape[1:])
         print_chain_rule(net, before, inputs, targets)
 
-        after, errors = train(
-            net, before, inputs, targets, optax.sgd(learning_rate, momentum=0.9), steps
+        stored = Resumed("multilayer", flags)
+        optimizer = optax.sgd(learning_rate, momentum=0.9)
+        after, errors = stored.part(
+            "training", lambda: train(net, before, inputs, targets, optimizer, steps)
         )
         print_training(net, before, after, errors, inputs, targets)
 

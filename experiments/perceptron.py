@@ -33,6 +33,7 @@ from matplotlib.figure import Figure
 import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import require_flags
+from experiments.common.resume import Resumed
 
 NET = bp.dense(1)  # computes z: the sigmoid is part of the loss, which avoids overflow
 LOSS = bp.sigmoid_cross_entropy
@@ -48,6 +49,7 @@ def main(
     learning_rate: float = 0.1,
     steps: int = 500,
     out: Path = Path("out"),
+    resume: bool = False,
 ) -> None:
     """Trains one sigmoid unit on points in the plane and draws how its line moves.
 
@@ -57,7 +59,9 @@ def main(
       learning_rate: the learning rate, for the single step and for training.
       steps: the number of steps of gradient descent on all points.
       out: the folder for the figures, perceptron_step.png and perceptron_training.png.
+      resume: whether to store what is trained in `out`, and to go on from what is stored there.
     """
+    flags = locals()
     require_flags("perceptron", seed=seed, learning_rate=learning_rate, steps=steps, out=out)
     if points < 2:
         raise SystemExit(f"perceptron: points is {points}; it takes at least 2, one per class.")
@@ -70,7 +74,8 @@ def main(
         print_step(start, after, x, y, learning_rate)
         step_figure = draw_step(start, after, x, inputs, targets)
 
-        path = descend(start, inputs, targets, optimizer, steps)
+        stored = Resumed("perceptron", flags)
+        path = stored.part("path", lambda: descend(start, inputs, targets, optimizer, steps))
         print_training(path, inputs, targets)
         training_figure = draw_training(
             path, hold_bias(path, inputs, targets, optimizer), inputs, targets

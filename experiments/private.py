@@ -34,8 +34,9 @@ Sources:
   "Scalable DP-SGD: Shuffling vs. Poisson Subsampling", Chua et al., 2024: batches of a fixed size.
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, NamedTuple
@@ -55,6 +56,7 @@ import jaxbp as bp
 from experiments import digits
 from experiments.common import data, figures, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.resume import Resumed
 
 LOSS = digits.LOSS
 EPSILONS = 0.01, 10.0  # e^10 guarantees almost nothing; for more the accountant takes longer
@@ -96,6 +98,8 @@ class Config:
     """Whether to leave out the rows of the .csv file that have missing cells."""
     out: Path = Path("out")
     """The folder for the figure."""
+    resume: bool = False
+    """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
 
 class Sampling(NamedTuple):
@@ -164,6 +168,7 @@ def main(config: Config) -> list[float]:
         f"epsilon {epsilons[-1]:.4f} of {config.epsilon:g} at delta {config.delta:g}"
     )
 
+    stored = Resumed("private", asdict(config))
     loss = bp.weighted(LOSS)
     gradients = {
         PRIVATE: bp.private_gradient(
@@ -177,7 +182,10 @@ def main(config: Config) -> list[float]:
     }
     with tqdm(total=len(gradients) * config.epochs, unit="epoch") as bar:
         runs = {
-            name: train(gradient, net, dataset, config, sampling, bar)
+            name: stored.part(
+                name.replace(" ", "_"),
+                functools.partial(train, gradient, net, dataset, config, sampling, bar),
+            )
             for name, gradient in gradients.items()
         }
     measure = bp.evaluate(net, LOSS, metric=bp.accuracy)

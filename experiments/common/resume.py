@@ -4,8 +4,7 @@ Everything is in the folder `resume` of `--out`, and belongs to one set of flags
 """
 
 import pickle
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,14 +18,19 @@ FREE = {"out", "resume"}  # flags that change no number
 
 
 class Resumed:
-    """The stored parts of an experiment with these flags; without `--resume` nothing is stored."""
+    """The stored parts of an experiment; without `--resume` nothing is stored."""
 
-    def __init__(self, name: str, config: Any):
-        """Opens the folder of the experiment; refuses one that other flags have written."""
-        self._folder = config.out / "resume" / name if config.resume else None
+    def __init__(self, name: str, flags: Mapping[str, Any]):
+        """Opens the folder of the experiment; refuses one that other flags have written.
+
+        Args:
+          name: the experiment.
+          flags: all flags of the experiment, `out` and `resume` among them.
+        """
+        self._folder = flags["out"] / "resume" / name if flags["resume"] else None
         if self._folder is None:
             return
-        flags = {k: repr(v) for k, v in asdict(config).items() if k not in FREE}
+        flags = {flag: repr(value) for flag, value in flags.items() if flag not in FREE}
         stored = self.load("flags")
         for flag, value in flags.items():
             if stored is not None and stored.get(flag) != value:
