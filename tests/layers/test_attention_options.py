@@ -101,6 +101,7 @@ def test_every_option_by_its_formula(options, key):
         assert_close(sweep(make(lean, **options), inputs, dy), (want, pullback(dy)))
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")  # what jax.nn relies on
 def test_options_are_those_of_jax_nn(key):
     """In 32 bits, in which jax.nn takes the softmax."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cases import ERRORS, READINGS
+from cases import ERRORS, READINGS, every
 from jax import lax
 from opened import N, assert_agree, normal
 from oracles import assert_close, is_float
@@ -140,7 +140,7 @@ def assert_kronecker(got, want):
         assert_agree(jax.tree.leaves(a), jax.tree.leaves(b))
 
 
-@pytest.mark.parametrize("error", ERRORS)
+@every("error", {name: name for name in ERRORS}, soon={"ggn_columns"})
 def test_every_error(pair, error, key):
     read = {name: reading for name, reading in READINGS.items() if name != "keep"}
 
@@ -219,7 +219,7 @@ def test_products_with_curvature(pair):
         assert_agree(leaves(a), leaves(b))
 
 
-@pytest.mark.parametrize("name", RULES)
+@every("name", {name: name for name in RULES}, soon={"random_feedback", "kolen_pollack"})
 def test_rules_carry_the_error(pair, name, key):
     rule = RULES[name]
 

@@ -22,6 +22,8 @@ SOME = {
         "direct_feedback of what learns and draws",
     )
 }
+# Of every rule, what takes long to compile only for these soon.
+every_rule_thoroughly = every("make_rule", RULES, soon=SOME)
 some_rules = pytest.mark.parametrize("make_rule", SOME.values(), ids=SOME.keys())
 every_blocks = every("blocks", BLOCKS, soon=("positions that end",))
 
@@ -419,7 +421,7 @@ def test_weight_mirrors_come_to_the_weights_while_these_learn(key):
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@every_rule
+@every_rule_thoroughly
 def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been(make_rule, tmp_path, key):
     rule, optimizer = make_rule(*VECTORS.parts), optax.adamw(0.01, weight_decay=0.1)
     net, _, _, x, targets = problem(VECTORS, rule, key)
@@ -442,7 +444,7 @@ def test_a_state_that_was_saved_goes_on_as_if_nothing_had_been(make_rule, tmp_pa
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@every_rule
+@every_rule_thoroughly
 def test_no_rule_traces_again(make_rule, key):
     rule = make_rule(*VECTORS.parts)
     net, _, _, x, targets = problem(VECTORS, rule, key)

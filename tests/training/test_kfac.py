@@ -167,6 +167,7 @@ def test_other_layers_may_have_an_optimizer_of_their_own(batch, key):
     assert_close(got[2], jax.tree.map(lambda g: -0.5 * g, grads[2]))
 
 
+@pytest.mark.thorough
 def test_factors_are_of_the_forward_pass_that_draws(key):
     net = bp.chain(bp.dense(4), bp.dropout(0.5), bp.dense(3))
     params, _ = net.init(key, (5,))
@@ -437,6 +438,7 @@ def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key
         assert_close(part_of_group(got, group, 3), want)
 
 
+@pytest.mark.thorough
 def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
     net = bp.chain(bp.conv(4, (3, 3), groups=2), bp.tanh(), bp.flatten(), bp.dense(3))
     params, _ = net.init(key, (4, 4, 2))
@@ -448,6 +450,7 @@ def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
     assert factors[0]["weight"].shape == (3, 3, 1, 4)
 
 
+@pytest.mark.thorough
 def test_every_expert_has_factors_of_its_own(key):
     params = {"experts": jax.random.normal(key, (3, 5, 4))}
     x, dy = jax.random.normal(key, (8, 3, 5)), jax.random.normal(key, (8, 3, 4))
@@ -567,6 +570,7 @@ def test_a_matrix_that_is_too_large_has_a_diagonal(batch, key):
     assert factors[2]["weight"].shape == (4, 3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_diagonals_of_16_bits_are_kept_in_32(key, dtype):
     net = bp.chain(bp.dense(4, dtype=dtype), bp.layer_norm(dtype=dtype), bp.dense(3, dtype=dtype))
@@ -606,6 +610,7 @@ def test_factors_are_computed_where_they_are_due(batch, key):
     assert_close(got[0], solve(grads[0], state.factors[0], 0.03))
 
 
+@pytest.mark.thorough
 def test_fit_computes_deferred_factors(key):
     x = jax.random.normal(key, (60, 5))
     labels = jnp.argmax(x[:, :3], axis=1)
@@ -670,6 +675,7 @@ def trained(net, x, labels, key, state=None):
     return [float(record["loss"]) for record in run.records]
 
 
+@pytest.mark.thorough
 @pytest.mark.thorough
 def test_a_gpt_trains(key):
     tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
@@ -750,6 +756,7 @@ def test_the_factors_tell_what_another_optimizer_leaves(batch, key):
         both(lambda params: factors).init(params)
 
 
+@pytest.mark.thorough
 def test_any_network_is_traced_once(key):
     tokens = (jnp.arange(16)[:, None] + jnp.arange(7)) % 7
     x, labels = tokens[:, :-1], tokens[:, 1:]
