@@ -247,6 +247,19 @@ def wide_dtype(dtype: Any) -> Any:
     return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
+def unit_of(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
+    """The power of two next to the largest entry along some axes, which are kept with size 1.
+
+    Divided by it, entries have squares that neither overflow nor vanish. It and its inverse can be
+    represented, even for infinity. For zero it is 1. It is a constant for derivatives: it cancels
+    from a norm.
+    """
+    info = jnp.finfo(x.dtype)
+    peak = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
+    peak = jnp.where(peak == 0, 1, jnp.clip(peak, float(info.tiny), float(1 / info.tiny)))
+    return jax.lax.reduce_precision(peak, exponent_bits=info.nexp, mantissa_bits=0)
+
+
 def weighed(deltas: jax.Array, weights: ArrayLike | None) -> jax.Array:
     """Multiplies each example's deltas [N, ..., O] by its weight, [N], in at least 32 bits.
 

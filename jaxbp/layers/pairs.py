@@ -30,7 +30,7 @@ from jaxbp.require import (
 )
 from jaxbp.signals.kinds import Bias, Outer, Through, keep
 from jaxbp.signals.views import View
-from jaxbp.types import Layer, LayerError, show_shape, widened
+from jaxbp.types import Layer, LayerError, show_shape, unit_of, widened
 
 __all__ = ["bilinear", "cosine_similarity", "distance", "inner_product"]
 
@@ -80,9 +80,10 @@ def cosine_similarity() -> Layer:
 
     def unit(x):
         """The unit vector x / |x|, and 1 / |x|; both are 0 for x = 0."""
-        squares = _inner(x, x)
+        scale = 1 / unit_of(x, axis=-1)
+        squares = _inner(x * scale, x * scale)
         inverse = jnp.where(squares > 0, jax.lax.rsqrt(_nonzero(squares)), 0)
-        return x * inverse, inverse
+        return x * scale * inverse, scale * inverse
 
     def forward(a, b):
         return _inner(unit(a)[0], unit(b)[0])
@@ -143,11 +144,13 @@ def distance(kind: Literal["euclidean", "squared", "manhattan"] = "euclidean") -
 
 
 def _norm(d):
-    squares = _inner(d, d)
-    return jnp.where(squares > 0, jnp.sqrt(_nonzero(squares)), 0)
+    unit = unit_of(d, axis=-1)
+    squares = _inner(d / unit, d / unit)
+    return jnp.where(squares > 0, unit * jnp.sqrt(_nonzero(squares)), 0)
 
 
 def _direction(d):
+    d = d / unit_of(d, axis=-1)
     squares = _inner(d, d)
     return jnp.where(squares > 0, d * jax.lax.rsqrt(_nonzero(squares)), 0)
 

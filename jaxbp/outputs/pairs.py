@@ -35,7 +35,7 @@ from jaxbp.outputs.curvature import (
     without_sample,
 )
 from jaxbp.outputs.margins import SMOOTH, is_short
-from jaxbp.types import Loss, show_shape
+from jaxbp.types import Loss, show_shape, unit_of
 
 __all__ = ["make_contrastive", "make_cosine_embedding", "make_margin_ranking", "make_triplet"]
 
@@ -234,13 +234,11 @@ def _signs_of(name: str, targets: Any, a: jax.Array) -> jax.Array:
 
 def _size_and_way(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The norm of vectors, [N, ..., 1], and their direction, [N, ..., O], which is 0 for 0."""
-    # Divided by the largest entry, so that the squares neither overflow nor vanish.
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis=-1, keepdims=True))
-    is_zero = largest == 0
-    scale = jnp.where(is_zero, 1, largest)
-    scaled = jnp.where(is_zero, 1, x / scale)  # the root has no derivative at 0
-    norm = jnp.sqrt(jnp.sum(scaled * scaled, axis=-1, keepdims=True))
-    return jnp.where(is_zero, 0, scale * norm), jnp.where(is_zero, 0, scaled / norm)
+    unit = unit_of(x, axis=-1)
+    squares = jnp.sum(jnp.square(x / unit), axis=-1, keepdims=True)
+    is_zero = squares == 0
+    norm = jnp.sqrt(jnp.where(is_zero, 1, squares))  # the root has no derivative at 0
+    return jnp.where(is_zero, 0, unit * norm), jnp.where(is_zero, 0, x / unit / norm)
 
 
 def _deltas(outputs: Any, *deltas: jax.Array) -> Any:

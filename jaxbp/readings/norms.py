@@ -47,7 +47,7 @@ from jaxbp.signals.kinds import (
 )
 from jaxbp.signals.operands import require_signal
 from jaxbp.signals.stacked import map_layers, stack_axes, sum_leaves
-from jaxbp.types import PyTree, show_shape
+from jaxbp.types import PyTree, show_shape, unit_of
 
 __all__ = ["example_norms", "layer_norms", "sq_norms"]
 
@@ -138,11 +138,11 @@ def _(signal: Outer):
 def _measured_by_grams(x, d):
     """The squared norm of sum_t x_t d_t^T as sum_st (x_s . x_t) (d_s . d_t)."""
     # Each position has units of its own: where its input is large, its delta may be small.
-    x_unit, d_unit = _unit(x, axis=2), _unit(d, axis=2)
+    x_unit, d_unit = unit_of(x, axis=2), unit_of(d, axis=2)
     x, d = x * (1 / x_unit), d * (1 / d_unit)
     x_gram, d_gram = jnp.einsum("nsi,nti->nst", x, x), jnp.einsum("nso,nto->nst", d, d)
     lengths = x_unit * d_unit * _lengths(x_gram) * _lengths(d_gram)
-    unit = _unit(lengths, axis=(1, 2))
+    unit = unit_of(lengths, axis=(1, 2))
     # At most 4, except where a position is zero: there it may not be infinite.
     sizes = jnp.minimum(x_unit * d_unit / unit, 2.0**60)
     squares = jnp.sum(x_gram * sizes * (d_gram * jnp.swapaxes(sizes, 1, 2)), axis=(1, 2))
@@ -214,7 +214,7 @@ def _product(pair, unit):
     """g_n . h_n / u_n^2 for the gradients of a table's two uses, as `_table_pair` gives them."""
     use, rows, columns = pair
     arrays = [as_positions(a) for a in (use.deltas, rows, columns)]
-    units = [_unit(a, axis=(1, 2)) for a in arrays]
+    units = [unit_of(a, axis=(1, 2)) for a in arrays]
     d, rows, columns = arrays
     at = jnp.take_along_axis(rows, rows_of(use)[:, None], axis=2, mode="fill", fill_value=0)
     d, at, columns = (a * (1 / own) for a, own in zip((d, at, columns), units, strict=True))
@@ -226,20 +226,8 @@ def _product(pair, unit):
 def _measure(x: jax.Array) -> Measured:
     """The squared norm of each row of an array, [N, ...] to [N]."""
     axes = tuple(range(1, x.ndim))
-    unit = _unit(x, axis=axes)
+    unit = unit_of(x, axis=axes)
     return Measured(jnp.sum(jnp.square(x * (1 / unit)), axis=axes), unit.reshape(len(x)))
-
-
-def _unit(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
-    """The power of two next to the largest entry along some axes, which are kept with size 1.
-
-    It and its inverse can be represented, even for infinity. For zero it is 1. It is a constant for
-    derivatives: it cancels from the norm.
-    """
-    info = jnp.finfo(x.dtype)
-    peak = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=axis, keepdims=True, initial=0)
-    peak = jnp.where(peak == 0, 1, jnp.clip(peak, float(info.tiny), float(1 / info.tiny)))
-    return jax.lax.reduce_precision(peak, exponent_bits=info.nexp, mantissa_bits=0)
 
 
 def _above_rounding(squares: jax.Array, lengths: jax.Array) -> jax.Array:

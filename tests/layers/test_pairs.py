@@ -133,3 +133,20 @@ ONES = np.ones((3, 2))
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_lengths_whose_squares_are_out_of_range(size):
+    """In float32, where a square is infinite or 0."""
+    a, b = jnp.array([[3.0, 4.0, 0.0]], "float32"), jnp.array([[0.0, 2.0, 0.0]], "float32")
+    a, b, dy = a * jnp.float32(size), b * jnp.float32(size), jnp.ones((1, 1), "float32")
+    cosine, cache = bp.cosine_similarity().forward((), (a, b))
+    np.testing.assert_allclose(cosine, [[0.8]], rtol=1e-6)
+    (da, _), _ = bp.cosine_similarity().backward((), cache, dy)
+    np.testing.assert_allclose(da * jnp.float32(size), [[-0.096, 0.072, 0]], rtol=1e-5, atol=1e-7)
+    apart, cache = bp.distance().forward((), (a, b))
+    np.testing.assert_allclose(apart, [[np.sqrt(13) * size]], rtol=1e-6)
+    (da, _), _ = bp.distance().backward((), cache, dy)
+    np.testing.assert_allclose(da, np.array([[3, 2, 0]]) / np.sqrt(13), rtol=1e-6)
+    y, _ = bp.l2_norm(eps=1e-30).forward((), a)
+    np.testing.assert_allclose(y, [[0.6, 0.8, 0]], rtol=1e-6)
