@@ -317,13 +317,8 @@ def turned(x, base, size, interleaved):
     return jnp.asarray(np.concatenate([y, rest], axis=-1))
 
 
-@pytest.mark.parametrize(
-    ("size", "interleaved"),
-    [
-        (4, True),
-        *[pytest.param(*how, marks=pytest.mark.thorough) for how in ((6, True), (4, False))],
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize(("size", "interleaved"), [(4, True), (6, True), (4, False)])
 def test_rotary_by_complex_numbers_and_in_attention(size, interleaved, key):
     how = bp.Rotary(100.0, size, interleaved)
     x, dy = jax.random.normal(key, (2, N, T, 4, 6)).reshape(2, N, T, 24)

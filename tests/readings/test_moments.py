@@ -190,6 +190,7 @@ def test_what_is_wrong_is_said(signal, options, message):
 size = st.integers(1, 4)
 
 
+@pytest.mark.thorough
 @given(n=size, t=st.one_of(st.none(), size), i=size, o=size, k=size, data=st.integers(0, 9))
 @settings(max_examples=4, deadline=None)
 def test_sizes_of_one_are_no_exception(n, t, i, o, k, data):

@@ -373,7 +373,10 @@ V = 200
     "indices",
     [
         jnp.array([[0, -1, 3], [V, 5, 5], [-V, V + 7, 2]]),
-        jnp.array([[0, -1, 3], [-128, 5, 5], [-7, -127, 2]], jnp.int8),
+        pytest.param(
+            jnp.array([[0, -1, 3], [-128, 5, 5], [-7, -127, 2]], jnp.int8),
+            marks=pytest.mark.thorough,
+        ),
         jnp.array([[0, 255, 3], [200, 5, 5], [201, 202, 2]], jnp.uint8),
     ],
     ids=["int64", "int8", "uint8"],

@@ -80,6 +80,7 @@ def test_eprop_of_a_simple_cell_lasts_one_step(key):
     assert_close(read_by(layer, bp.eprop(), params, x, dy), want)
 
 
+@pytest.mark.thorough
 @every_rule
 def test_other_layers_stay_exact_and_stacked_ones_are_of_the_rule(rule, key):
     rule = RULES[rule]()
@@ -112,6 +113,7 @@ def test_random_broadcasts_teach_by_traces(key):
     assert_close(got[0], want)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("rule", ["rtrl", "snap1"])
 def test_clipped_sums_are_of_the_rule_s_gradients(rule, key):
     net = bp.chain(bp.recurrent(bp.gru(2)), bp.dense(1))

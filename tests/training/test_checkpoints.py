@@ -62,8 +62,15 @@ def assert_same(got, want):
             assert np.asarray(array).dtype == np.asarray(others[name]).dtype
 
 
-@pytest.mark.parametrize("train", [(X, LABELS), BATCHES], ids=["arrays", "batches"])
-@pytest.mark.parametrize("every", [(1, "epochs"), (2, "steps")], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("train", "every"),
+    [
+        pytest.param((X, LABELS), (1, "epochs"), id="arrays, epochs"),
+        pytest.param((X, LABELS), (2, "steps"), id="arrays, steps", marks=pytest.mark.thorough),
+        pytest.param(BATCHES, (1, "epochs"), id="batches, epochs", marks=pytest.mark.thorough),
+        pytest.param(BATCHES, (2, "steps"), id="batches, steps"),
+    ],
+)
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, train, every):
     options = {"train": train, "checkpoint_every": every}
     undisturbed = run(tmp_path / "undisturbed", **options)
@@ -209,7 +216,13 @@ def damage(folder, how):
         file.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("how", ["truncated", "changed", "emptied"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        *(pytest.param(how, marks=pytest.mark.thorough) for how in ("changed", "emptied")),
+    ],
+)
 def test_a_broken_checkpoint_is_passed_over(tmp_path, how):
     undisturbed = run(tmp_path)
     damage(tmp_path, how)
