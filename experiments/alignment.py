@@ -60,7 +60,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import data, figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
-from experiments.common.resume import Resumed
+from experiments.common.resume import NOT_RESUMED, Resumed
 from experiments.common.tables import spread
 
 EXACT, LAST = "backpropagation", "last layer only"
@@ -240,7 +240,7 @@ def train_only_last(optimizer, layers):
 # The linear task.
 
 
-def learn_linear_map(config, stored):
+def learn_linear_map(config, stored=NOT_RESUMED):
     """Trains on the linear task by each rule; returns a `Line` for each."""
     ways = {
         EXACT: Way(bp.exact()),
@@ -361,7 +361,7 @@ def draw_runs(plot, x, runs, name):
 # The digits.
 
 
-def learn_digits(config, stored):
+def learn_digits(config, stored=NOT_RESUMED):
     """Trains on the digits by each rule; returns a `Reader` for each."""
     dataset = data.load(None, seed=config.seed)
     hidden = [bp.chain(bp.dense(config.width), bp.tanh()) for _ in range(config.depth)]

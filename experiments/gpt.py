@@ -47,7 +47,7 @@ from tqdm import tqdm
 import jaxbp as bp
 from experiments.common import figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
-from experiments.common.resume import Resumed
+from experiments.common.resume import NOT_RESUMED, Resumed
 from jaxbp.training.nonfinite import is_finite
 
 LOSS = bp.softmax_cross_entropy
@@ -416,7 +416,7 @@ def make_optimizer(config):
     return optax.adamw(schedule, b2=0.99, weight_decay=WEIGHT_DECAY, mask=decays)
 
 
-def learn(net, train, held_out, config, stored):
+def learn(net, train, held_out, config, stored=NOT_RESUMED):
     """Trains the network; returns the final parameters, and a `Point` for each chunk of steps."""
     n, positions = config.batch_size, config.positions
     optimizer = make_optimizer(config)

@@ -52,7 +52,7 @@ from experiments import digits
 from experiments.common import data, figures, lifted
 from experiments.common.files import whole
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
-from experiments.common.resume import Resumed
+from experiments.common.resume import NOT_RESUMED, Resumed
 
 LOSS = bp.softmax_cross_entropy
 METHODS = ("self-influence", "held-out", "grand", "el2n")
@@ -240,7 +240,7 @@ def trace(net, kept, train, held_out, config):
     return jax.tree.map(lambda *terms: config.learning_rate * sum(terms), *map(at, kept))
 
 
-def look_early(net, train, config, stored):
+def look_early(net, train, config, stored=NOT_RESUMED):
     """Computes the scores `grand` and `el2n`, [N] each, and the mean probabilities, [N, C]."""
     optimizer = optax.sgd(config.learning_rate)
     epoch = bp.make_epoch(net, LOSS, optimizer, batch_size=config.batch_size)

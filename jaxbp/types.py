@@ -128,7 +128,8 @@ class Loss:
         among the `top` largest outputs, and how much the term counts. None for a loss without
         labels.
       filler: a target that the loss takes for any outputs, which `weighted` puts where the weight
-        is 0. None stands for class 0, and for equal probabilities.
+        is 0; or a function of C that returns it. None stands for class 0, and for equal
+        probabilities.
     """
 
     name: str
@@ -136,7 +137,7 @@ class Loss:
     sample: Callable[..., Any]
     hessian_factor: Callable[..., jax.Array]
     right: Callable[..., tuple[jax.Array, jax.Array]] | None = None
-    filler: float | None = None
+    filler: float | Callable[[int], float] | None = None
 
     def __post_init__(self):
         # Each loss is documented where its formula is, not by this class.

@@ -456,9 +456,13 @@ def test_what_is_not_a_layer_is_refused(key):
         bp.check(bp.relu, key, (4,))
 
 
+# A padding row is never trained: its gradient is zero, and not the derivative.
+CASES = {name: case for name, case in (LAYERS | VARIANTS).items() if "padding row" not in name}
+
+
 @every(
     "case",
-    LAYERS | VARIANTS,
+    CASES,
     soon={"stack of what has no parameters", "embedding of single tokens", "select"},
 )
 def test_every_layer_keeps_the_whole_contract(case, key):

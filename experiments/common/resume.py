@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-import numpy as np
-
 from experiments.common.files import whole
 
 T = TypeVar("T")
@@ -45,10 +42,10 @@ class Resumed:
         return None if self._folder is None else self._folder / name
 
     def part(self, name: str, make: Callable[[], T]) -> T:
-        """What `make()` returns, or what it returned when it was stored; arrays are NumPy's."""
+        """What `make()` returns, or what it returned when it was stored."""
         stored = self.load(name)
         if stored is None:
-            stored = jax.tree.map(_as_numpy, make())
+            stored = make()
             self.save(name, stored)
         return stored
 
@@ -72,5 +69,4 @@ class Resumed:
         return None if self._folder is None else self._folder / f"{name}.pickle"
 
 
-def _as_numpy(leaf: Any) -> Any:
-    return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+NOT_RESUMED = Resumed("", {"resume": False})

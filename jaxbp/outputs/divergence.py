@@ -101,7 +101,9 @@ def make_kl_divergence(*, log_outputs: bool = False, log_targets: bool = False) 
         return softmax_factor(require_outputs(name, outputs)).astype(outputs.dtype)
 
     factor = without_factor(name, IS_LINEAR, DRAW) if log_outputs else hessian_factor
-    return Loss(name, terms, sample, factor)
+    # Where the weight is 0, all classes are equally probable.
+    filler = (lambda classes: -math.log(classes)) if log_targets else None
+    return Loss(name, terms, sample, factor, filler=filler)
 
 
 kl_divergence = make_kl_divergence()

@@ -198,6 +198,8 @@ def _valid(weights, targets, filler):
     """
     if jnp.shape(targets)[: weights.ndim] != weights.shape or not _is_number(targets.dtype):
         return targets  # the loss says what is wrong
+    if callable(filler):
+        filler = filler(targets.shape[-1])
     if filler is None:
         filler = 1 / targets.shape[-1] if jnp.issubdtype(targets.dtype, jnp.floating) else 0
     return jnp.where(_spread(weights, targets) == 0, jnp.asarray(filler, targets.dtype), targets)
