@@ -110,27 +110,21 @@ def attend_backward(
     group: int,
     *,
     lean: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, tuple[jax.Array | None, ...]]:
-    """The backward pass.
-
-    Returns:
-      dq, dk and dv, and for each band the derivative de with respect to the scores, [N, G, rows,
-      keys]. The lean form does not hold de, and has None there.
-    """
-    s, dqs, des = k.shape[2], [], []
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The backward pass: dq, dk and dv."""
+    s, dqs = k.shape[2], []
     dk = dv = jnp.zeros((), wide_dtype(k.dtype))
     drawn = (kept.drawn,) * len(kept.of_bands) if lean else kept.drawn
     bands = zip(_bands(q, k, scores, group), kept.of_bands, drawn, strict=True)
     for (rows, band), kept_of_band, drawn_of_band in bands:
-        (dq, de), added = _attend_band_backward(
+        dq, added = _attend_band_backward(
             *(q[..., rows, :], k[..., band.keys, :], v[..., band.keys, :], dy[..., rows, :]),
             *(kept_of_band, drawn_of_band, band, scores, lean),
         )
         unseen = [(0, 0), (0, 0), (band.keys.start, s - band.keys.stop), (0, 0)]
         dk, dv = (sums + jnp.pad(d, unseen) for sums, d in zip((dk, dv), added, strict=True))
         dqs.append(dq)
-        des.append(de)
-    return jnp.concatenate(dqs, axis=2), dk, dv, tuple(des)
+    return jnp.concatenate(dqs, axis=2), dk, dv
 
 
 def _bands(q, k, scores, group) -> Iterator[tuple[slice, Rows]]:
@@ -163,7 +157,7 @@ def _attend_band(q, k, v, band, scores, lean, key):
 
 
 def _attend_band_backward(q, k, v, dy, kept, drawn, band, scores, lean):
-    """The dq of the rows q and the de of their scores, and what these rows add to dk and dv."""
+    """The dq of the rows q, and what these rows add to dk and dv."""
 
     def step(sums, numbers, q, dy, kept):
         p, drawn_of_rows = kept, drawn
@@ -171,14 +165,14 @@ def _attend_band_backward(q, k, v, dy, kept, drawn, band, scores, lean):
             rows = band._replace(numbers=numbers)
             p = jnp.exp(scores.of(q, k, rows) - kept)
             drawn_of_rows = scores.draw(drawn, rows, len(q))
-        dq, dk, dv, de = _attend_rows_backward(q, k, v, p, dy, scores, drawn_of_rows)
-        return (sums[0] + dk, sums[1] + dv), (dq,) if lean else (dq, de)
+        dq, dk, dv = _attend_rows_backward(q, k, v, p, dy, scores, drawn_of_rows)
+        return (sums[0] + dk, sums[1] + dv), (dq,)
 
     zeros = tuple(jnp.zeros(x.shape, wide_dtype(x.dtype)) for x in (k, v))
     # exp(e - inf) = 0: rows that fill a block have no probabilities, whatever is added to e.
     arrays, fills = (q, dy, kept), (0, 0, jnp.inf)
-    sums, (dq, *de) = _by_rows(step, zeros, band.numbers, arrays, fills, lean)
-    return (dq, *(de or [None])), sums
+    sums, (dq,) = _by_rows(step, zeros, band.numbers, arrays, fills, lean)
+    return dq, sums
 
 
 def _attend_rows(q, k, v, rows, scores, drawn):
@@ -198,7 +192,7 @@ def _attend_rows(q, k, v, rows, scores, drawn):
 
 
 def _attend_rows_backward(q, k, v, p, dy, scores, drawn):
-    """The derivatives dq, dk and dv with respect to arguments of `_attend_rows`, and de."""
+    """The derivatives dq, dk and dv with respect to arguments of `_attend_rows`."""
     wide = widened(p)
     dp = scores.drop(product("ngtu,ngsu->ngts", dy, v), drawn)
     de = wide * (dp - jnp.sum(wide * dp, axis=-1, keepdims=True))
@@ -206,7 +200,7 @@ def _attend_rows_backward(q, k, v, p, dy, scores, drawn):
     dq = product("ngts,ngsd->ngtd", of_products, k)
     dk = product("ngts,ngtd->ngsd", of_products, q)
     dv = product("ngts,ngtu->ngsu", scores.drop(p, drawn).astype(dy.dtype), dy)
-    return dq, dk, dv, de
+    return dq, dk, dv
 
 
 def _by_rows(step: Callable, sums, numbers, arrays, fills, lean) -> tuple[Any, tuple]:

@@ -256,7 +256,7 @@ def dot_product_attention(
         """The derivatives with respect to the heads, in at least 32 bits."""
         q, k, v, kept = cache
         dy = layout.rows(apart(dy, heads))
-        dq, dk, dv, _ = attend_backward(q, k, v, kept, dy, scores, layout.group, lean=lean)
+        dq, dk, dv = attend_backward(q, k, v, kept, dy, scores, layout.group, lean=lean)
         dq, dk, dv = (
             layout.from_rows(rows, h) for rows, h in ((dq, heads), (dk, groups), (dv, groups))
         )
