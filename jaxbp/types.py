@@ -261,6 +261,19 @@ def unit_of(x: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
     return jax.lax.reduce_precision(peak, exponent_bits=info.nexp, mantissa_bits=0)
 
 
+def length_and_direction(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The length |x| of vectors [..., O], as [..., 1], and x / |x|; both are 0 for x = 0.
+
+    Squares are of `unit_of`, so lengths of all sizes are right, and all derivatives are finite.
+    """
+    unit = unit_of(x, axis=-1)
+    scaled = x / unit
+    squares = jnp.sum(scaled * scaled, axis=-1, keepdims=True)
+    is_zero = squares == 0
+    root = jnp.sqrt(jnp.where(is_zero, 1, squares))  # the root has no derivative at 0
+    return jnp.where(is_zero, 0, unit * root), jnp.where(is_zero, 0, scaled / root)
+
+
 def weighed(deltas: jax.Array, weights: ArrayLike | None) -> jax.Array:
     """Multiplies each example's deltas [N, ..., O] by its weight, [N], in at least 32 bits.
 

@@ -30,7 +30,7 @@ from jaxbp.require import (
 )
 from jaxbp.signals.kinds import Bias, Outer, Through, keep
 from jaxbp.signals.views import View
-from jaxbp.types import Layer, LayerError, show_shape, unit_of, widened
+from jaxbp.types import Layer, LayerError, length_and_direction, show_shape, widened
 
 __all__ = ["bilinear", "cosine_similarity", "distance", "inner_product"]
 
@@ -78,22 +78,18 @@ def cosine_similarity() -> Layer:
       [0.8, 0.0]
     """
 
-    def unit(x):
-        """The unit vector x / |x|, and 1 / |x|; both are 0 for x = 0."""
-        scale = 1 / unit_of(x, axis=-1)
-        squares = _inner(x * scale, x * scale)
-        inverse = jnp.where(squares > 0, jax.lax.rsqrt(_nonzero(squares)), 0)
-        return x * scale * inverse, scale * inverse
-
     def forward(a, b):
-        return _inner(unit(a)[0], unit(b)[0])
+        return _inner(length_and_direction(a)[1], length_and_direction(b)[1])
 
     def backward(a, b, dy):
-        (u, inverse_a), (v, inverse_b) = unit(a), unit(b)
+        (length_a, u), (length_b, v) = length_and_direction(a), length_and_direction(b)
         y = _inner(u, v)
-        defined = (inverse_a > 0) & (inverse_b > 0)
-        dy = jnp.where(defined, dy, 0)
-        return (v - y * u) * (inverse_a * dy), (u - y * v) * (inverse_b * dy)
+        defined = (length_a > 0) & (length_b > 0)
+        dy, length_a, length_b = (
+            jnp.where(defined, value, rest)
+            for value, rest in ((dy, 0), (length_a, 1), (length_b, 1))
+        )
+        return (v - y * u) * (dy / length_a), (u - y * v) * (dy / length_b)
 
     return _comparison("cosine_similarity", forward, backward)
 
@@ -143,21 +139,9 @@ def distance(kind: Literal["euclidean", "squared", "manhattan"] = "euclidean") -
     return _comparison(f"distance({kind!r})", forward, backward)
 
 
-def _norm(d):
-    unit = unit_of(d, axis=-1)
-    squares = _inner(d / unit, d / unit)
-    return jnp.where(squares > 0, unit * jnp.sqrt(_nonzero(squares)), 0)
-
-
-def _direction(d):
-    d = d / unit_of(d, axis=-1)
-    squares = _inner(d, d)
-    return jnp.where(squares > 0, d * jax.lax.rsqrt(_nonzero(squares)), 0)
-
-
 # The value of each distance and its derivative, of the difference of two vectors.
 _DISTANCES = {
-    "euclidean": (_norm, _direction),
+    "euclidean": (lambda d: length_and_direction(d)[0], lambda d: length_and_direction(d)[1]),
     "squared": (lambda d: _inner(d, d), lambda d: 2 * d),
     "manhattan": (lambda d: jnp.sum(jnp.abs(d), axis=-1, keepdims=True), jnp.sign),
 }
@@ -165,11 +149,6 @@ _DISTANCES = {
 
 def _inner(a, b):
     return jnp.sum(a * b, axis=-1, keepdims=True)
-
-
-def _nonzero(squares):
-    """Squares with 1 for 0, so that where they are not used no derivative is nan."""
-    return jnp.where(squares > 0, squares, 1)
 
 
 def _comparison(name, function, derivative):

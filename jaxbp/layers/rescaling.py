@@ -19,7 +19,7 @@ from jaxbp.require import (
 )
 from jaxbp.signals.conv_products import summed
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, show_shape, unit_of, widened
+from jaxbp.types import Layer, LayerError, length_and_direction, show_shape, widened
 
 __all__ = ["l2_norm", "local_response_norm"]
 
@@ -62,11 +62,7 @@ def l2_norm(*, eps: float = 1e-12) -> Layer:
         del params, key
         _require_outputs(name, x)
         wide = widened(x)
-        unit = unit_of(wide, axis=-1)
-        square = jnp.sum(jnp.square(wide / unit), axis=-1, keepdims=True)
-        # The derivative of a root is infinite at 0: there the root of 1 is taken, and not used.
-        length = unit * jnp.sqrt(jnp.where(square == 0, 1, square))
-        length = jnp.where((square == 0) | (length <= eps), eps, length)
+        length = jnp.maximum(length_and_direction(wide)[0], eps)
         y = (wide / length).astype(x.dtype)
         return y, (y, length)
 

@@ -35,7 +35,7 @@ from jaxbp.outputs.curvature import (
     without_sample,
 )
 from jaxbp.outputs.margins import SMOOTH, is_short
-from jaxbp.types import Loss, show_shape, unit_of
+from jaxbp.types import Loss, length_and_direction, show_shape
 
 __all__ = ["make_contrastive", "make_cosine_embedding", "make_margin_ranking", "make_triplet"]
 
@@ -113,7 +113,7 @@ def make_cosine_embedding(*, margin: float = 0.0) -> Loss:
         """The cosine loss of two vectors (see `make_cosine_embedding`)."""
         a, b = require_several(name, outputs, "a, b")
         t = _signs_of(name, targets, a)
-        (a_size, a_way), (b_size, b_way) = _size_and_way(a), _size_and_way(b)
+        (a_size, a_way), (b_size, b_way) = length_and_direction(a), length_and_direction(b)
         cosine = jnp.sum(a_way * b_way, axis=-1)
         values = jnp.where(t == -1, jax.nn.relu(cosine - margin), t - cosine)
         exist = (a_size[..., 0] > 0) & (b_size[..., 0] > 0)
@@ -164,7 +164,7 @@ def make_contrastive(*, margin: float = 1.0) -> Loss:
         """The contrastive loss of two vectors (see `make_contrastive`)."""
         a, b = require_several(name, outputs, "a, b")
         t = _signs_of(name, targets, a)
-        size, way = _size_and_way(a - b)
+        size, way = length_and_direction(a - b)
         short = jax.nn.relu(margin - size)
         near = t[..., None] * (a - b)
         da = jnp.where(t[..., None] == -1, -short * way, near)
@@ -212,7 +212,7 @@ def make_triplet(*, margin: float = 1.0) -> Loss:
         a, p, n = require_several(name, outputs, "anchor, positive, negative")
         if targets is not None:
             raise ValueError(f"{name}: targets is a {type(targets).__name__}, expected None.")
-        (near, u), (far, v) = _size_and_way(a - p), _size_and_way(a - n)
+        (near, u), (far, v) = length_and_direction(a - p), length_and_direction(a - n)
         gap = near - far + margin
         u, v = is_short(gap) * u, is_short(gap) * v
         return jax.nn.relu(gap)[..., 0], _deltas(outputs, u - v, -u, v)
@@ -230,15 +230,6 @@ def _signs_of(name: str, targets: Any, a: jax.Array) -> jax.Array:
             f"{show_shape(a.shape[:-1])}: 1 or -1 per pair of vectors."
         )
     return require_one_of(name, targets.astype(a.dtype), -1, 1)
-
-
-def _size_and_way(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The norm of vectors, [N, ..., 1], and their direction, [N, ..., O], which is 0 for 0."""
-    unit = unit_of(x, axis=-1)
-    squares = jnp.sum(jnp.square(x / unit), axis=-1, keepdims=True)
-    is_zero = squares == 0
-    norm = jnp.sqrt(jnp.where(is_zero, 1, squares))  # the root has no derivative at 0
-    return jnp.where(is_zero, 0, unit * norm), jnp.where(is_zero, 0, x / unit / norm)
 
 
 def _deltas(outputs: Any, *deltas: jax.Array) -> Any:
