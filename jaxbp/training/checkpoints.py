@@ -105,18 +105,13 @@ class Checkpoints:
 
     def _read(self, step: int) -> Stored:
         args = _orbax().args
-        description = self._manager.restore(
-            step, args=args.Composite(description=args.JsonRestore())
-        )["description"]
-        like = {str(i): None for i, _ in enumerate(description["arrays"])}
-        restored = self._manager.restore(step, args=args.Composite(arrays=args.StandardRestore()))[
-            "arrays"
-        ]
-        arrays = {}
-        for i, (name, checksum) in zip(like, description["arrays"], strict=True):
-            if checksum is not None and _checksum(restored[i]) != checksum:
+        items = args.Composite(arrays=args.StandardRestore(), description=args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        description, arrays = restored["description"], {}
+        for i, (name, checksum) in enumerate(description["arrays"]):
+            arrays[name] = restored["arrays"][str(i)]
+            if checksum is not None and _checksum(arrays[name]) != checksum:
                 raise ValueError(f"{name} has another checksum than when it was stored")
-            arrays[name] = restored[i]
         return Stored(arrays, description["facts"], description["run"])
 
     def _remove(self, step: int) -> None:

@@ -63,23 +63,31 @@ class OnArrays:
         self._train, self._make = train, make
         self._n = len(jax.tree.leaves(train)[0])
         self._batch_size = batch_size
-        self._size = self._n if steps is None else steps * batch_size
+        self._size = None if steps is None else steps * batch_size
         self._part = make(make_part, batch_size=batch_size)
 
     def rest(self, state: TrainState, progress: Progress) -> Iterator[tuple[TrainState, Progress]]:
         """Runs the rest of an epoch; yields the state and the progress after each part."""
+        if self._size is None:  # the compiled part draws the order itself, which is faster
+            yield self._run(state, None, progress)
+            return
         order = shuffle(state._replace(step=state.step - progress.steps), self._n)
         while progress.examples < self._n:
             own = order[progress.examples : progress.examples + self._size]
-            start, steps = state, -(-len(own) // self._batch_size)
-            state, sums = self._part(start, own, *self._train)
-            if not is_finite((sums["loss"], state.params, state.rule_state)):
-                # Compiled separately, the steps may round differently and all stay finite. Then
-                # their result is good, and training continues from it.
-                *_, (state, progress) = self._step_by_step(start, own, progress)
-            else:
-                progress = progress.after(steps, len(own), sums)
+            state, progress = self._run(state, own, progress)
             yield state, progress
+
+    def _run(self, start, indices, progress):
+        """The state and the progress after the examples at these indices; None stands for all."""
+        n = self._n if indices is None else len(indices)
+        state, sums = self._part(start, indices, *self._train)
+        if is_finite((sums["loss"], state.params, state.rule_state)):
+            return state, progress.after(-(-n // self._batch_size), n, sums)
+        # Compiled separately, the steps may round differently and all stay finite. Then their
+        # result is good, and training continues from it.
+        indices = shuffle(start, n) if indices is None else indices
+        *_, last = self._step_by_step(start, indices, progress)
+        return last
 
     def _step_by_step(self, state, indices, progress):
         starts = range(0, len(indices), self._batch_size)
@@ -91,7 +99,7 @@ class OnArrays:
 
     def sums_like(self, state: TrainState) -> PyTree:
         """The shapes and dtypes of `Progress.sums`."""
-        own = jnp.arange(min(self._size, self._n))
+        own = None if self._size is None else jnp.arange(min(self._size, self._n))
         return jax.eval_shape(self._part, state, own, *self._train)[1]
 
 

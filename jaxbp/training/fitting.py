@@ -199,13 +199,23 @@ def fit(
     measure = make_measure(net, loss, metric, held_out, first)
     goal = make_goal(metric, held_out, target, patience, epochs)
     start = Run(state, Best(0, -goal.sign * math.inf, state.params))
-    data = {"train": first, "held_out": held_out}
-    description = {
-        **_description(net, rule, state, data),
-        "batch_size": "that of the batches" if batched else batch_size,
-        "measure": goal.name,
-        "checkpoint_every": [often, unit],
-    }
+
+    def describe() -> dict[str, Any]:
+        """What the run has to share with its checkpoints, for JSON."""
+        return {
+            "network": {"name": net.name, "parameters": outline(start.state.params)},
+            "optimizer": outline(start.state.opt_state),
+            "rule": {"name": rule.name, "state": outline(start.state.rule_state)},
+            "start": {
+                "key": jax.random.key_data(start.state.key).tolist(),
+                "step": int(start.state.step),
+            },
+            "train": outline(first),
+            "held_out": outline(held_out),
+            "batch_size": "that of the batches" if batched else batch_size,
+            "measure": goal.name,
+            "checkpoint_every": [often, unit],
+        }
 
     def like() -> tuple[PyTree, PyTree]:
         """The sums of an epoch, and a record without its epoch, as shapes and dtypes."""
@@ -213,7 +223,7 @@ def fit(
         means = jax.eval_shape(lambda sums: jax.tree.map(lambda s: s / 1, sums), sums)
         return sums, {**means, **jax.eval_shape(measure, start.state.params)}
 
-    with Storage(checkpoints, keep_checkpoints, description) as storage, noted_signals() as signals:
+    with Storage(checkpoints, keep_checkpoints, describe) as storage, noted_signals() as signals:
 
         def keep(run, *, due):
             """Stores the run if it is time, or at a signal, which then ends the run."""
@@ -258,17 +268,6 @@ def _call_back(callback, run, storage):
             "records are in its `state` and `records`."
         )
         raise
-
-
-def _description(net, rule, state, data):
-    """What a run has to share with its checkpoints, for JSON."""
-    return {
-        "network": {"name": net.name, "parameters": outline(state.params)},
-        "optimizer": outline(state.opt_state),
-        "rule": {"name": rule.name, "state": outline(state.rule_state)},
-        "start": {"key": jax.random.key_data(state.key).tolist(), "step": int(state.step)},
-        **{name: outline(tree) for name, tree in data.items()},
-    }
 
 
 def _require_own_state(state, net, optimizer, rule, shape):

@@ -325,12 +325,18 @@ def make_epoch(
 def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_args):
     """A part of an epoch, `part(state, indices, inputs, targets) -> (state, sums)`, jit-compiled.
 
-    It takes the examples at these indices in batches. The sums are those of the records over these
-    examples.
+    It takes the examples at these indices in batches, or if they are None, all examples in the
+    random order of the next epoch. The sums are those of the records over these examples.
     """
-    name = "fit"
-    step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
-    return jax.jit(_on_batches(step, batch_size))
+    step = _make_step("fit", net, loss, optimizer, rule, read, measures, extra_args, donate=True)
+    run = _on_batches(step, batch_size)
+
+    def part(state, indices, inputs, targets):
+        if indices is None:
+            indices = shuffle(state, len(jax.tree.leaves(inputs)[0]))
+        return run(state, indices, inputs, targets)
+
+    return jax.jit(part)
 
 
 def _on_batches(step, batch_size):

@@ -18,10 +18,10 @@ from jaxbp.types import PyTree
 class Storage:
     """Where a run is stored: in the checkpoints of a folder, or nowhere if `path` is None."""
 
-    def __init__(self, path: Any, keep: int, description: Mapping[str, Any]):
-        """`description` says which run it is; a run is never restored from those of another."""
+    def __init__(self, path: Any, keep: int, describe: Callable[[], Mapping[str, Any]]):
+        """`describe()` says which run it is; a run is never restored from those of another."""
         self._checkpoints = None if path is None else Checkpoints(path, keep)
-        self._description = description
+        self._description = {} if path is None else describe()
         self._last: Run | None = None
 
     def __enter__(self) -> "Storage":
