@@ -27,12 +27,14 @@ Letters, for shapes in brackets and for indices in formulas:
 """
 
 import dataclasses
+import json
 import numbers
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.typing import ArrayLike
 
 __all__ = [
@@ -53,6 +55,7 @@ PyTree: TypeAlias = Any  # a tree of arrays: nested tuples, lists, dicts and rec
 Params: TypeAlias = PyTree  # the parameters of a layer, or a tree of the same structure
 Shape: TypeAlias = tuple[int, ...]  # of one example, without N
 Reading: TypeAlias = Callable[[Any], Any]  # of one signal, such as `mean`
+Record = TypeVar("Record")
 
 
 class Init(Protocol):
@@ -207,6 +210,45 @@ def show_shape(shape: Any) -> str:
     return "[" + ", ".join(map(str, shape)) + "]"
 
 
+def exportable(record: type[Record]) -> type[Record]:
+    """Lets `jax.export` serialize programs that take or return a record, a `NamedTuple`.
+
+    A decorator for every record that stands in a tree of arrays outside a single call. Serialized
+    programs hold its name and its fields: renaming either makes them unreadable.
+    """
+    return export.register_namedtuple_serialization(
+        record, serialized_name=f"jaxbp.{record.__name__}"
+    )
+
+
+def register_static(record: type[Record], make: Callable[..., Record]) -> None:
+    """Makes a frozen dataclass a node of trees without leaves, which `jax.export` can serialize.
+
+    Args:
+      record: the class. Its fields are strings, numbers and tuples.
+      make: makes the record again from its fields, in which every record is a plain tuple.
+    """
+
+    def serialize(node):
+        return json.dumps(dataclasses.astuple(node), default=int).encode()  # NumPy's integers
+
+    def deserialize(data):
+        return make(*_as_tuples(json.loads(data)))
+
+    jax.tree_util.register_static(record)
+    export.register_pytree_node_serialization(
+        record,
+        serialized_name=f"jaxbp.{record.__name__}",
+        serialize_auxdata=serialize,
+        deserialize_auxdata=deserialize,
+    )
+
+
+def _as_tuples(value):
+    """The tuples that JSON made lists."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
+
+
 def is_shape(node: Any) -> bool:
     """Whether a node of a tree of shapes is the shape of one array."""
     return isinstance(node, tuple | list) and all(isinstance(n, numbers.Integral) for n in node)
@@ -283,7 +325,7 @@ def weighed(deltas: jax.Array, weights: ArrayLike | None) -> jax.Array:
         return deltas
     if jnp.shape(weights) != deltas.shape[:1]:
         raise ValueError(
-            f"weights has shape {show_shape(jnp.shape(weights))}, expected [{len(deltas)}]: "
+            f"weights has shape {show_shape(jnp.shape(weights))}, expected [{deltas.shape[0]}]: "
             "one for each example."
         )
     factors = jnp.asarray(weights, wide_dtype(deltas.dtype))

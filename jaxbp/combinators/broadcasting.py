@@ -25,7 +25,7 @@ def fits(shape: Shape, larger: Shape) -> bool:
 
 def expand(x: jax.Array, larger: Shape) -> jax.Array:
     """Gives x [N, ...] the number of axes of the larger array, whose shape is [N, ...] too."""
-    return x.reshape(len(x), *_aligned(x.shape[1:], larger[1:]))
+    return x.reshape(x.shape[0], *_aligned(x.shape[1:], larger[1:]))
 
 
 def reduce_like(dy: jax.Array, shape: Shape) -> jax.Array:

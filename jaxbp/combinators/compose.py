@@ -33,6 +33,7 @@ from jaxbp.types import (
     LayerError,
     Params,
     PyTree,
+    exportable,
     is_shape,
     shape_alone,
     show_shape,
@@ -43,6 +44,7 @@ from jaxbp.types import (
 __all__ = ["Direct", "chain", "gated", "parallel", "residual"]
 
 
+@exportable
 class Direct(NamedTuple):
     """A tree for backward that sends the error at a chain's outputs directly to each of its parts.
 

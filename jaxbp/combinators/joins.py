@@ -225,7 +225,7 @@ def _shapes_without_n(name, arrays, what="inputs"):
     if len({array.dtype for array in arrays}) > 1:
         got = " and ".join(dict.fromkeys(str(array.dtype) for array in arrays))
         raise LayerError(name, f"got {what} of dtypes {got}; it takes one for all. Convert them?")
-    if len({len(array) for array in arrays}) > 1:
+    if len({array.shape[0] for array in arrays}) > 1:
         got = ", ".join(show_shape(array.shape) for array in arrays)
         raise LayerError(
             name, f"got {what} of shapes {got}; their first axis has to be the same N."

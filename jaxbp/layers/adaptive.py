@@ -142,7 +142,7 @@ def global_pool(how: Literal["mean", "max"] = "mean") -> Layer:
         del params, key
         require_floats(name, x)
         require_positions(name, x.shape[1:])
-        rows = x.reshape(len(x), -1, x.shape[-1])
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
         if how == "mean":
             return jnp.mean(widened(rows), axis=1).astype(x.dtype), (shape_alone(x), None)
         winner = jnp.argmax(rows, axis=1, keepdims=True)

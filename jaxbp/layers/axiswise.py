@@ -165,7 +165,7 @@ def _along(
         del params, read
         require_floats(name, cache, what="a cache")
         place = require_axis(name, axis, cache.shape[1:])
-        require_delta(name, dy, (len(cache), *out_shape(cache.shape[1:], place)))
+        require_delta(name, dy, (cache.shape[0], *out_shape(cache.shape[1:], place)))
         return transpose(cache, dy, 1 + place), ()
 
     return Layer(name, init, forward, backward)

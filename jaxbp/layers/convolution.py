@@ -280,7 +280,7 @@ def _convolution(
         require_params(name, params, shapes)
         require_floats(name, x, what="a cache")
         require_fit(params["weight"], x, "a cache")
-        require_delta(name, dy, (len(x), *out_sizes(x.shape[1:-1]), features))
+        require_delta(name, dy, (x.shape[0], *out_sizes(x.shape[1:-1]), features))
         dx, signal = transpose(x, params["weight"], dy)
         readings = {"weight": read(signal)}
         if use_bias:

@@ -27,13 +27,14 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, show_shape
+from jaxbp.types import Layer, LayerError, exportable, show_shape
 
 __all__ = ["cross_attention"]
 
 PARTS = "query", "key", "value", "out"
 
 
+@exportable
 class OfMemory(NamedTuple):
     """The cache of inputs (x, memory): that of (x, memory, memory)."""
 

@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.layers.scores import Rows, Scores, product
-from jaxbp.types import wide_dtype, widened
+from jaxbp.types import exportable, wide_dtype, widened
 
 # The number of bands. With causal attention a band sees no key after its last position: two bands
 # save a quarter of the products and of the kept probabilities. More bands would save more, but
@@ -53,6 +53,7 @@ WINDOW_BANDS = 8
 LEAN_ROWS = 64
 
 
+@exportable
 class Kept(NamedTuple):
     """What the forward pass keeps for the backward pass.
 
@@ -148,7 +149,7 @@ def _attend_band(q, k, v, band, scores, lean, key):
 
     def step(_, numbers, q):
         rows = band._replace(numbers=numbers)
-        drawn = scores.draw(key, rows, len(q))
+        drawn = scores.draw(key, rows, q.shape[0])
         y, p, log_sums = _attend_rows(q, k, v, rows, scores, drawn)
         return None, (y, log_sums) if lean else (y, p, drawn)
 
@@ -164,11 +165,11 @@ def _attend_band_backward(q, k, v, dy, kept, drawn, band, scores, lean):
         if lean:
             rows = band._replace(numbers=numbers)
             p = jnp.exp(scores.of(q, k, rows) - kept)
-            drawn_of_rows = scores.draw(drawn, rows, len(q))
+            drawn_of_rows = scores.draw(drawn, rows, q.shape[0])
         dq, dk, dv = _attend_rows_backward(q, k, v, p, dy, scores, drawn_of_rows)
         return (sums[0] + dk, sums[1] + dv), (dq,)
 
-    zeros = tuple(jnp.zeros(x.shape, wide_dtype(x.dtype)) for x in (k, v))
+    zeros = tuple(jnp.zeros_like(x, wide_dtype(x.dtype)) for x in (k, v))
     # exp(e - inf) = 0: rows that fill a block have no probabilities, whatever is added to e.
     arrays, fills = (q, dy, kept), (0, 0, jnp.inf)
     sums, (dq,) = _by_rows(step, zeros, band.numbers, arrays, fills, lean)

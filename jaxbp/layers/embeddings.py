@@ -30,6 +30,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
+from jaxbp.sharding import placement, repeated
 from jaxbp.signals.kinds import Lookup, Outer, Sum, Through, keep
 from jaxbp.signals.views import View
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
@@ -120,7 +121,9 @@ def embedding(
         # Plain indexing silently wraps negative tokens and clips large ones. A nan is noticed.
         rows, outside, untrained = rows_of(x)
         rows = jnp.where(outside, vocabulary, rows)
-        y = params["weight"].at[rows].get(mode="fill", fill_value=jnp.nan)
+        weight, axes = params["weight"], [(rows, i) for i in range(rows.ndim)]
+        after = placement(rows, *axes, (weight, 1))
+        y = weight.at[rows].get(mode="fill", fill_value=jnp.nan, out_sharding=after)
         if padding_row is not None:
             # For autodiff of this function, such as that of `check`. XLA removes it.
             y = jnp.where(untrained[..., None], jax.lax.stop_gradient(y), y)
@@ -273,7 +276,7 @@ def learned_positions(
         shape = require_shape_alone(name, cache)
         require_delta(name, dy, shape)
         require_params(name, params, {"weight": (length, shape[-1])})
-        rows = jnp.broadcast_to(jnp.arange(dy.shape[1]), dy.shape[:2])
+        rows = repeated(jnp.arange(dy.shape[1]), dy)
         return dy, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
 
     return Layer(name, init, forward, backward)

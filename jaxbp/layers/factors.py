@@ -1,5 +1,6 @@
 """Factors: a constant, a learned gain of each output, and a learned slope on the negative side."""
 
+import math
 import numbers
 
 import jax
@@ -15,6 +16,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
+from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import Scale, keep
 from jaxbp.types import Layer, LayerError, shape_alone, show_shape
 
@@ -172,7 +174,7 @@ def prelu(*, shared: bool = False, initial: float = 0.25, dtype: DTypeLike = flo
         require_delta(name, dy, x.shape)
         signal = Scale(jnp.where(x >= 0, 0, x), dy)
         if shared:  # every value is a position
-            signal = Scale(*(operand.reshape(len(x), -1, 1) for operand in signal))
+            signal = Scale(*(reshaped(operand, math.prod(x.shape[1:]), 1) for operand in signal))
         return jnp.where(x >= 0, dy, slope * dy), {"slope": read(signal)}
 
     return Layer(name, init, forward, backward)

@@ -25,23 +25,26 @@ from jaxbp.require import (
     require_shape,
 )
 from jaxbp.signals.kinds import keep
-from jaxbp.types import Layer, LayerError, is_shape, show_shapes, widened
+from jaxbp.types import Layer, LayerError, exportable, is_shape, show_shapes, widened
 
 __all__ = ["dot_product_attention"]
 
 
+@exportable
 class Packed(NamedTuple):
     """In a cache: the inputs were an array x, broken at some positions, [N, T, 1] (or None)."""
 
     broken: jax.Array | None
 
 
+@exportable
 class Continued(NamedTuple):
     """In a cache: the inputs were (x, past), with x broken at some positions (or None)."""
 
     broken: jax.Array | None
 
 
+@exportable
 class Apart(NamedTuple):
     """In a cache: the inputs were (q, k, v)."""
 
@@ -292,7 +295,7 @@ def _require_arrays(name: str, x: Any) -> int:
                 f"got inputs of dtypes {arrays[0].dtype} and {array.dtype}; it takes one dtype for "
                 "all. Convert them?",
             )
-    return require_examples(name, inputs=x) if isinstance(x, tuple) else len(x)
+    return require_examples(name, inputs=x) if isinstance(x, tuple) else x.shape[0]
 
 
 def is_continued(inputs: Any) -> bool:

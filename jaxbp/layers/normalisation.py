@@ -37,6 +37,7 @@ from jaxbp.require import (
     require_params,
     require_positive,
 )
+from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import Bias, Scale, keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
@@ -176,10 +177,10 @@ def group_norm(
 
     def mean(x):
         n, *positions, o = x.shape
-        parts = x.reshape(n, math.prod(positions), groups, o // groups)
+        parts = reshaped(x, math.prod(positions), groups, o // groups)
         means = jnp.mean(parts, axis=(1, 3), keepdims=True)
         means = jnp.broadcast_to(means, (n, 1, groups, o // groups))
-        return means.reshape(n, *[1] * len(positions), o)
+        return reshaped(means, *[1] * len(positions), o)
 
     def require_groups(o):
         if o % groups:

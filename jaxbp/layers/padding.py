@@ -24,6 +24,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
+from jaxbp.sharding import repeated
 from jaxbp.signals.kinds import Bias, keep, unshared
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
@@ -91,7 +92,7 @@ def pad(
                 )
             return _extended(x, pairs, value)
         x = _extended(x, removed)
-        return jnp.pad(x, _of_all_axes(x, added), mode=mode)
+        return jax.vmap(lambda one: jnp.pad(one, _of_all_axes(x, added)[1:], mode=mode))(x)
 
     def move_back(dy, shape):
         if mode == "constant":
@@ -223,8 +224,7 @@ def prepend(
         shape = require_sequence(x.shape[1:])
         require_params(name, params, {"weight": (count, shape[1])})
         require_floats(name, x, params["weight"].dtype)
-        first = jnp.broadcast_to(params["weight"], (len(x), count, shape[1]))
-        return jnp.concatenate([first, x], axis=1), shape_alone(x)
+        return jnp.concatenate([repeated(params["weight"], x), x], axis=1), shape_alone(x)
 
     def backward(params, cache, dy, *, read=keep):
         n, *shape = require_shape_alone(name, cache)

@@ -48,6 +48,7 @@ from jaxbp.require import (
     require_params,
     require_shape,
 )
+from jaxbp.sharding import zeros_beside
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
 from jaxbp.types import Layer, LayerError, Params, Shape, show_shape
 
@@ -419,7 +420,7 @@ def _make_run(
     def forward(params, x, state):
         require_params(name, params, shapes)
         require_floats(name, x, params["weight"].dtype)
-        _require_sequence(name, x.shape[1:], len(x), mask, segment)
+        _require_sequence(name, x.shape[1:], x.shape[0], mask, segment)
         _require_features(name, x, params, "inputs")
         loop = loop_over(x)
         if loop.mask is not None:
@@ -428,7 +429,7 @@ def _make_run(
         if state is None:
             first = params.get("initial", (0,) * cell.parts)
             state = tuple(
-                jnp.zeros((len(x), size), x.dtype) + part
+                zeros_beside(x[:, 0], size) + part
                 for size, part in zip(cell.sizes, first, strict=True)
             )
         state = _require_state(name, state, cell, x, "a state", x.dtype)
@@ -531,7 +532,7 @@ def _require_state(
     name: str, state: Any, cell: Cell, x: jax.Array, what: str, dtype: DTypeLike | None
 ) -> tuple[jax.Array, ...]:
     """Returns the parts of a state; raises unless they are those of the cell, for inputs x."""
-    shapes = [(len(x), size) for size in cell.sizes]
+    shapes = [(x.shape[0], size) for size in cell.sizes]
     if not isinstance(state, tuple | list) or [np.shape(part) for part in state] != shapes:
         raise LayerError(
             name,

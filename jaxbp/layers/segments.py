@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.layers.through_time import Arrays, Deltas, Loop, run_steps, sweep_steps
+from jaxbp.sharding import zeros_beside
 from jaxbp.types import Params
 
 
@@ -34,7 +35,7 @@ def run_segments(
         )
         return (after, jax.lax.dynamic_update_slice_in_dim(y, y_of_segment, start, axis=1)), state
 
-    y = jnp.zeros((*x.shape[:2], loop.cell.sizes[0]), x.dtype)
+    y = zeros_beside(x, loop.cell.sizes[0])
     (last, y), states = jax.lax.scan(run, (state, y), _starts(x, size), reverse=loop.reverse)
     return y, last, states
 
@@ -80,16 +81,13 @@ def sweep_segments(
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
         return (dstate, jax.tree.map(put, arrays, (deltas, steps.inputs))), None
 
-    def zeros(size):
-        return jnp.zeros((*x.shape[:2], size), x.dtype)
-
     inner = cell.inner
     arrays = (
         Deltas(
-            (zeros(cell.gates * cell.features),) * (1 + cell.recurrent_bias),
-            () if inner is None else (zeros(inner.outputs),),
+            (zeros_beside(x, cell.gates * cell.features),) * (1 + cell.recurrent_bias),
+            () if inner is None else (zeros_beside(x, inner.outputs),),
         ),
-        () if inner is None else (zeros(inner.inputs),),
+        () if inner is None else (zeros_beside(x, inner.inputs),),
     )
     (dstate, (deltas, inputs)), _ = jax.lax.scan(
         sweep, (dstate, arrays), (_starts(x, size), states), reverse=not reverse

@@ -28,6 +28,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
+from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape
 
@@ -42,8 +43,8 @@ def flatten() -> Layer:
     return rearranging(
         "flatten",
         lambda shape: (math.prod(shape),),
-        lambda x: x.reshape(len(x), math.prod(x.shape[1:])),
-        lambda dy, shape: dy.reshape(len(dy), *shape),
+        lambda x: reshaped(x, math.prod(x.shape[1:])),
+        lambda dy, shape: reshaped(dy, *shape),
     )
 
 
@@ -84,8 +85,8 @@ def reshape(*shape: int) -> Layer:
     return rearranging(
         name,
         resolved,
-        lambda x: x.reshape(len(x), *resolved(x.shape[1:])),
-        lambda dy, shape: dy.reshape(len(dy), *shape),
+        lambda x: reshaped(x, *resolved(x.shape[1:])),
+        lambda dy, shape: reshaped(dy, *shape),
     )
 
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.layers.cells import Cell
-from jaxbp.types import Params
+from jaxbp.sharding import zeros_beside
+from jaxbp.types import Params, exportable
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
 
@@ -40,6 +41,7 @@ class Loop(NamedTuple):
     reverse: bool
 
 
+@exportable
 class Steps(NamedTuple):
     """What the backward pass needs of each step.
 
@@ -95,15 +97,12 @@ def run_steps(
         state = _where(mask, t, new_state, state)
         return (state, steps, *_put((y,), state[:1], t)), None
 
-    def zeros(size):
-        return jnp.zeros((*x.shape[:2], size), x.dtype)
-
     steps = Steps(
         (drive, *[jnp.zeros_like(drive)] * cell.recurrent_bias),
-        tuple(map(zeros, cell.sizes[1:])),
-        () if inner is None else (zeros(inner.inputs),),
+        tuple(zeros_beside(drive, size) for size in cell.sizes[1:]),
+        () if inner is None else (zeros_beside(drive, inner.inputs),),
     )
-    start = state, steps, zeros(cell.sizes[0])
+    start = state, steps, zeros_beside(drive, cell.sizes[0])
     (state, steps, y), _ = jax.lax.scan(step, start, jnp.arange(x.shape[1]), reverse=reverse)
     return y, state, steps
 
@@ -150,7 +149,7 @@ def sweep_steps(
         return (dbefore, _all_at(kept, following), kept, _put(dvs, dv, t)), None
 
     first = _all_at(steps.kept, 0 if reverse else -1)
-    dvs = () if inner is None else (jnp.zeros((*dy.shape[:2], inner.outputs), dy.dtype),)
+    dvs = () if inner is None else (zeros_beside(dy, inner.outputs),)
     (dstate, _, *deltas), _ = jax.lax.scan(
         step, (dstate, first, steps.kept, dvs), (times, following, cuts), reverse=not reverse
     )

@@ -359,7 +359,7 @@ def _merged(signal):
 
     def side_by_side(x, rank):
         x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(len(x), -1, *x.shape[x.ndim - rank :])
+        return x.reshape(x.shape[0], -1, *x.shape[x.ndim - rank :])
 
     if isinstance(signal, Lookup):
         indices, deltas = side_by_side(signal.indices, 0), side_by_side(signal.deltas, 1)

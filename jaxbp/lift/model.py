@@ -157,7 +157,7 @@ def lift(
         return stacked(init(key)), traced.outputs.unflatten(shapes)
 
     def forward(params, x, *, key=None):
-        own, n = leaves_of(params), len(jax.tree.leaves(x)[0])
+        own, n = leaves_of(params), jax.tree.leaves(x)[0].shape[0]
         keys = (jax.random.split(key, n),) if draws and key is not None else ()
         traced = trace(own, x, keys)
         values = [*own, *jax.tree.leaves((x, *keys))]
@@ -171,7 +171,7 @@ def lift(
         own = zip(carriers, values, strict=False)
         carriers = [x if a is x else a for a, x in own] + values[n_params:]
         readers = [read] * n_params
-        n = len(jax.tree.leaves(dy)[0])
+        n = jax.tree.leaves(dy)[0].shape[0]
         dxs, readings = program.backward(values, carriers, tape.cache, errors, readers, n)
         dxs = dxs[n_params : n_params + traced.inputs.num_leaves]
         return traced.inputs.unflatten(dxs), structure.unflatten(readings)
@@ -185,7 +185,7 @@ def lift(
             values, nothing = [*leaves, *jax.tree.leaves(x)], [None] * len(leaves)
             traced.program.backward(values, values, cache, outs, nothing, n, log)
 
-        n = len(jax.tree.leaves(inputs)[0])
+        n = jax.tree.leaves(inputs)[0].shape[0]
         jax.eval_shape(sweep, leaves, inputs)
         return log
 
@@ -317,7 +317,7 @@ def _require_batch_of_one(name, y):
 def _require_separate_examples(name, function, layer, own, params, inputs, tolerance):
     """Refuses a function whose outputs for a batch are not those of its examples one by one."""
     arrays = jax.tree.leaves((own, inputs))
-    if len(jax.tree.leaves(inputs)[0]) < 2 or any(isinstance(a, Tracer) for a in arrays):
+    if jax.tree.leaves(inputs)[0].shape[0] < 2 or any(isinstance(a, Tracer) for a in arrays):
         return
     ours = jax.tree.leaves(jax.jit(lambda p, x: layer.forward(p, x)[0])(params, inputs))
     theirs = jax.tree.leaves(jax.jit(function)(own, inputs))

@@ -362,7 +362,7 @@ def for_each_example(kind, x, n):
 def formed(gradients: jax.Array) -> Any:
     """The signal of a parameter of which the gradients of all examples are formed, [N, ...]."""
     shape = gradients.shape[1:]
-    signal = Bias(gradients.reshape(len(gradients), -1))
+    signal = Bias(gradients.reshape(gradients.shape[0], -1))
     return (
         signal if len(shape) == 1 else Through(signal, View(signal.deltas.shape[1:]).reshape(shape))
     )

@@ -185,7 +185,7 @@ def _rows(program, equation, v, signal, fixed):
         return None
     gradients = per_example(signal)
     rows = jnp.asarray(_value(index[0], fixed))
-    rows = jnp.broadcast_to(rows, (len(gradients), *rows.shape))
+    rows = jnp.broadcast_to(rows, (gradients.shape[0], *rows.shape))
     # The recipe does not look at the first operand, the table itself.
     return [(table, recipe.make([gradients, rows], gradients))]
 

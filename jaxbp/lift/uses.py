@@ -68,7 +68,7 @@ def _dot(equation, i, made_by):
     def arranged(array, *axes):
         """[N, positions, the rest as one]."""
         array = array.transpose(0, *(1 + a for part in axes for a in part))
-        return array.reshape(len(array), *places, -1)
+        return array.reshape(array.shape[0], *places, -1)
 
     if groups == 1:
         view = View((inputs, outputs)).reshape(w_sizes).transpose(*inverse)
@@ -189,16 +189,16 @@ def _elementwise(equation, i, made_by):
 
     def arranged(array):
         """[N, positions, O]."""
-        array = jnp.broadcast_to(array, (len(array), *shape))
+        array = jnp.broadcast_to(array, (array.shape[0], *shape))
         array = array.transpose(0, *(1 + a for a in (*shared, *varying)))
         places = array.shape[1 : 1 + len(shared)]
-        return array.reshape(len(array), *(n for n in places if n > 1), view.shape[0])
+        return array.reshape(array.shape[0], *(n for n in places if n > 1), view.shape[0])
 
     def make(operands, dy):
         deltas = arranged(dy)
         if name == "mul":
             x = operands[1 - i]
-            x = x.reshape(len(x), *[1] * (len(shape) + 1 - x.ndim), *x.shape[1:])
+            x = x.reshape(x.shape[0], *[1] * (len(shape) + 1 - x.ndim), *x.shape[1:])
             return _viewed(Scale(arranged(x), deltas), view)
         return _viewed(Bias(-deltas if name == "sub" and i == 1 else deltas), view)
 

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
+from jaxbp.types import exportable
+
 __all__: list[str] = []
 
 
+@exportable
 class Drawn(NamedTuple):
     """Targets that a loss drew, where the Hessian has a weight that depends on the given targets.
 

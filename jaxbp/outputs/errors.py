@@ -151,7 +151,7 @@ def jacobian_rows(
     at, rows = 0, []
     for y, size in zip(leaves, sizes, strict=True):
         own = jnp.eye(sum(sizes), size, k=-at, dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
-        rows.append(jnp.broadcast_to(own, (len(own), *y.shape)))
+        rows.append(jnp.broadcast_to(own, (own.shape[0], *y.shape)))
         at += size
     return structure.unflatten(rows)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxbp.outputs.weighting import weighted
 from jaxbp.require import require_examples
-from jaxbp.types import Loss, PyTree, widened
+from jaxbp.types import Loss, PyTree, exportable, widened
 
 __all__ = ["JointLoss", "joint_loss"]
 
@@ -55,6 +55,7 @@ class JointLoss(Loss):
         return jax.tree.structure(self.losses, is_leaf=_is_loss).unflatten(spread)
 
 
+@exportable
 class _Drawn(NamedTuple):
     """Targets that were drawn, for which each delta is multiplied by sqrt(w_h), not by w_h."""
 

@@ -1,10 +1,13 @@
 """Costs: chooses the cheaper of several ways to compute a norm or an inner product of gradients.
 
-`sq_norms`, `per_example` and `gram` call these functions. Their results depend only on static
+`mean`, `sq_norms`, `per_example` and `gram` call these functions. Their results depend only on
 shapes, so the choice is made when the code is traced. The constants were measured on a CPU.
 """
 
 import math
+from typing import Any
+
+from jax import export
 
 from jaxbp.signals.kinds import Conv
 
@@ -59,3 +62,8 @@ def by_place_is_less_work(signal: Conv) -> bool:
     i, o = inputs[-1] // geometry.groups, outputs[-1] // geometry.groups
     i *= math.prod(geometry.kernel)
     return inputs[-1] > 1 and not gram_is_less_work(i, o, pairs=t * t, rows=t, products=1)
+
+
+def likely_size(size: Any) -> int:
+    """A size by which to choose; a symbolic one of `jax.export` is taken for a large batch."""
+    return 1024 if export.is_symbolic_dim(size) else size

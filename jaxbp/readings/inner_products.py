@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work
+from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work, likely_size
 from jaxbp.readings.sums import per_example, total
 from jaxbp.signals.conv_patches import patched, windowed
 from jaxbp.signals.conv_products import convolve, exchanged
@@ -95,7 +95,7 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
 def _gram_of_formed(signal: Signal, other: Signal) -> jax.Array:
     """The inner products of gradients that are formed for each example."""
     gradients, others = per_example(signal), per_example(other)
-    return gradients.reshape(len(gradients), -1) @ others.reshape(len(others), -1).T
+    return gradients.reshape(gradients.shape[0], -1) @ others.reshape(others.shape[0], -1).T
 
 
 _gram = functools.singledispatch(_gram_of_formed)
@@ -108,6 +108,7 @@ def _(signal: Outer, other):
     (n, t, i), o, (m, s) = x.shape, d.shape[-1], z.shape[:2]
     if t == s == 1:
         return (x[:, 0] @ z[:, 0].T) * (d[:, 0] @ e[:, 0].T)
+    n, m = likely_size(n), likely_size(m)
     rows = n * t if other is signal else n * t + m * s
     if gram_is_less_work(i, o, pairs=n * t * m * s, rows=rows, products=n * m):
         return jnp.sum(
@@ -186,7 +187,7 @@ def directional_derivatives(signals: PyTree, direction: PyTree) -> jax.Array:
 def _along_formed(signal: Signal, direction: jax.Array) -> jax.Array:
     """The products of a direction with gradients that are formed for each example."""
     gradients = per_example(signal)
-    return gradients.reshape(len(gradients), -1) @ direction.ravel()
+    return gradients.reshape(gradients.shape[0], -1) @ direction.ravel()
 
 
 _along = functools.singledispatch(_along_formed)
@@ -211,7 +212,7 @@ def _(signal: Conv, direction):
     if geometry.transposed:
         direction = exchanged(direction, geometry.groups)
     moved = convolve(x.reshape(-1, *x.shape[2:]), direction, geometry)
-    return jnp.sum((moved.reshape(y.shape) * y).reshape(len(y), -1), axis=1)
+    return jnp.sum((moved.reshape(y.shape) * y).reshape(y.shape[0], -1), axis=1)
 
 
 @_along.register

@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, per_example, total
+from jaxbp.sharding import pieces_of, summed_products
 from jaxbp.signals.conv_patches import patched_outputs
 from jaxbp.signals.kinds import (
     Bias,
@@ -58,7 +59,7 @@ from jaxbp.signals.kinds import (
     widen,
 )
 from jaxbp.signals.operands import count_examples, require_signal
-from jaxbp.types import widened
+from jaxbp.types import exportable, widened
 
 __all__ = [
     "Kronecker",
@@ -202,10 +203,8 @@ def _(signal: Outer, *, columns=None):
     x, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
     if x.shape[1] == 1:
         # (x d^T)^2 = x^2 (d^2)^T, so the sum over examples is one matrix product.
-        return jnp.square(x[:, 0]).T @ _sum_squares(lambda d: d[:, 0], d)
-    example = jnp.tile(jnp.arange(len(x)), len(d))  # indices, so that x is not copied K times
-    pairs = example, d.reshape(-1, *d.shape[2:])
-    return _sum_squares(lambda pair: x[pair[0]].T @ pair[1], pairs)
+        return summed_products(jnp.square(x[:, 0]), _sum_squares(lambda d: d[:, 0], d))
+    return _sum_squares_by_example(lambda x, d: x.T @ d, x, d)
 
 
 @_sum_of_squares.register
@@ -222,12 +221,11 @@ def _(signal: Lookup, *, columns=None):
 @_sum_of_squares.register
 def _(signal: Conv, *, columns=None):
     x, d = widened(signal.inputs), _every_column(widened(signal.deltas), columns)
-    example = jnp.tile(jnp.arange(len(x)), len(d))
 
-    def gradient(pair):
-        return per_example(signal._replace(inputs=x[pair[0]][None], deltas=pair[1][None]))[0]
+    def gradient(x, d):
+        return per_example(signal._replace(inputs=x[None], deltas=d[None]))[0]
 
-    return _sum_squares(gradient, (example, d.reshape(-1, *d.shape[2:])))
+    return _sum_squares_by_example(gradient, x, d)
 
 
 @_sum_of_squares.register
@@ -286,6 +284,7 @@ def variance(signal: Signal) -> jax.Array:
     return jnp.maximum(second_moment(signal) - jnp.square(mean(widen(signal))), 0)
 
 
+@exportable
 class Kronecker(NamedTuple):
     """Two factors whose Kronecker product approximates the curvature of a weight matrix [I, O].
 
@@ -389,7 +388,7 @@ def _(signal: Outer, *, bias, shared, columns):
         a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
     if shared == "reduce":
         a = jnp.mean(a, axis=1, keepdims=True)
-    return Kronecker(_products(a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
+    return Kronecker(summed_products(a, a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
 
 
 @_factors.register
@@ -422,13 +421,7 @@ def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:
     """The factor G, from the deltas of all columns, [K, N, T, O]."""
     if shared == "reduce":
         d = jnp.sum(d, axis=2)
-    return _products(d) / d.shape[1]
-
-
-def _products(x: jax.Array) -> jax.Array:
-    """The sum of the outer products of all rows with themselves, [..., I] to [I, I]."""
-    rows = as_rows(x)
-    return rows.T @ rows
+    return summed_products(d, d) / d.shape[1]
 
 
 def _all_columns(deltas: jax.Array, columns: str | None) -> jax.Array:
@@ -444,15 +437,42 @@ def _every_column(deltas: jax.Array, columns: str | None) -> jax.Array:
     return deltas[None] if columns is None else jax.lax.all_gather(deltas, columns)
 
 
-def _sum_squares(function: Callable[[Any], jax.Array], stacked: Any) -> jax.Array:
-    """Computes sum_k function(x_k)^2 over the first axis of a tree of arrays, in a loop.
+def _sum_squares(
+    function: Callable[..., jax.Array], *stacked: Any, start: jax.Array | None = None
+) -> jax.Array:
+    """Computes sum_k function(x_k, ...)^2 over the first axis of arrays or trees, in a loop.
 
     The loop never holds all K terms. It is also faster: XLA's CPU compiler takes 84 ms for a sum
     over the first axis of 10 x 512 x 1024, the loop takes 3 ms (JAX 0.10.2).
     """
-    first = jax.eval_shape(function, jax.tree.map(lambda x: x[0], stacked))
+    if start is None:
+        first = jax.eval_shape(lambda *x: function(*jax.tree.map(lambda x: x[0], x)), *stacked)
+        start = jnp.zeros_like(first)
 
     def add(total, x):
-        return total + jnp.square(function(x)), None
+        return total + jnp.square(function(*x)), None
 
-    return jax.lax.scan(add, jnp.zeros(first.shape, first.dtype), stacked)[0]
+    return jax.lax.scan(add, start, stacked)[0]
+
+
+def _sum_squares_by_example(
+    function: Callable[..., jax.Array], x: jax.Array, d: jax.Array
+) -> jax.Array:
+    """Computes sum_kn function(x_n, d_kn)^2 for arrays [N, ...] and [K, N, ...], in a loop.
+
+    If the examples are divided over devices, each device takes one after another of its own.
+    """
+
+    def of_piece(x, d):
+        def add(total, d):
+            return _sum_squares(function, x, d, start=total), None
+
+        start = jnp.zeros_like(jax.eval_shape(lambda x, d: function(x[0], d[0, 0]), x, d))
+        return jax.lax.scan(add, start, d)[0]
+
+    pieces = pieces_of(x)
+    if pieces == 1:
+        return of_piece(x, d)
+    x = x.reshape(pieces, -1, *x.shape[1:])
+    d = d.reshape(d.shape[0], pieces, -1, *d.shape[2:])
+    return jnp.sum(jax.vmap(of_piece, in_axes=(0, 1))(x, d), axis=0)

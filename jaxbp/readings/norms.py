@@ -227,7 +227,7 @@ def _measure(x: jax.Array) -> Measured:
     """The squared norm of each row of an array, [N, ...] to [N]."""
     axes = tuple(range(1, x.ndim))
     unit = unit_of(x, axis=axes)
-    return Measured(jnp.sum(jnp.square(x * (1 / unit)), axis=axes), unit.reshape(len(x)))
+    return Measured(jnp.sum(jnp.square(x * (1 / unit)), axis=axes), unit.reshape(x.shape[0]))
 
 
 def _above_rounding(squares: jax.Array, lengths: jax.Array) -> jax.Array:

@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxbp.readings.costs import by_place_is_less_work
+from jaxbp.readings.costs import by_place_is_less_work, likely_size
+from jaxbp.sharding import placement, summed_products
 from jaxbp.signals.conv_patches import as_kernel, map_place_gradients, patched, windowed
 from jaxbp.signals.conv_products import exchanged, kernel_gradient
 from jaxbp.signals.kinds import (
@@ -92,8 +93,7 @@ def _(signal: Outer, *, weights=None):
     x, d = signal.inputs, signal.deltas
     if weights is not None:
         x, d = widened(x), weighed(d, weights)
-    wide = wide_dtype(dtype_of(signal))
-    return jnp.matmul(as_rows(x).T, as_rows(d), preferred_element_type=wide)
+    return summed_products(x, d, wide_dtype(dtype_of(signal)))
 
 
 @wide_total.register
@@ -111,7 +111,8 @@ def _(signal: Scale, *, weights=None):
 def _(signal: Lookup, *, weights=None):
     deltas = as_rows(widened(weighed(signal.deltas, weights)))
     zeros = jnp.zeros((len(signal.table), deltas.shape[-1]), deltas.dtype)
-    return zeros.at[rows_of(signal).ravel()].add(deltas, mode="drop")
+    after = placement(deltas, None, (deltas, -1))
+    return zeros.at[rows_of(signal).ravel()].add(deltas, mode="drop", out_sharding=after)
 
 
 @wide_total.register
@@ -169,7 +170,7 @@ def mean(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
         # may have to copy.
         if deltas is not None and jnp.finfo(dtype).bits >= 32:
             shape = jax.eval_shape(wide_total, signal).shape
-            if math.prod(shape) >= deltas.size:
+            if math.prod(shape) >= math.prod(map(likely_size, deltas.shape)):
                 return wide_total(signal, weights=jnp.full(n, 1 / n, dtype))
         return (wide_total(signal) / n).astype(dtype)
     weights = jnp.asarray(weights)
@@ -232,9 +233,8 @@ def _(signal: Scale):
 @_formed.register
 def _(signal: Lookup):
     deltas = as_positions(signal.deltas)
-    n, _, o = deltas.shape
-    zeros = jnp.zeros((n, len(signal.table), o), deltas.dtype)
-    return zeros.at[jnp.arange(n)[:, None], rows_of(signal)].add(deltas, mode="drop")
+    zeros = jnp.zeros((len(signal.table), deltas.shape[-1]), deltas.dtype)
+    return jax.vmap(lambda rows, d: zeros.at[rows].add(d, mode="drop"))(rows_of(signal), deltas)
 
 
 @_formed.register

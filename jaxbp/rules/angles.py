@@ -22,11 +22,12 @@ from jaxbp.readings.sums import total
 from jaxbp.require import require_call, require_key
 from jaxbp.rules.feedback import require_rule
 from jaxbp.signals.kinds import map_signals
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, widened
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, exportable, widened
 
 __all__ = ["Alignment", "alignment"]
 
 
+@exportable
 class Alignment(NamedTuple):
     """How far a rule is from backpropagation at one parameter: scalars, with angles in degrees.
 
@@ -123,7 +124,7 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
         tree = rule.choose(rule_state, params, key=rule_key)
         # No angle depends on the division by N. With it, the rule's backward pass is the same as
         # in `value_and_grad`, so a training step that measures alignment computes it only once.
-        delta, _ = scaled_for_mean(delta, cache, len(values))
+        delta, _ = scaled_for_mean(delta, cache, values.shape[0])
         inside = _inside_blocks(tree)
         _, exact = net.backward(params, cache, delta)
         _, ruled = net.backward(tree, cache, delta)

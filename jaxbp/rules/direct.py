@@ -15,11 +15,12 @@ from jax.nn import initializers
 
 from jaxbp.combinators.compose import Direct, chain
 from jaxbp.rules.feedback import FEEDBACK_STREAM, exact, wrong_state
-from jaxbp.types import Layer, PyTree, Rule, Shape, is_shape, show_shapes, split_keys
+from jaxbp.types import Layer, PyTree, Rule, Shape, exportable, is_shape, show_shapes, split_keys
 
 __all__ = ["DirectState", "direct_feedback"]
 
 
+@exportable
 class DirectState(NamedTuple):
     """The state of `direct_feedback`.
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 
 from jaxbp.require import is_count
 from jaxbp.signals.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
-from jaxbp.types import Params, PyTree, Rule, show_path, show_shape, widened
+from jaxbp.types import Params, PyTree, Rule, exportable, show_path, show_shape, widened
 
 __all__ = [
     "Magnitudes",
@@ -125,6 +125,7 @@ def random_feedback(*, scale: float = 1.0, where: Where = matrices) -> Rule:
     return Rule("random_feedback", make, choose, _stay)
 
 
+@exportable
 class Magnitudes(NamedTuple):
     """The state of `sign_symmetric`.
 
@@ -255,6 +256,7 @@ def kolen_pollack(*, scale: float = 1.0, where: Where = matrices) -> Rule:
     return Rule("kolen_pollack", make, choose, update)
 
 
+@exportable
 class MirrorState(NamedTuple):
     """The state of `weight_mirror`.
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 
+from jaxbp.sharding import reshaped
 from jaxbp.signals.conv_products import exchanged, map_taps, placed, taps
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.kinds import Conv, Outer, as_images, as_positions
@@ -64,11 +65,11 @@ def map_place_gradients(function: Callable[[jax.Array], jax.Array], signal: Conv
     grouped = _in_groups(y, signal.geometry)
 
     def at(seen):
-        seen = seen.reshape(len(x), -1, x.shape[-1])
+        seen = _unfolded(seen, x.shape[0])
         if seen.shape[-1] == groups:
             # Depthwise: moving the groups to the front before the sum takes ten times as long.
             sums = jnp.sum(jnp.repeat(seen, y.shape[-1] // groups, axis=-1) * y, axis=1)
-            return function(jnp.moveaxis(sums.reshape(len(x), groups, 1, -1), 1, 0))
+            return function(jnp.moveaxis(sums.reshape(x.shape[0], groups, 1, -1), 1, 0))
         return function(jnp.einsum("gnti,gnto->gnio", _in_groups(seen, signal.geometry), grouped))
 
     return map_taps(at, _folded(x), signal.geometry)
@@ -79,25 +80,31 @@ def as_kernel(gradients: jax.Array, geometry: Geometry) -> jax.Array:
 
     For a transposed convolution it also exchanges inputs and outputs.
     """
-    groups, n, *_, o = gradients.shape
+    groups, *_, o = gradients.shape
     rows = jnp.moveaxis(gradients, 0, -2)
-    kernel = rows.reshape(n, *geometry.kernel, -1, groups * o)
+    kernel = reshaped(rows, *geometry.kernel, -1, groups * o)
     return exchanged(kernel, groups) if geometry.transposed else kernel
 
 
 def _outers(parts: Iterable[jax.Array], y: jax.Array, geometry: Geometry) -> Outer:
     """The signal of each group's matrix, from the inputs at each place, [N T, *S', C], and y."""
     patches = jnp.concatenate(list(parts), axis=-1)
-    patches = patches.reshape(len(y), -1, patches.shape[-1])
+    y = as_positions(y)
+    patches = _unfolded(patches, y.shape[0])
     return Outer(
         _in_groups(patches, geometry, places=math.prod(geometry.kernel)),
-        _in_groups(as_positions(y), geometry),
+        _in_groups(y, geometry),
     )
 
 
 def _folded(x):
     """Reshapes [N, T, *S, C] to [N T, *S, C]."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def _unfolded(x, n):
+    """Reshapes [N T, *S, C] to [N, T S, C]."""
+    return as_positions(x.reshape(n, -1, *x.shape[1:]))
 
 
 def _in_groups(x, geometry, *, places=1):

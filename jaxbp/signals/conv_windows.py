@@ -18,11 +18,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxbp.types import LayerError, Shape, show_shape
+from jaxbp.types import LayerError, Shape, register_static, show_shape
 
 __all__ = ["Geometry"]
 
@@ -64,7 +63,6 @@ class Axis(NamedTuple):
         return (u >= 0) & (u < size)
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Geometry:
     """Where the windows of a convolution lie. A static record: in a tree it has no leaves.
@@ -113,6 +111,9 @@ class Geometry:
     def covered(self, counts: Shape) -> Shape:
         """The number of positions that S' windows cover along each axis."""
         return tuple(axis.covered(count) for axis, count in zip(self.axes, counts, strict=True))
+
+
+register_static(Geometry, Geometry)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.stacked import map_layers
 from jaxbp.signals.views import View
-from jaxbp.types import PyTree, widened
+from jaxbp.types import PyTree, exportable, widened
 
 __all__ = [
     "Bias",
@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 
+@exportable
 class Outer(NamedTuple):
     """The signal of a weight matrix [I, O]: dE_n/dW = sum_t inputs_nt deltas_nt^T.
 
@@ -66,6 +67,7 @@ class Outer(NamedTuple):
     deltas: jax.Array
 
 
+@exportable
 class Bias(NamedTuple):
     """The signal of a vector [O] that is added, such as a bias: dE_n/db = sum_t deltas_nt.
 
@@ -78,6 +80,7 @@ class Bias(NamedTuple):
     deltas: jax.Array
 
 
+@exportable
 class Scale(NamedTuple):
     """The signal of a vector [O] that multiplies elementwise, such as the gain of a normalisation.
 
@@ -93,6 +96,7 @@ class Scale(NamedTuple):
     deltas: jax.Array
 
 
+@exportable
 class Lookup(NamedTuple):
     """The signal of a table [V, O] whose rows are looked up, such as an embedding.
 
@@ -110,6 +114,7 @@ class Lookup(NamedTuple):
     table: jax.Array
 
 
+@exportable
 class Conv(NamedTuple):
     """The signal of a kernel [*K, I / G, O]: dE_n/dW_k = sum_t inputs_nu deltas_nt^T.
 
@@ -129,6 +134,7 @@ class Conv(NamedTuple):
     geometry: Geometry
 
 
+@exportable
 class Through(NamedTuple):
     """The signal of a parameter W that is used in another form V = f(W), such as its transpose.
 
@@ -149,6 +155,7 @@ class Through(NamedTuple):
         return self.signal.deltas
 
 
+@exportable
 class Sum(NamedTuple):
     """The signal of a parameter that is used in several ways: dE_n/dW is the sum over its uses.
 
@@ -241,18 +248,18 @@ def unshared(signal: Bias | Scale) -> Through:
       ((3,), (4, 4, 3))
     """
     shape = signal.deltas.shape[1:]
-    flat = type(signal)(*(operand.reshape(len(operand), -1) for operand in signal))
+    flat = type(signal)(*(operand.reshape(operand.shape[0], -1) for operand in signal))
     return Through(flat, View((math.prod(shape),)).reshape(shape))
 
 
 def as_positions(x: jax.Array) -> jax.Array:
     """Reshapes [N, ..., O] to [N, T, O], with T = 1 if there are no positions."""
-    return x.reshape(len(x), -1, x.shape[-1])
+    return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def as_images(signal: Conv, x: jax.Array) -> jax.Array:
     """Reshapes [N, ..., *S, C] to [N, T, *S, C], where T images of an example share the kernel."""
-    return x.reshape(len(x), -1, *x.shape[-1 - len(signal.geometry.kernel) :])
+    return x.reshape(x.shape[0], -1, *x.shape[-1 - len(signal.geometry.kernel) :])
 
 
 def widen(signal: Signal) -> Signal:
@@ -298,7 +305,7 @@ def _side_by_side(signals):
     if isinstance(first, Through):
         return first._replace(signal=_side_by_side([s.signal for s in signals]))
     if isinstance(first, Lookup):
-        indices = [s.indices.reshape(len(s.indices), -1) for s in signals]
+        indices = [s.indices.reshape(s.indices.shape[0], -1) for s in signals]
         deltas = [as_positions(s.deltas) for s in signals]
         return Lookup(jnp.concatenate(indices, 1), jnp.concatenate(deltas, 1), first.table)
     if isinstance(first, Conv):
@@ -316,7 +323,7 @@ def rows_of(signal: Lookup) -> jax.Array:
 
     V is no row, so that `mode="drop"` leaves it out. A negative index would wrap.
     """
-    indices = signal.indices.reshape(len(signal.indices), -1)
+    indices = signal.indices.reshape(signal.indices.shape[0], -1)
     if indices.dtype.itemsize < 4:  # V may be too large for these integers
         indices = indices.astype(jnp.int32)
     rows = len(signal.table)

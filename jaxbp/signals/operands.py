@@ -91,7 +91,7 @@ def dtype_of(signal: Signal) -> jnp.dtype:
 
 def count_examples(signal: Signal) -> int:
     """N, the number of examples of a signal."""
-    return len(signal.deltas) if isinstance(signal, KINDS) else _formed(signal).shape[0]
+    return signal.deltas.shape[0] if isinstance(signal, KINDS) else _formed(signal).shape[0]
 
 
 def _formed(signal):

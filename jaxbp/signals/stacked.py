@@ -14,11 +14,12 @@ from typing import Any, NamedTuple, TypeGuard
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import PyTree
+from jaxbp.types import PyTree, exportable
 
 __all__ = ["Stacked"]
 
 
+@exportable
 class Stacked(NamedTuple):
     """The parameters of a stack of alike layers, or anything with their structure, in one tree.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbp.types import Shape
+from jaxbp.types import Shape, register_static
 
 
 class Move(NamedTuple):
@@ -47,7 +47,6 @@ _BACK: dict[str, Callable[[jax.Array, Move], jax.Array]] = {
 }
 
 
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class View:
     """Where the entries of a signal's gradient stand in the parameter. In a tree it has no leaves.
@@ -116,6 +115,9 @@ class View:
 
     def _then(self, name, argument, after):
         return View(self.shape, (*self.moves, Move(name, argument, self.out_shape, after)))
+
+
+register_static(View, lambda shape, moves: View(shape, tuple(Move(*move) for move in moves)))
 
 
 def _part(move):

@@ -80,7 +80,7 @@ def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
             _, cache, values, delta = forward_and_loss(
                 name, net, loss, params, inputs, targets, key
             )
-            delta, read = scaled_for_mean(delta, cache, len(values))
+            delta, read = scaled_for_mean(delta, cache, values.shape[0])
             return net.backward(params, cache, delta, read=read)[1]
 
         return jax.jvp(gradient, (params,), (vector,))[1]
@@ -133,7 +133,7 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
 
         # Along v, the outputs change by J v, and delta by H J v.
         delta, change, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
-        change, read = scaled_for_mean(change, cache, len(jax.tree.leaves(delta)[0]))
+        change, read = scaled_for_mean(change, cache, jax.tree.leaves(delta)[0].shape[0])
         return net.backward(params, cache, change, read=read)[1]
 
     return function

@@ -111,7 +111,7 @@ def value_and_grad(
         require_key(name, "rule_key", rule_key)
         _, cache, values, delta = forward_and_loss(name, net, loss, params, inputs, targets, key)
         tree = rule.choose(rule_state, params, key=rule_key)
-        delta, read = scaled_for_mean(delta, cache, len(values))
+        delta, read = scaled_for_mean(delta, cache, values.shape[0])
         _, grads = net.backward(tree, cache, delta, read=read)
         return jnp.mean(values), grads
 

@@ -19,11 +19,12 @@ import jax.numpy as jnp
 from jaxbp.readings.inner_products import directional_derivatives
 from jaxbp.readings.norms import example_norms, sq_norms
 from jaxbp.signals.kinds import map_signals
-from jaxbp.types import PyTree, widened
+from jaxbp.types import PyTree, exportable, widened
 
 __all__ = ["GradientNoise", "gradient_noise"]
 
 
+@exportable
 class GradientNoise(NamedTuple):
     """The scatter of the per-example gradients, as scalars.
 
@@ -76,7 +77,7 @@ def gradient_noise(signals: PyTree, grads: PyTree) -> GradientNoise:
       (True, True)
     """
     norms = example_norms(map_signals(sq_norms, signals))
-    n = len(norms)
+    n = norms.shape[0]
     if n < 2:
         raise ValueError(f"gradient_noise: takes two examples or more; got {n}.")
     products = directional_derivatives(signals, grads)

@@ -36,7 +36,7 @@ from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
 from jaxbp.signals.stacked import map_layers
 from jaxbp.sweeps.gradients import SweepFunction
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, show_shape, weighed
+from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, exportable, show_shape, weighed
 
 __all__ = ["Reweighted", "automatic_weights", "clip_weights", "private_gradient", "reweighted"]
 
@@ -114,6 +114,7 @@ def automatic_weights(gamma: float = 0.01) -> Weigh:
     return lambda norms: 1 / (norms + gamma)
 
 
+@exportable
 class Reweighted(NamedTuple):
     """The results of `reweighted` and `private_gradient`.
 
@@ -242,7 +243,7 @@ def _wide_sums(
         _, signals = net.backward(tree, cache, delta)
         lengths = map_signals(parameter_norms, signals)
         norms = by_layer(joint_norms, lengths) if per_layer else _whole_norms(lengths, values)
-        weigh = make_weigh(sum(leaf.size for leaf in jax.tree.leaves(norms)) // len(values))
+        weigh = make_weigh(sum(leaf.size for leaf in jax.tree.leaves(norms)) // values.shape[0])
         weights = map_layers(lambda norms: weights_of(norms, weigh), norms)
 
         def weighed_sum(weights, signals):

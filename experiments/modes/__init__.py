@@ -1,0 +1,1 @@
+"""Do all calls give the same numbers on several devices? `python -m experiments.modes`."""

@@ -1,0 +1,129 @@
+"""Sharding: what a program has to say of arrays that lie on several devices.
+
+JAX divides arrays over the devices of a mesh in three modes, and everything here works in each:
+
+    automatic    the compiler decides where each array lies; the library says nothing
+    explicit     the type of an array says how it is sharded, and where two operands leave it open
+                 how the result is sharded, such as a sum over a sharded axis, the program says it
+    manual       the body of `jax.shard_map` sees the part of one device; a loop has to begin with
+                 arrays that vary over the same devices as those that it ends with
+
+Examples are divided, so a sum over the examples is a sum over devices (an all-reduce). What belongs
+to one example stays where the example is.
+"""
+
+import itertools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.typing import DTypeLike
+
+from jaxbp.types import PyTree
+
+
+def placement(like: jax.Array, *axes: tuple[jax.Array, int] | None) -> NamedSharding | None:
+    """The sharding of an array, told axis by axis; None in the other modes than explicit.
+
+    Args:
+      like: an array on the same mesh.
+      *axes: for each axis of the array, another array and the axis of it that is sharded in the
+        same way, or None for an axis that is not divided.
+    """
+    mesh = jax.typeof(like).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return None
+    names = (at and jax.typeof(at[0]).sharding.spec[at[1]] for at in axes)
+    return NamedSharding(mesh, PartitionSpec(*names))
+
+
+def pieces_of(x: jax.Array) -> int:
+    """In how many pieces the first axis of an array is divided, as far as its program knows.
+
+    In the explicit mode the type says it. In the automatic mode, if a mesh was set by
+    `jax.set_mesh`, the axis is taken to be divided over all its devices.
+    """
+    sharding = jax.typeof(x).sharding
+    names = sharding.spec[0]
+    if names is not None:
+        sizes = dict(sharding.mesh.shape)
+        return math.prod(sizes[name] for name in _names(names))
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
+    devices = math.prod(size for size, kind in kinds if kind == AxisType.Auto)
+    return devices if x.shape[0] % devices == 0 else 1
+
+
+def reshaped(x: jax.Array, *shape: int) -> jax.Array:
+    """Reshapes each example of an array, [N, ...] to [N, *shape]; it stays divided by examples."""
+    after = placement(x, (x, 0), *[None] * len(shape))
+    return jnp.reshape(x, (x.shape[0], *shape), out_sharding=after)
+
+
+def repeated(array: jax.Array, x: jax.Array) -> jax.Array:
+    """The same array for each example of x [N, ...]: [N, ...], divided as x is."""
+    after = placement(x, (x, 0), *[None] * array.ndim)
+    return jnp.broadcast_to(array, (x.shape[0], *array.shape), out_sharding=after)
+
+
+def zeros_beside(x: jax.Array, size: int) -> jax.Array:
+    """Zeros [..., size] for an array [..., I], with its dtype, and divided as it is."""
+    return jnp.broadcast_to(jnp.zeros_like(x[..., :1]), (*x.shape[:-1], size))
+
+
+def summed_products(x: jax.Array, d: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
+    """The sum of the products of rows, X^T D with X [..., I] and D [..., O] as matrices of rows.
+
+    Args:
+      x: X.
+      d: D.
+      dtype: the dtype of the sum; that of the arrays if it is None.
+    """
+    rows = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(
+        *(x, d, ((rows, rows), ((), ()))),
+        preferred_element_type=dtype,
+        out_sharding=placement(x, (x, -1), (d, -1)),
+    )
+
+
+def gathered(params: PyTree, x: jax.Array) -> PyTree:
+    """Parameters as a layer uses them beside examples x [N, ...], each of them whole on a device.
+
+    A layer has to see all of a parameter for each example. In the explicit mode this gathers what
+    is divided over the axes of the mesh that divide the examples; parameters stay divided over
+    other axes. The compiler does this on its own in the automatic mode.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return params
+    of_examples = set(_names(jax.typeof(x).sharding.spec[0]))
+
+    def gather(param):
+        spec = [_names(part) for part in jax.typeof(param).sharding.spec]
+        if of_examples.isdisjoint(itertools.chain(*spec)):
+            return param
+        kept = (tuple(n for n in part if n not in of_examples) or None for part in spec)
+        return reshard(param, NamedSharding(mesh, PartitionSpec(*kept)))
+
+    return jax.tree.map(gather, params)
+
+
+def alike(param: jax.Array, array: jax.Array) -> jax.Array:
+    """An array of a parameter's shape, divided over the devices as the parameter is."""
+    sharding = jax.typeof(param).sharding
+    kinds = set(sharding.mesh.axis_types)
+    if AxisType.Explicit in kinds:
+        return reshard(array, sharding)
+    # The compiler knows how the parameter is divided, this program does not.
+    return shard_alike(param, array)[1] if kinds == {AxisType.Auto} else array
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    """The axes of the mesh that divide an axis of an array, from its entry in a `PartitionSpec`."""
+    if part is None:
+        return ()
+    return (part,) if isinstance(part, str) else tuple(part)
