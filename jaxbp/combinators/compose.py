@@ -461,4 +461,4 @@ def _sent_directly(layer, error, matrix, shape):
             f"{show_shape(shape)}, from an error {show_shape(error.shape)}, it takes "
             f"{show_shape(sizes)}.",
         )
-    return (error.reshape(len(error), -1) @ matrix).reshape(shape)
+    return (error.reshape(error.shape[0], -1) @ matrix).reshape(shape)

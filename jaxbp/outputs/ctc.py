@@ -147,10 +147,10 @@ def make_ctc(*, blank: int = 0) -> Loss:
                     f"{name}: targets has {part.dtype} {show_shape(part.shape)}, expected "
                     f"integers: {what}."
                 )
-        if not len(labels) == len(lengths) == z.shape[0]:
+        if not labels.shape[0] == lengths.shape[0] == z.shape[0]:
             raise ValueError(
-                f"{name}: targets has {len(labels)} sequences of labels and {len(lengths)} "
-                f"lengths, expected {z.shape[0]} of each: one per example."
+                f"{name}: targets has {labels.shape[0]} sequences of labels and "
+                f"{lengths.shape[0]} lengths, expected {z.shape[0]} of each: one per example."
             )
         labels, lengths = (
             part.astype(jnp.int32) if part.dtype.itemsize < 4 else part
