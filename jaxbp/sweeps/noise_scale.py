@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 
 from jaxbp.readings.inner_products import directional_derivatives
 from jaxbp.readings.norms import example_norms, sq_norms
@@ -78,8 +79,9 @@ def gradient_noise(signals: PyTree, grads: PyTree) -> GradientNoise:
     """
     norms = example_norms(map_signals(sq_norms, signals))
     n = norms.shape[0]
-    if n < 2:
-        raise ValueError(f"gradient_noise: takes two examples or more; got {n}.")
+    if _may_be_one(n):
+        hint = f' Use the constraint "{n} >= 2"?' if export.is_symbolic_dim(n) else ""
+        raise ValueError(f"gradient_noise: takes two examples or more; got {n}.{hint}")
     products = directional_derivatives(signals, grads)
     # The mean of g_n . m is |m|^2 too, but rounding could make it negative, unlike this sum.
     sq_mean = sum(jnp.sum(jnp.square(widened(g))) for g in jax.tree.leaves(grads))
@@ -90,3 +92,13 @@ def gradient_noise(signals: PyTree, grads: PyTree) -> GradientNoise:
     return GradientNoise(
         trace, sq_norm, trace / sq_norm, jnp.sqrt(sq_mean / trace), jnp.mean(cosines)
     )
+
+
+def _may_be_one(n):
+    """Whether there may be fewer than two examples."""
+    try:
+        return bool(n < 2)
+    except (
+        Exception
+    ):  # of a class that depends on the version of JAX: n is symbolic, without bounds
+        return True
