@@ -82,7 +82,7 @@ def _dot(equation, i, made_by):
         deltas = arranged(dy, y_of_x, range(rank), y_of_w)
         if groups == 1:
             return _viewed(Outer(x, deltas), view)
-        x, deltas = (a.reshape(len(a), -1, a.shape[-1]) for a in (x, deltas))
+        x, deltas = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (x, deltas))
         geometry = Geometry((1,), (1,), ((0, 0),), (1,), groups)
         return _viewed(Conv(x, deltas, geometry), view)
 
