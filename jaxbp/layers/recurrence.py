@@ -50,11 +50,12 @@ from jaxbp.require import (
 )
 from jaxbp.sharding import zeros_beside
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
-from jaxbp.types import Layer, LayerError, Params, Shape, show_shape
+from jaxbp.types import Layer, LayerError, Params, Shape, exportable, show_shape
 
 __all__ = ["ForwardInTime", "bidirectional", "recurrent", "stateful"]
 
 
+@exportable
 class ForwardInTime(NamedTuple):
     """A tree for the backward pass of `recurrent` that selects real-time recurrent learning.
 
