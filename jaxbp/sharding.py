@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.shard_alike import shard_alike
-from jax.sharding import AxisType, NamedSharding, PartitionSpec, reshard
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, reshard
 from jax.typing import DTypeLike
 
 from jaxbp.types import PyTree
@@ -33,11 +33,15 @@ def placement(like: jax.Array, *axes: tuple[jax.Array, int] | None) -> NamedShar
       *axes: for each axis of the array, another array and the axis of it that is sharded in the
         same way, or None for an axis that is not divided.
     """
-    mesh = jax.typeof(like).sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
+    if not _is_explicit(like):
         return None
     names = (at and jax.typeof(at[0]).sharding.spec[at[1]] for at in axes)
-    return NamedSharding(mesh, PartitionSpec(*names))
+    return NamedSharding(jax.typeof(like).sharding.mesh, PartitionSpec(*names))
+
+
+def _is_explicit(x):
+    """Whether the type of an array says how it is sharded."""
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
 
 
 def pieces_of(x: jax.Array) -> int:
@@ -69,9 +73,40 @@ def repeated(array: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.broadcast_to(array, (x.shape[0], *array.shape), out_sharding=after)
 
 
+def everywhere(tree: PyTree) -> PyTree:
+    """A tree whose arrays [N, ...] are whole on each device: an all-gather of the examples."""
+
+    def whole(x):
+        return jax.sharding.reshard(x, placement(x, None, *[(x, i) for i in range(1, x.ndim)]))
+
+    explicit = any(_is_explicit(leaf) for leaf in jax.tree.leaves(tree))
+    return jax.tree.map(whole, tree) if explicit else tree
+
+
+def varying_with(x: PyTree, tree: PyTree) -> PyTree:
+    """A tree whose arrays vary over the devices of a `shard_map` as those of x do.
+
+    `jax.grad` then adds up their derivatives over the devices. Outside of `shard_map` it is the
+    tree itself.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
+    zero = sum(jnp.sum(jnp.zeros_like(leaf, float)) for leaf in jax.tree.leaves(x))
+    return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
+
+
 def zeros_beside(x: jax.Array, size: int) -> jax.Array:
     """Zeros [..., size] for an array [..., I], with its dtype, and divided as it is."""
     return jnp.broadcast_to(jnp.zeros_like(x[..., :1]), (*x.shape[:-1], size))
+
+
+def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The product x M of arrays [..., I] and [I, O], divided as the rows of x and the columns of M.
+
+    If both are divided along I, the devices sum what each of them has of the product.
+    """
+    rows = ((x, i) for i in range(x.ndim - 1))
+    return jnp.matmul(x, matrix, out_sharding=placement(x, *rows, (matrix, 1)))
 
 
 def summed_products(x: jax.Array, d: jax.Array, dtype: DTypeLike | None = None) -> jax.Array:
@@ -120,6 +155,29 @@ def alike(param: jax.Array, array: jax.Array) -> jax.Array:
         return reshard(array, sharding)
     # The compiler knows how the parameter is divided, this program does not.
     return shard_alike(param, array)[1] if kinds == {AxisType.Auto} else array
+
+
+def replicated(tree: PyTree) -> PyTree:
+    """A tree whose arrays are whole on each device; the compiler's choice in the automatic mode."""
+
+    def whole(x):
+        if not _is_explicit(x):
+            return x
+        return reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, PartitionSpec()))
+
+    return jax.tree.map(whole, tree)
+
+
+def devices_of(tree: PyTree) -> AbstractMesh | None:
+    """The mesh of several devices on which the arrays of a tree lie; None if there is none.
+
+    Without arrays on several devices it is the mesh that was set by `jax.set_mesh`. Inside
+    `jax.shard_map`, where each device runs a program of its own, there is none.
+    """
+    meshes = [jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(tree)]
+    meshes.append(jax.sharding.get_abstract_mesh())
+    mesh = next((mesh for mesh in meshes if mesh.size > 1), None)
+    return None if mesh is None or AxisType.Manual in mesh.axis_types else mesh
 
 
 def _names(part: Any) -> tuple[str, ...]:

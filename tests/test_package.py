@@ -27,7 +27,7 @@ AUTODIFF = {
 # What each chapter may import of the package: itself, and chapters that stand above it here.
 CHAPTERS = {
     "types": set(),
-    "sharding": set(),
+    "sharding": {"types"},
     "require": {"types"},
     "signals": {"types", "sharding"},
     "combinators": {"types", "sharding", "require", "signals"},

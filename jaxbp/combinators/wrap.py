@@ -29,7 +29,7 @@ from jaxbp.require import (
     require_same_shape,
 )
 from jaxbp.signals.kinds import joined, keep, map_signals
-from jaxbp.signals.stacked import Stacked
+from jaxbp.signals.stacked import Stacked, divided_like
 from jaxbp.types import Layer, LayerError, split_keys
 
 __all__ = ["cast", "masked", "remat", "repeat", "stack"]
@@ -179,7 +179,8 @@ def stack(layer: Layer, n: int) -> Layer:
         def step(dy, arrays):
             layer_params, cache = whole(arrays)
             with placed("stack", layer):
-                return layer.backward(layer_params, cache, dy, read=read)
+                dx, readings = layer.backward(layer_params, cache, dy, read=read)
+            return dx, divided_like(layer_params, readings, dy)
 
         dx, readings = jax.lax.scan(step, dy, arrays, length=n, reverse=True)
         return dx, Stacked(readings)

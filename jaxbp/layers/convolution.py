@@ -26,6 +26,7 @@ from jaxbp.require import (
     require_params,
     require_shape,
 )
+from jaxbp.sharding import gathered
 from jaxbp.signals.conv_products import convolve, convolve_transpose, exchanged
 from jaxbp.signals.conv_windows import Windows, make_output_padding, make_windows
 from jaxbp.signals.kinds import Bias, Conv, keep
@@ -270,10 +271,10 @@ def _convolution(
     def forward(params, x, *, key=None):
         del key
         require_params(name, params, shapes)
-        weight = params["weight"]
-        require_floats(name, x, weight.dtype)
-        require_fit(weight, x, "inputs")
-        y = apply(x, weight)
+        require_floats(name, x, params["weight"].dtype)
+        require_fit(params["weight"], x, "inputs")
+        params = gathered(params, x)
+        y = apply(x, params["weight"])
         return (y + params["bias"] if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
@@ -281,7 +282,7 @@ def _convolution(
         require_floats(name, x, what="a cache")
         require_fit(params["weight"], x, "a cache")
         require_delta(name, dy, (x.shape[0], *out_sizes(x.shape[1:-1]), features))
-        dx, signal = transpose(x, params["weight"], dy)
+        dx, signal = transpose(x, gathered(params["weight"], x), dy)
         readings = {"weight": read(signal)}
         if use_bias:
             readings["bias"] = read(Bias(dy))

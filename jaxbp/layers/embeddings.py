@@ -30,7 +30,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
-from jaxbp.sharding import placement, repeated
+from jaxbp.sharding import gathered, placement, product, repeated
 from jaxbp.signals.kinds import Lookup, Outer, Sum, Through, keep
 from jaxbp.signals.views import View
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
@@ -118,6 +118,7 @@ def embedding(
         del key
         require_params(name, params, shapes)
         require_tokens(x, "inputs")
+        params = gathered(params, x)
         # Plain indexing silently wraps negative tokens and clips large ones. A nan is noticed.
         rows, outside, untrained = rows_of(x)
         rows = jnp.where(outside, vocabulary, rows)
@@ -136,7 +137,8 @@ def embedding(
         rows, outside, untrained = rows_of(x)
         # A row of the table with a delta of zero: every reading can look it up, and none sees it.
         rows, dy = jnp.where(outside, 0, rows), jnp.where(untrained[..., None], 0, dy)
-        return None, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
+        table = gathered(params["weight"], x)[:, :0]
+        return None, {"weight": read(Lookup(rows, dy, table))}
 
     return Layer(name, init, forward, backward)
 
@@ -209,7 +211,7 @@ def tied_embedding(
         h, tokens = table.forward(own, x)
         with placed(name, body):
             h, cache = body.forward(tuple(rest), h, key=key)
-        return h @ own["weight"].T, (tokens, h, cache)
+        return product(h, gathered(own["weight"], h).T), (tokens, h, cache)
 
     def backward(params, caches, dy, *, read=keep):
         own, *rest = require_parts(params)
@@ -217,7 +219,8 @@ def tied_embedding(
         tokens, h, cache = caches
         require_delta(name, dy, (*h.shape[:-1], vocabulary))
         with placed(name, body):
-            dh, readings = body.backward(tuple(rest), cache, dy @ own["weight"], read=read)
+            dh = product(dy, gathered(own["weight"], dy))
+            dh, readings = body.backward(tuple(rest), cache, dh, read=read)
         _, lookup = table.backward(own, tokens, dh)
         head = Through(Outer(h, dy), View((features, vocabulary)).transpose(1, 0))
         return None, ({"weight": read(Sum((lookup["weight"], head)))}, *readings)
@@ -270,14 +273,15 @@ def learned_positions(
         _require_sequence(name, x.shape[1:], length)
         require_params(name, params, {"weight": (length, x.shape[-1])})
         require_floats(name, x, params["weight"].dtype)
-        return x + params["weight"][: x.shape[1]], shape_alone(x)
+        return x + gathered(params["weight"], x)[: x.shape[1]], shape_alone(x)
 
     def backward(params, cache, dy, *, read=keep):
         shape = require_shape_alone(name, cache)
         require_delta(name, dy, shape)
         require_params(name, params, {"weight": (length, shape[-1])})
         rows = repeated(jnp.arange(dy.shape[1]), dy)
-        return dy, {"weight": read(Lookup(rows, dy, params["weight"][:, :0]))}
+        table = gathered(params["weight"], dy)[:, :0]
+        return dy, {"weight": read(Lookup(rows, dy, table))}
 
     return Layer(name, init, forward, backward)
 

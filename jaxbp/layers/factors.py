@@ -16,7 +16,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
-from jaxbp.sharding import reshaped
+from jaxbp.sharding import gathered, reshaped
 from jaxbp.signals.kinds import Scale, keep
 from jaxbp.types import Layer, LayerError, shape_alone, show_shape
 
@@ -181,9 +181,9 @@ def prelu(*, shared: bool = False, initial: float = 0.25, dtype: DTypeLike = flo
 
 
 def _require_fit(name, params, leaf, x, what, shared=False):
-    """Returns the only parameter, [O] or [1]; raises unless it and x [N, ..., O] fit."""
+    """Returns the only parameter, [O] or [1], for x [N, ..., O]; raises unless they fit."""
     require_floats(name, x, what=what)
     shape = require_last_axis(name, x.shape[1:], "O")
     require_params(name, params, {leaf: (1,) if shared else shape[-1:]})
     require_floats(name, x, params[leaf].dtype, what=what)
-    return params[leaf]
+    return gathered(params[leaf], x)

@@ -13,6 +13,7 @@ from jaxbp.require import (
     require_last_axis,
     require_params,
 )
+from jaxbp.sharding import gathered, product
 from jaxbp.signals.kinds import Bias, Outer, keep
 from jaxbp.types import Layer, LayerError, show_shape
 
@@ -85,10 +86,10 @@ def dense(
     def forward(params, x, *, key=None):
         del key
         require_params(name, params, shapes)
-        weight = params["weight"]
-        require_floats(name, x, weight.dtype)
-        require_fit(weight, x, "inputs")
-        y = x @ weight
+        require_floats(name, x, params["weight"].dtype)
+        require_fit(params["weight"], x, "inputs")
+        params = gathered(params, x)
+        y = product(x, params["weight"])
         return (y + params["bias"] if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
@@ -99,6 +100,6 @@ def dense(
         readings = {"weight": read(Outer(x, dy))}
         if use_bias:
             readings["bias"] = read(Bias(dy))
-        return dy @ params["weight"].T, readings
+        return product(dy, gathered(params["weight"], dy).T), readings
 
     return Layer(name, init, forward, backward)

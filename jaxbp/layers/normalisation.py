@@ -37,7 +37,7 @@ from jaxbp.require import (
     require_params,
     require_positive,
 )
-from jaxbp.sharding import reshaped
+from jaxbp.sharding import gathered, reshaped
 from jaxbp.signals.kinds import Bias, Scale, keep
 from jaxbp.types import Layer, LayerError, show_shape, widened
 
@@ -368,6 +368,7 @@ def _norm(
         require_floats(name, x)
         require_fitting(params, x.shape)
         require_floats(name, x, next((params[leaf].dtype for leaf in make), None))
+        params = gathered(params, x)
         h, kept = standardisation.forward(widened(rows(x)))
         y = h = h.astype(x.dtype)
         if use_gain:
@@ -381,6 +382,7 @@ def _norm(
         h, kept = cache
         require_fitting(params, h.shape)
         require_delta(name, dy, h.shape)
+        params = gathered(params, dy)
         h, dh, readings = rows(h), rows(dy), {}
         if use_bias:
             readings["bias"] = read(Bias(dh))

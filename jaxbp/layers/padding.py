@@ -24,7 +24,7 @@ from jaxbp.require import (
     require_shape,
     require_shape_alone,
 )
-from jaxbp.sharding import repeated
+from jaxbp.sharding import gathered, repeated
 from jaxbp.signals.kinds import Bias, keep, unshared
 from jaxbp.types import Layer, LayerError, Shape, shape_alone, show_shape, widened
 
@@ -224,7 +224,8 @@ def prepend(
         shape = require_sequence(x.shape[1:])
         require_params(name, params, {"weight": (count, shape[1])})
         require_floats(name, x, params["weight"].dtype)
-        return jnp.concatenate([repeated(params["weight"], x), x], axis=1), shape_alone(x)
+        first = repeated(gathered(params["weight"], x), x)
+        return jnp.concatenate([first, x], axis=1), shape_alone(x)
 
     def backward(params, cache, dy, *, read=keep):
         n, *shape = require_shape_alone(name, cache)

@@ -28,6 +28,7 @@ from jaxbp.require import (
     require_params,
     require_same_shapes,
 )
+from jaxbp.sharding import gathered
 from jaxbp.signals.kinds import Bias, Outer, Through, keep
 from jaxbp.signals.views import View
 from jaxbp.types import Layer, LayerError, length_and_direction, show_shape, widened
@@ -254,7 +255,7 @@ def bilinear(
                     f"weight takes [N, ..., {i}] and [N, ..., {j}].",
                 )
         require_positions(a.shape, b.shape)
-        return a, b, weight.reshape(-1, features)
+        return a, b, gathered(weight, a).reshape(-1, features)
 
     def products(a, b):
         return (a[..., :, None] * b[..., None, :]).reshape(*a.shape[:-1], -1)
@@ -274,7 +275,7 @@ def bilinear(
         del key
         a, b, matrix = require_arrays(params, x, "inputs")
         y = products(a, b) @ matrix
-        return (y + params["bias"] if use_bias else y), x
+        return (y + gathered(params["bias"], y) if use_bias else y), x
 
     def backward(params, x, dy, *, read=keep):
         a, b, matrix = require_arrays(params, x, "a cache")

@@ -48,7 +48,7 @@ from jaxbp.require import (
     require_params,
     require_shape,
 )
-from jaxbp.sharding import zeros_beside
+from jaxbp.sharding import gathered, zeros_beside
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
 from jaxbp.types import Layer, LayerError, Params, Shape, exportable, show_shape
 
@@ -423,6 +423,7 @@ def _make_run(
         require_floats(name, x, params["weight"].dtype)
         _require_sequence(name, x.shape[1:], x.shape[0], mask, segment)
         _require_features(name, x, params, "inputs")
+        params = gathered(params, x)
         loop = loop_over(x)
         if loop.mask is not None:
             # A delta of zero at a masked step is not enough: zero times infinity is nan.
@@ -447,6 +448,7 @@ def _make_run(
         require_cache(name, cache, 4)
         x, y, state, kept = cache
         _require_features(name, x, carrier, "a cache")
+        carrier = gathered(carrier, x)
         require_delta(name, dy, y.shape)
         if dlast is None:
             dlast = tuple(map(jnp.zeros_like, state))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeGuard
 import jax
 import jax.numpy as jnp
 
+from jaxbp.sharding import alike
 from jaxbp.types import PyTree, exportable
 
 __all__ = ["Stacked"]
@@ -86,6 +87,32 @@ def one_layer(tree: PyTree) -> PyTree:
         tree,
         stack_axes(tree),
     )
+
+
+def divided_like(params: PyTree, readings: PyTree, examples: PyTree = ()) -> PyTree:
+    """The readings; those of their parameter's shape are divided over devices as it is.
+
+    Args:
+      params: a tree of parameters. If a rule's tree stands for it and has another structure, such
+        as that of direct feedback, the readings are returned as they are.
+      readings: a tree that has the structure of `params` as a prefix.
+      examples: arrays [N, ...]. A reading [N] of a vector of N entries may be one number for each
+        example, and is returned as it is. Without them, all readings are of the parameters' shape.
+    """
+    shapes = {(array.shape[0],) for array in jax.tree.leaves(examples)}
+    try:
+        found = jax.tree.structure(params).flatten_up_to(readings)
+    except ValueError:
+        return readings
+
+    def divided(param, axes, reading):
+        if isinstance(reading, dict):  # several readings of the parameter
+            return {name: divided(param, axes, one) for name, one in reading.items()}
+        same = isinstance(reading, jax.Array) and reading.shape == jnp.shape(param)
+        return alike(param, reading) if same and reading.shape[axes:] not in shapes else reading
+
+    leaves = jax.tree.leaves(params), jax.tree.leaves(stack_axes(params)), found
+    return jax.tree.structure(params).unflatten(map(divided, *leaves))
 
 
 def sum_leaves(tree: PyTree) -> jax.Array:

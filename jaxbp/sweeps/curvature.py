@@ -19,6 +19,7 @@ import jax
 
 from jaxbp.forward import forward_and_loss, scaled_for_mean
 from jaxbp.require import require_call, require_like
+from jaxbp.signals.stacked import divided_like
 from jaxbp.types import Layer, LossFunction, Params, PyTree
 
 __all__ = ["gauss_newton_vector_product", "hessian_vector_product"]
@@ -83,7 +84,7 @@ def hessian_vector_product(net: Layer, loss: LossFunction) -> ProductFunction:
             delta, read = scaled_for_mean(delta, cache, values.shape[0])
             return net.backward(params, cache, delta, read=read)[1]
 
-        return jax.jvp(gradient, (params,), (vector,))[1]
+        return divided_like(params, jax.jvp(gradient, (params,), (vector,))[1])
 
     return function
 
@@ -134,6 +135,6 @@ def gauss_newton_vector_product(net: Layer, loss: LossFunction) -> ProductFuncti
         # Along v, the outputs change by J v, and delta by H J v.
         delta, change, cache = jax.jvp(error, (params,), (vector,), has_aux=True)
         change, read = scaled_for_mean(change, cache, jax.tree.leaves(delta)[0].shape[0])
-        return net.backward(params, cache, change, read=read)[1]
+        return divided_like(params, net.backward(params, cache, change, read=read)[1])
 
     return function

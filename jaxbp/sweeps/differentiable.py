@@ -20,6 +20,8 @@ from jaxbp.require import (
     require_layer,
 )
 from jaxbp.rules.feedback import exact, require_rule
+from jaxbp.sharding import varying_with
+from jaxbp.signals.stacked import divided_like
 from jaxbp.types import Layer, PyTree, Reading, Rule
 
 __all__ = ["as_function"]
@@ -89,6 +91,7 @@ def as_function(
         grads, readings = (
             jax.tree.map(lambda _, answer, i=i: answer[i], like, answers) for i in (0, 1)
         )
+        grads = divided_like(tree, grads)
         difference = None if slots is None else first_difference(slots, readings)
         if difference is not None:
             raise ValueError(f"as_function: slots are not those of make_slots: {difference}.")
@@ -104,7 +107,7 @@ def as_function(
         if slots is not None and read is None:
             raise ValueError(NO_READING)
         tree = rule.choose(rule_state, params, key=rule_key)
-        return apply(params, tree, x, slots, key)
+        return apply(varying_with(x, params), tree, x, slots, key)
 
     def make_slots(params, x):
         if read is None:
@@ -116,6 +119,6 @@ def as_function(
             return net.backward(params, cache, y, read=reading)[1]
 
         shapes = jax.eval_shape(answers, params, x)
-        return jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+        return jax.tree.map(jnp.zeros_like, shapes)
 
     return call, make_slots

@@ -25,6 +25,7 @@ from jaxbp.forward import forward_and_loss, scaled_for_mean
 from jaxbp.readings.sums import mean
 from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
+from jaxbp.signals.stacked import divided_like
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, show_shape
 
 __all__ = ["backprop", "value_and_grad"]
@@ -113,7 +114,7 @@ def value_and_grad(
         tree = rule.choose(rule_state, params, key=rule_key)
         delta, read = scaled_for_mean(delta, cache, values.shape[0])
         _, grads = net.backward(tree, cache, delta, read=read)
-        return jnp.mean(values), grads
+        return jnp.mean(values), divided_like(params, grads)
 
     return function
 
@@ -228,10 +229,11 @@ def sweep(
         return {name: reading(signal) for name, reading in readings.items()}
 
     _, answers = net.backward(tree, cache, delta, read=read)
-    return {
+    trees = {
         name: jax.tree.map(lambda _, answer, name=name: answer[name], params, answers)
         for name in readings
     }
+    return {name: divided_like(params, answer, delta) for name, answer in trees.items()}
 
 
 COLUMNS = "columns"  # the name of the vmapped axis of the columns of an error

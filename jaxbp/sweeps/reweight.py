@@ -34,7 +34,7 @@ from jaxbp.readings.sums import wide_total
 from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.signals.kinds import map_signals
-from jaxbp.signals.stacked import map_layers
+from jaxbp.signals.stacked import divided_like, map_layers
 from jaxbp.sweeps.gradients import SweepFunction
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, exportable, show_shape, weighed
 
@@ -238,7 +238,7 @@ def _wide_sums(
             weights = weights_of(norms, make_weigh(1))
             delta = jax.tree.map(lambda d: weighed(d, weights).astype(d.dtype), delta)
             _, grads = net.backward(tree, cache, delta, read=wide_total)
-            return Reweighted(values, norms, weights, grads)
+            return Reweighted(values, norms, weights, divided_like(params, grads))
 
         _, signals = net.backward(tree, cache, delta)
         lengths = map_signals(parameter_norms, signals)
@@ -249,7 +249,8 @@ def _wide_sums(
         def weighed_sum(weights, signals):
             return map_signals(lambda signal: wide_total(signal, weights=weights), signals)
 
-        return Reweighted(values, norms, weights, map_layers(weighed_sum, weights, signals))
+        grads = map_layers(weighed_sum, weights, signals)
+        return Reweighted(values, norms, weights, divided_like(params, grads))
 
     return function
 
