@@ -80,18 +80,23 @@ def _restored(name: str, like: Any, array: Any) -> Any:
     """One array, as the leaf of the tree that it was."""
     if _is_key(like):
         data = jax.eval_shape(jax.random.key_data, like)
+        where = None if _is_anywhere(like) else like.sharding
+        data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=where)
         data = _restored(name, data, array)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))
     dtype = like.dtype if hasattr(like, "dtype") else jnp.result_type(like)
     if getattr(array, "dtype", None) == np.dtype(f"V{dtype.itemsize}"):
         array = array.view(dtype)  # NumPy's files know no bfloat16
-    got, expected = (
-        f"{a.dtype} {show_shape(a.shape)}" for a in (np.asarray(array), jax.typeof(like))
-    )
+    array = array if isinstance(array, jax.Array) else np.asarray(array)
+    got, expected = (f"{a.dtype} {show_shape(a.shape)}" for a in (array, jax.typeof(like)))
     if got != expected:
         raise ValueError(f"from_arrays: {name} is {got}, expected {expected}.")
-    sharding = getattr(like, "sharding", None)
-    return jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
+    return jnp.asarray(array) if _is_anywhere(like) else jax.device_put(array, like.sharding)
+
+
+def _is_anywhere(leaf: Any) -> bool:
+    """Whether a leaf is on no device, or on one only because JAX had to choose one."""
+    return getattr(leaf, "sharding", None) is None or not getattr(leaf, "committed", True)
 
 
 def _is_key(leaf: Any) -> bool:

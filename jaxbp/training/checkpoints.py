@@ -4,6 +4,9 @@ Orbax writes a checkpoint to a folder of another name and renames it when it is 
 kill leaves the checkpoints before it as they were. Beside the arrays, each checkpoint has a
 description of the run, and a checksum of every array. A checkpoint that cannot be read, or whose
 checksums differ, is passed over.
+
+Arrays are stored whole, on however many devices they are. Only where an array spans processes does
+each of them store its part, and read the part that it is to have.
 """
 
 import shutil
@@ -14,8 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxbp.training.processes import happened_anywhere, spans_processes
 from jaxbp.types import show_path, show_shape
 
 
@@ -34,6 +39,10 @@ class Stored(NamedTuple):
     run: Mapping[str, Any]
 
 
+class OtherRunError(ValueError):
+    """The checkpoints in a folder are those of another run."""
+
+
 class Checkpoints:
     """The checkpoints in one folder, numbered in their order.
 
@@ -48,7 +57,7 @@ class Checkpoints:
         self.path = Path(path).absolute()
         self._manager = ocp.CheckpointManager(
             self.path,
-            item_names=("arrays", "description"),
+            item_names=("arrays", "spread", "description"),
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
@@ -65,52 +74,68 @@ class Checkpoints:
             "facts": dict(stored.facts),
             "run": dict(stored.run),
         }
-        self._manager.save(
-            1 + max(self._manager.all_steps(), default=0),
-            args=args.Composite(
-                arrays=args.StandardSave(arrays), description=args.JsonSave(description)
-            ),
-        )
+        spread = {i: array for i, array in arrays.items() if spans_processes(array)}
+        whole = {i: array for i, array in arrays.items() if i not in spread}
+        items = {"arrays": args.StandardSave(whole), "description": args.JsonSave(description)}
+        if spread:
+            items["spread"] = args.StandardSave(spread)
+        step = 1 + max(self._manager.all_steps(), default=0)
+        self._manager.save(step, args=args.Composite(**items))
 
-    def latest(self, run: Mapping[str, Any]) -> Stored | None:
+    def latest(self, run: Mapping[str, Any], like: Mapping[str, Any]) -> Stored | None:
         """The newest checkpoint that can be read, or None if there is none.
 
+        Args:
+          run: the description of the run that goes on.
+          like: arrays by name, which lie where those that span processes are to lie.
+
         Raises:
-          ValueError: it is a checkpoint of another run; the message names the first difference.
+          OtherRunError: it is a checkpoint of another run; the message names the first difference.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            stored, reason = None, "by another process"
             try:
-                stored = self._read(step)
+                stored = self._read(step, run, like)
+            except OtherRunError:
+                raise
             except Exception as error:
-                warnings.warn(
-                    f"fit: checkpoint {step} in {self.path.name} cannot be read and is removed "
-                    f"({_first_line(error)}). The run goes on from the one before, or from the "
-                    "start if there is none.",
-                    stacklevel=3,
-                )
-                self._remove(step)
-                continue
-            difference = first_run_difference(stored.run, run)
-            if difference is not None:
-                raise ValueError(
-                    f"fit: the checkpoints in {self.path.name} are those of another run: "
-                    f"{difference}. Take another folder, or remove them?"
-                )
-            return stored
+                reason = _first_line(error)
+            if not happened_anywhere(stored is None, like):
+                return stored
+            warnings.warn(
+                f"fit: checkpoint {step} in {self.path.name} cannot be read and is removed "
+                f"({reason}). The run goes on from the one before, or from the start if there is "
+                "none.",
+                stacklevel=3,
+            )
+            self._remove(step)
         return None
 
     def close(self) -> None:
         """Waits until everything is stored."""
         self._manager.close()
 
-    def _read(self, step: int) -> Stored:
+    def _read(self, step, run, like):
         args = _orbax().args
         items = args.Composite(arrays=args.StandardRestore(), description=args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        description, arrays = restored["description"], {}
+        description, stored = restored["description"], dict(restored["arrays"])
+        difference = first_run_difference(description["run"], run)
+        if difference is not None:
+            raise OtherRunError(
+                f"fit: the checkpoints in {self.path.name} are those of another run: "
+                f"{difference}. Take another folder, or remove them?"
+            )
+        names = [name for name, _ in description["arrays"]]
+        spread = {str(i): like[name] for i, name in enumerate(names) if str(i) not in stored}
+        if spread:
+            shapes = jax.tree.map(_shape_and_sharding, spread)
+            item = args.Composite(spread=args.StandardRestore(shapes))
+            stored |= self._manager.restore(step, args=item)["spread"]
+        arrays = {}
         for i, (name, checksum) in enumerate(description["arrays"]):
-            arrays[name] = restored["arrays"][str(i)]
-            if checksum is not None and _checksum(arrays[name]) != checksum:
+            arrays[name] = stored[str(i)]
+            if _checksum(arrays[name]) != checksum:
                 raise ValueError(f"{name} has another checksum than when it was stored")
         return Stored(arrays, description["facts"], description["run"])
 
@@ -147,19 +172,32 @@ def outline(tree: Any) -> dict[str, str]:
 
 
 def _copy(array: Any) -> Any:
-    return np.array(array) if _is_here(array) else array
+    """An array, whole. If it spans processes, orbax itself copies the parts before it returns."""
+    return array if spans_processes(array) else np.array(array)
 
 
-def _is_here(array: Any) -> bool:
-    """Whether this process has all of an array, which may span several processes."""
-    return getattr(array, "is_fully_addressable", True)
+def _shape_and_sharding(array: Any) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
 
 
-def _checksum(array: Any) -> int | None:
-    if not _is_here(array):
-        return None
+def _checksum(array: Any) -> int:
+    if isinstance(array, jax.Array):
+        return int(_sum_of_words(array))
     array = np.ascontiguousarray(array)
     return zlib.crc32(array.view(np.uint8).data if array.size else b"")
+
+
+@jax.jit
+def _sum_of_words(array: jax.Array) -> jax.Array:
+    """A checksum that does not depend on how an array is divided: its words, weighted by place."""
+    bits = array.astype(jnp.uint8) if array.dtype == bool else array
+    size = 8 * min(bits.dtype.itemsize, 4)
+    words = jax.lax.bitcast_convert_type(bits, f"uint{size}").astype(jnp.uint32)
+    weights = jnp.ones((), jnp.uint32)
+    for axis in range(words.ndim):
+        place = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        weights = weights * jnp.uint32(2654435761) + place
+    return jnp.sum(words * (2 * weights + 1), dtype=jnp.uint32)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from jaxbp.forward import require_answer
 from jaxbp.require import require_examples
 from jaxbp.training.nonfinite import is_finite
-from jaxbp.training.step import take
+from jaxbp.training.placing import batch_at
+from jaxbp.training.processes import fetched
 from jaxbp.types import LayerError, PyTree
 
 Data: TypeAlias = tuple[PyTree, PyTree]  # inputs and targets, trees of arrays [N, ...]
@@ -93,12 +94,13 @@ def make_require_data(net, loss, params):
     """
 
     def require_data(name, data):
-        inputs, _ = data
+        inputs, targets = data
         if not is_finite(inputs):
             raise _not_finite_error(name, "inputs", _not_finite(inputs))
-        n = len(jax.tree.leaves(inputs)[0])
+        n = jax.tree.leaves(inputs)[0].shape[0]
         for i in range(0, n, 1024):  # in pieces, which bounds the memory for the outputs
-            x, t = take(data, slice(i, i + 1024))
+            stop = min(i + 1024, n)
+            x, t = _shape_of(inputs, stop - i), _rows_here(targets, i, stop)
             try:
                 outputs, _ = jax.eval_shape(net.forward, params, x)
                 zeros = jax.tree.map(lambda y: jnp.zeros(y.shape, y.dtype), outputs)
@@ -118,11 +120,27 @@ def make_require_data(net, loss, params):
     return require_data
 
 
+def _shape_of(data: PyTree, n: int) -> PyTree:
+    """The shapes and dtypes of n of the examples."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), a.dtype), data)
+
+
+def _rows_here(data: PyTree, start: int, stop: int) -> PyTree:
+    """Some examples on one device, so that every process has them and finds the same in them."""
+
+    def of(array):
+        if len(array.sharding.device_set) == 1:
+            return array[start:stop]
+        return jnp.asarray(fetched(batch_at(array, jnp.arange(start, stop))))
+
+    return jax.tree.map(of, data)
+
+
 def _not_finite(tree: PyTree) -> np.ndarray:
     """Which examples have a number that is infinite or nan, [N]."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     bad = [jnp.any(~jnp.isfinite(leaf), axis=range(1, leaf.ndim)) for leaf in leaves]
-    return np.logical_or.reduce([np.asarray(one) for one in bad])
+    return np.logical_or.reduce(fetched(bad))
 
 
 def _not_finite_error(name, what, wrong, start=0):

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from jaxbp.training.data import Data, has_state
 from jaxbp.training.nonfinite import is_finite, watched
-from jaxbp.training.step import TrainState, make_part, make_step, shuffle, take
+from jaxbp.training.placing import batch_at, layout_of
+from jaxbp.training.step import TrainState, make_part, make_step, shuffle
 from jaxbp.types import PyTree
 
 
@@ -61,7 +62,7 @@ class OnArrays:
     def __init__(self, make: Callable[..., Any], train: Data, batch_size: int, steps: int | None):
         """`make(maker, **options)` calls a maker with the network, the loss and the rest."""
         self._train, self._make = train, make
-        self._n = len(jax.tree.leaves(train)[0])
+        self._n = jax.tree.leaves(train)[0].shape[0]
         self._batch_size = batch_size
         self._size = None if steps is None else steps * batch_size
         self._part = make(make_part, batch_size=batch_size)
@@ -80,7 +81,7 @@ class OnArrays:
     def _run(self, start, indices, progress):
         """The state and the progress after the examples at these indices; None stands for all."""
         n = self._n if indices is None else len(indices)
-        state, sums = self._part(start, indices, *self._train)
+        state, sums = self._part(start, *self._train, indices)
         if is_finite((sums["loss"], state.params, state.rule_state)):
             return state, progress.after(-(-n // self._batch_size), n, sums)
         # Compiled separately, the steps may round differently and all stay finite. Then their
@@ -91,7 +92,8 @@ class OnArrays:
 
     def _step_by_step(self, state, indices, progress):
         starts = range(0, len(indices), self._batch_size)
-        batches = (take(self._train, indices[i : i + self._batch_size]) for i in starts)
+        layout = layout_of(state, self._train)
+        batches = (batch_at(self._train, indices[i : i + self._batch_size], layout) for i in starts)
         step = self._make(make_step, donate=False)
         for after, sums, n in watched(step, state, batches, progress.steps + 1):
             progress = progress.after(1, n, sums)
@@ -100,7 +102,7 @@ class OnArrays:
     def sums_like(self, state: TrainState) -> PyTree:
         """The shapes and dtypes of `Progress.sums`."""
         own = None if self._size is None else jnp.arange(min(self._size, self._n))
-        return jax.eval_shape(self._part, state, own, *self._train)[1]
+        return self._part.eval_shape(state, *self._train, own)[1]
 
 
 class OnBatches:
@@ -144,5 +146,5 @@ class OnBatches:
 
     def sums_like(self, state: TrainState) -> PyTree:
         """The shapes and dtypes of `Progress.sums`."""
-        _, record = jax.eval_shape(self._step, state, *self._first)
+        _, record = self._step.eval_shape(state, *self._first)
         return jax.eval_shape(lambda record: jax.tree.map(lambda r: 1 * r, record), record)

@@ -21,6 +21,8 @@ from jaxbp.training.data import Data, as_arrays, is_data_set, make_require_data,
 from jaxbp.training.epochs import OnArrays, OnBatches
 from jaxbp.training.interrupts import Interrupted, noted_signals
 from jaxbp.training.nonfinite import BadStepError, NonFiniteError, locate
+from jaxbp.training.placing import beside
+from jaxbp.training.processes import happened_anywhere
 from jaxbp.training.runs import Best, Run, make_goal, make_measure
 from jaxbp.training.step import Metric, TrainState, init_state, require_state
 from jaxbp.training.storage import Storage
@@ -173,6 +175,7 @@ def fit(
         state = init_state(net, optimizer, key, shape, rule=rule)
     else:
         _require_own_state(state, net, optimizer, rule, shape)
+    state = beside(state, first)
 
     require_data = make_require_data(net, loss, state.params)
 
@@ -227,9 +230,10 @@ def fit(
 
         def keep(run, *, due):
             """Stores the run if it is time, or at a signal, which then ends the run."""
-            if due or signals:
+            interrupted = happened_anywhere(bool(signals), run.state)
+            if due or interrupted:
                 storage.save(run)
-            if signals:
+            if interrupted:
                 raise Interrupted(run.epoch, run.state, run.records, checkpoints is not None)
 
         run = storage.restored(start, like)

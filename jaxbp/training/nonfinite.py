@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean
+from jaxbp.training.processes import local
 from jaxbp.training.step import TrainState, forward_key, rule_keys
 from jaxbp.types import Layer, LayerError, LossFunction, PyTree, Rule, show_path
 
@@ -86,7 +87,7 @@ def watched(
         after, record = step(state, *batch)
         if not is_finite((record["loss"], after.params, after.rule_state)):
             raise BadStepError(i, state, after, batch)
-        size = len(jax.tree.leaves(batch)[0])
+        size = jax.tree.leaves(batch)[0].shape[0]
         yield after, jax.tree.map(lambda r, size=size: size * r, record), size
         state = after
 
@@ -97,8 +98,9 @@ def locate(net: Layer, loss: LossFunction, rule: Rule, bad: BadStepError) -> str
     A pass is blamed only if its results are not finite: some layers use infinity by design, such as
     a causal mask.
     """
-    key = forward_key(bad.state)
-    params, (inputs, targets) = bad.state.params, bad.batch
+    # Whole in each process: a process that stops at its part would leave the others waiting.
+    before, after, (inputs, targets) = local((bad.state, bad.after, bad.batch))
+    key, params = forward_key(before), before.params
     for path, leaf in jax.tree.leaves_with_path(params):
         if not is_finite(leaf):
             return f"the parameters before the step, {show_path(path)}"
@@ -112,15 +114,15 @@ def locate(net: Layer, loss: LossFunction, rule: Rule, bad: BadStepError) -> str
     values, delta = loss(outputs, targets)
     if not is_finite((values, delta)):
         return "the loss"
-    choose_key, _ = rule_keys(bad.state)
-    tree = rule.choose(bad.state.rule_state, params, key=choose_key)
+    choose_key, _ = rule_keys(before)
+    tree = rule.choose(before.rule_state, params, key=choose_key)
 
     def backward(tree, cache, delta):
         return net.backward(tree, cache, delta, read=mean)[1]
 
     if not is_finite(backward(tree, cache, delta)):
         return f"the backward pass, {_layer_in(net, backward, tree, cache, delta)}"
-    in_rule = is_finite(bad.after.params) and not is_finite(bad.after.rule_state)
+    in_rule = is_finite(after.params) and not is_finite(after.rule_state)
     return f"the update of {rule.name if in_rule else 'the parameters'}"
 
 

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
 from jaxbp.training.epochs import Progress
+from jaxbp.training.processes import fetched
 from jaxbp.training.step import TrainState, evaluate
 from jaxbp.types import Params
 
@@ -46,7 +44,7 @@ class Run(NamedTuple):
 
     def after_epoch(self, record: Mapping[str, Any], goal: "Goal") -> "Run":
         """The run at the start of the next epoch."""
-        record = {"epoch": self.epoch, **jax.tree.map(np.asarray, dict(record))}
+        record = {"epoch": self.epoch, **fetched(dict(record))}
         value, best = float(record[goal.entry]), self.best
         if goal.is_better(value, best.value):
             best = Best(self.epoch, value, self.state.params)

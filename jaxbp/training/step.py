@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import export
 from jax.core import Tracer
 
 from jaxbp.forward import forward_and_loss
@@ -31,7 +32,18 @@ from jaxbp.require import (
 )
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, Rule, Shape, show_shape
+from jaxbp.training.placing import batch_at, jit, kept, varying
+from jaxbp.types import (
+    Layer,
+    LossFunction,
+    Params,
+    PyTree,
+    Reading,
+    Rule,
+    Shape,
+    exportable,
+    show_shape,
+)
 
 __all__ = ["TrainState", "deferred", "evaluate", "init_state", "make_epoch", "make_step"]
 
@@ -39,6 +51,7 @@ __all__ = ["TrainState", "deferred", "evaluate", "init_state", "make_epoch", "ma
 Metric: TypeAlias = Callable[[Any, Any], jax.Array]
 
 
+@exportable
 class TrainState(NamedTuple):
     """All that training changes.
 
@@ -167,7 +180,7 @@ def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, don
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})}, rule=rule)
     mean_sweep = value_and_grad(net, loss, rule=rule)
 
-    def step(state, inputs, targets):
+    def step(state, inputs, targets, layout):
         require_state(name, state)
         require_examples(name, inputs=inputs, targets=targets)
         key, (choose_key, update_key) = forward_key(state), rule_keys(state)
@@ -201,9 +214,9 @@ def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, don
             state.rule_state, params, move=lambda tree: move(tree)[0], key=update_key
         )
         after = TrainState(params, opt_state, state.step + 1, state.key, rule_state)
-        return after, {"loss": value, **record}
+        return kept(after, layout), {"loss": value, **record}
 
-    return _in_words(name, jax.jit(step, donate_argnums=0 if donate else ()))
+    return _in_words(name, jit(step, donate=donate))
 
 
 def _in_words(name, jitted):
@@ -313,17 +326,18 @@ def make_epoch(
     step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
     run = _on_batches(step, batch_size)
 
-    def epoch(state, inputs, targets):
+    def epoch(state, inputs, targets, layout):
         require_state(name, state)
         n = require_examples(name, inputs=inputs, targets=targets)
-        state, sums = run(state, shuffle(state, n), inputs, targets)
+        _require_whole_batches(name, n, batch_size)
+        state, sums = run(state, shuffle(state, n), inputs, targets, layout)
         return state, jax.tree.map(lambda s: s / n, sums)
 
-    return _in_words(name, jax.jit(epoch))
+    return _in_words(name, jit(epoch))
 
 
 def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_args):
-    """A part of an epoch, `part(state, indices, inputs, targets) -> (state, sums)`, jit-compiled.
+    """A part of an epoch, `part(state, inputs, targets, indices) -> (state, sums)`, jit-compiled.
 
     It takes the examples at these indices in batches, or if they are None, all examples in the
     random order of the next epoch. The sums are those of the records over these examples.
@@ -331,20 +345,21 @@ def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_a
     step = _make_step("fit", net, loss, optimizer, rule, read, measures, extra_args, donate=True)
     run = _on_batches(step, batch_size)
 
-    def part(state, indices, inputs, targets):
+    def part(state, inputs, targets, indices, layout):
         if indices is None:
-            indices = shuffle(state, len(jax.tree.leaves(inputs)[0]))
-        return run(state, indices, inputs, targets)
+            indices = shuffle(state, jax.tree.leaves(inputs)[0].shape[0])
+        return run(state, indices, inputs, targets, layout)
 
-    return jax.jit(part)
+    return jit(part)
 
 
 def _on_batches(step, batch_size):
-    """`run(state, indices, inputs, targets) -> (state, sums)`: a step for each batch."""
+    """`run(state, indices, inputs, targets, layout) -> (state, sums)`: a step for each batch."""
 
-    def run(state, indices, inputs, targets):
+    def run(state, indices, inputs, targets, layout):
         def step_on(state, indices):
-            return step(state, *take((inputs, targets), indices))
+            after, record = step(state, *batch_at((inputs, targets), indices, layout))
+            return kept(after, layout), record
 
         return _scan_batches(step_on, state, indices, batch_size)
 
@@ -389,21 +404,22 @@ def evaluate(
         require_function(name, "metric", metric)
     require_count(name, "batch_size", batch_size)
 
-    def function(params, inputs, targets):
+    def function(params, inputs, targets, layout):
         n = require_examples(name, inputs=inputs, targets=targets)
+        _require_whole_batches(name, n, batch_size)
 
         def measure(carry, indices):
-            x, t = take((inputs, targets), indices)
+            x, t = batch_at((inputs, targets), indices, layout)
             outputs, _, values, _ = forward_and_loss(name, net, loss, params, x, t)
             record = {"loss": jnp.mean(values)}
             if metric is not None:
-                record["metric"] = jnp.mean(_measured(name, metric(outputs, t), len(values)))
+                record["metric"] = jnp.mean(_measured(name, metric(outputs, t), values.shape[0]))
             return carry, record
 
         _, sums = _scan_batches(measure, (), jnp.arange(n), batch_size)
         return jax.tree.map(lambda s: s / n, sums)
 
-    return _in_words(name, jax.jit(function))
+    return _in_words(name, jit(function))
 
 
 # Names that readings and measures may not use: the other entries of records, and the optimizer's
@@ -427,6 +443,15 @@ def require_state(name: str, state: Any) -> None:
         raise TypeError(
             f"{name}: state is not a TrainState, which init_state makes; it is of structure "
             f"{jax.tree.structure(state)}."
+        )
+
+
+def _require_whole_batches(name, n, batch_size):
+    """Raises if n is a symbolic size of `jax.export`, and the last batch may be a smaller one."""
+    if export.is_symbolic_dim(n) and n % batch_size != 0:
+        raise ValueError(
+            f"{name}: the number of examples is {n}, which batches of {batch_size} may not divide. "
+            f'Take a multiple, such as jax.export.symbolic_shape("{batch_size}*b")?'
         )
 
 
@@ -480,20 +505,18 @@ def shuffle(state: TrainState, n: int) -> jax.Array:
     return jnp.argsort(jax.random.bits(jax.random.fold_in(stream, state.step), (n,), "uint32"))
 
 
-def take(data: PyTree, indices: Any) -> PyTree:
-    """The examples at `indices` of every array in a tree."""
-    return jax.tree.map(lambda array: array[indices], data)
-
-
 def _scan_batches(function, carry, indices, batch_size):
     """Scans `function(carry, indices) -> (carry, record)`.
 
     Returns the last carry, and the sum of the records, each times the size of its batch.
     """
-    n = len(indices)
-    batch_size = min(batch_size, n)
+    n = indices.shape[0]
+    if not export.is_symbolic_dim(n):  # a symbolic one is a multiple of the batch size
+        batch_size = min(batch_size, n)
     full = n // batch_size * batch_size
-    carry, records = jax.lax.scan(function, carry, indices[:full].reshape(-1, batch_size))
+    batches = indices[:full].reshape(full // batch_size, batch_size)
+    carry = varying(function, carry, batches[0])
+    carry, records = jax.lax.scan(function, carry, batches)
     sums = jax.tree.map(lambda r: batch_size * jnp.sum(r, axis=0), records)
     if full < n:
         carry, record = function(carry, indices[full:])

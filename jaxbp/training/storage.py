@@ -1,6 +1,7 @@
 """How a run of `fit` is stored in checkpoints, and restored from them."""
 
 import base64
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxbp.training.arrays import from_arrays, to_arrays
 from jaxbp.training.checkpoints import Checkpoints, Stored
 from jaxbp.training.epochs import Progress
+from jaxbp.training.processes import fetched, of_all_processes, texts_of_all_processes
 from jaxbp.training.runs import Best, Run
 from jaxbp.training.step import TrainState
 from jaxbp.types import PyTree
@@ -44,9 +46,10 @@ class Storage:
             "best_value": run.best.value,
             "steps": run.progress.steps,
             "examples": run.progress.examples,
-            "iterator": _encoded(run.progress.iterator),
+            "iterator": _encoded(run.progress.iterator, run.state),
         }
-        tree = _tree(run.state, run.best.params, run.progress.sums, _columns(run.records))
+        sums = fetched(run.progress.sums)
+        tree = _tree(run.state, run.best.params, sums, _columns(run.records))
         self._checkpoints.save(Stored(to_arrays(tree), facts, self._description))
 
     def restored(self, start: Run, like: Callable[[], tuple[PyTree, PyTree]]) -> Run:
@@ -58,7 +61,8 @@ class Storage:
         """
         stored = None
         if self._checkpoints is not None:
-            stored = self._checkpoints.latest(self._description)
+            own = to_arrays(_tree(start.state, start.best.params, None, None))
+            stored = self._checkpoints.latest(self._description, own)
         if stored is None:
             return start
         facts, (sums, record) = stored.facts, like()
@@ -68,7 +72,8 @@ class Storage:
             start.state, start.best.params, sums if steps else None, columns if n else None
         )
         tree = from_arrays(tree, stored.arrays)
-        progress = Progress(steps, facts["examples"], tree["sums"], _decoded(facts["iterator"]))
+        iterator = _decoded(facts["iterator"], start.state)
+        progress = Progress(steps, facts["examples"], tree["sums"], iterator)
         best = Best(facts["best_epoch"], facts["best_value"], tree["best"])
         run = Run(tree["state"], best, _records(tree["records"], n), progress)
         self._last = run
@@ -93,12 +98,30 @@ def _records(columns: PyTree, n: int) -> list[dict[str, Any]]:
     return [{"epoch": i, **row} for i, row in enumerate(rows, 1)]
 
 
-def _encoded(state: Any) -> Any:
-    """The state of an iterator, which is bytes or what JSON can hold, for JSON."""
-    return {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
+def _encoded(state: Any, beside: PyTree) -> Any:
+    """The state of an iterator, or of one in each process, for JSON; None if it has none."""
+    if state is None:
+        return None
+    if isinstance(state, bytes):
+        state = {"bytes": base64.b64encode(state).decode()}
+    states = texts_of_all_processes(json.dumps(state), beside)
+    return state if len(states) == 1 else {"processes": states}
 
 
-def _decoded(state: Any) -> Any:
+def _decoded(state: Any, beside: PyTree) -> Any:
+    """The inverse of `_encoded`, in each process."""
+    if isinstance(state, dict) and set(state) == {"processes"}:
+        state = json.loads(_own(state["processes"], beside))
     if isinstance(state, dict) and set(state) == {"bytes"}:
         return base64.b64decode(state["bytes"])
     return state
+
+
+def _own(states: list[str], beside: PyTree) -> str:
+    processes = of_all_processes(np.int32(jax.process_index()), beside).tolist()
+    if len(states) != len(processes):
+        raise ValueError(
+            f"fit: the checkpoint has the states of the iterators of {len(states)} processes, and "
+            f"this run has {len(processes)}. Start as many, or train on a data set?"
+        )
+    return states[processes.index(jax.process_index())]

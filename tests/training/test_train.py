@@ -9,7 +9,8 @@ import pytest
 from oracles import assert_close
 
 import jaxbp as bp
-from jaxbp.training.step import forward_key, shuffle, take
+from jaxbp.training.placing import batch_at
+from jaxbp.training.step import forward_key, shuffle
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -170,7 +171,7 @@ def test_an_epoch_is_its_steps_the_short_last_one_too(batch_size, data, key):
     assert sorted(np.asarray(order)) == list(range(23))
     losses, sizes, counts = [], [], []
     for i in range(0, 23, batch_size):
-        batch = take(data, order[i : i + batch_size])
+        batch = batch_at(data, order[i : i + batch_size])
         state, one = step(state, *batch)
         losses.append(one["loss"])
         sizes.append(one["size"][0]["weight"])
