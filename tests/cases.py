@@ -746,7 +746,7 @@ class Own(NamedTuple):
     deltas: jax.Array
 
     def per_example(self):
-        rows = [a.reshape(len(a), -1, a.shape[-1]) for a in self]
+        rows = [a.reshape(a.shape[0], -1, a.shape[-1]) for a in self]
         return jnp.einsum("nti,nto->nio", *rows)
 
 
