@@ -13,6 +13,7 @@ import optax
 
 import jaxbp as bp
 from experiments.modes.networks import Subject
+from jaxbp.sharding import varying_with
 
 KEY = 3  # of the layers that draw
 
@@ -96,6 +97,7 @@ def _as_function(subject: Subject):
         return jnp.mean(subject.loss(call(params, inputs, slots), targets)[0])
 
     def both(params, inputs, targets):
+        params = varying_with(inputs, params)  # for the gradient on a device's share alone
         slots = make_slots(params, inputs)
         return jax.grad(value, argnums=(0, 1))(params, slots, inputs, targets)
 

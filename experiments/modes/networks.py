@@ -63,7 +63,7 @@ def _gpt():
         bp.residual(bp.layer_norm(), bp.dense(16), bp.gelu(), bp.dense(8)),
     )
     stacked = bp.stack(bp.remat(block), 2)
-    table = bp.tied_embedding(7, bp.learned_positions(5), stacked, bp.layer_norm(), features=8)
+    table = bp.tied_embedding(7, 8, bp.learned_positions(5), stacked, bp.layer_norm())
     return table, (5,), 7, (5,)
 
 

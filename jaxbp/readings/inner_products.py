@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work, likely_size
 from jaxbp.readings.sums import per_example, total
+from jaxbp.sharding import everywhere
 from jaxbp.signals.conv_patches import patched, windowed
 from jaxbp.signals.conv_products import convolve, exchanged
 from jaxbp.signals.kinds import (
@@ -59,7 +60,8 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
                            gradients
         bias, gain         the product of the gradients
 
-    Numbers of 16 bits are accumulated in 32.
+    Numbers of 16 bits are accumulated in 32. If the examples are divided over devices, each device
+    needs the operands of all: they are gathered.
 
     Args:
       signals: a tree of signals, of N examples.
@@ -82,14 +84,14 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
     """
     first = _wide_signals("gram", signals)
     if other is None:
-        return sum_leaves(map_signals(lambda signal: _gram(signal, signal), first))
+        return sum_leaves(map_signals(lambda one: _gram(one, everywhere(one)), first))
     second = _wide_signals("gram", other)
     if _parameters_of(first) != _parameters_of(second):
         raise ValueError(
             "gram: the signals are not of the same network: their parameters have shapes "
             f"{_parameters_of(first)[1]} and {_parameters_of(second)[1]}."
         )
-    return sum_leaves(map_signals(_gram, first, second))
+    return sum_leaves(map_signals(lambda one, two: _gram(one, everywhere(two)), first, second))
 
 
 def _gram_of_formed(signal: Signal, other: Signal) -> jax.Array:

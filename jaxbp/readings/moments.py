@@ -44,6 +44,7 @@ import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, per_example, total
 from jaxbp.sharding import pieces_of, summed_products
+from jaxbp.signals.columns import every_column
 from jaxbp.signals.conv_patches import patched_outputs
 from jaxbp.signals.kinds import (
     Bias,
@@ -54,7 +55,6 @@ from jaxbp.signals.kinds import (
     Signal,
     Through,
     as_positions,
-    as_rows,
     each_row_once,
     widen,
 )
@@ -104,7 +104,7 @@ def per_example_diagonal(signal: Signal, *, columns: str | None = None) -> jax.A
 def _squares_of_formed(signal: Signal, *, columns: str | None = None) -> jax.Array:
     """The squares of gradients that are formed for each example."""
     squares = jnp.square(per_example(widen(signal)))
-    return squares if columns is None else jax.lax.psum(squares, columns)
+    return jnp.sum(every_column(squares, columns), axis=0)
 
 
 _squares = functools.singledispatch(_squares_of_formed)
@@ -138,7 +138,7 @@ def _(signal: Lookup, *, columns=None):
 def _(signal: Conv, *, columns=None):
     signal = jax.tree.map(widened, signal)
     return _sum_squares(
-        lambda d: per_example(signal._replace(deltas=d)), _every_column(signal.deltas, columns)
+        lambda d: per_example(signal._replace(deltas=d)), every_column(signal.deltas, columns)
     )
 
 
@@ -210,7 +210,7 @@ def _(signal: Outer, *, columns=None):
 @_sum_of_squares.register
 def _(signal: Bias, *, columns=None):
     d = jnp.sum(_all_columns(signal.deltas, columns), axis=2)
-    return jnp.sum(jnp.square(as_rows(d)), axis=0)
+    return jnp.sum(jnp.square(d), axis=(0, 1))
 
 
 @_sum_of_squares.register
@@ -220,7 +220,7 @@ def _(signal: Lookup, *, columns=None):
 
 @_sum_of_squares.register
 def _(signal: Conv, *, columns=None):
-    x, d = widened(signal.inputs), _every_column(widened(signal.deltas), columns)
+    x, d = widened(signal.inputs), every_column(widened(signal.deltas), columns)
 
     def gradient(x, d):
         return per_example(signal._replace(inputs=x[None], deltas=d[None]))[0]
@@ -383,20 +383,15 @@ def _factors(
 
 @_factors.register
 def _(signal: Outer, *, bias, shared, columns):
-    a, d = as_positions(widened(signal.inputs)), _all_columns(signal.deltas, columns)
-    if bias == "folded":
-        a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
-    if shared == "reduce":
-        a = jnp.mean(a, axis=1, keepdims=True)
-    return Kronecker(summed_products(a, a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
+    d = _all_columns(signal.deltas, columns)
+    return _matrix_factors(as_positions(widened(signal.inputs)), d, bias, shared)
 
 
 @_factors.register
 def _(signal: Conv, *, bias, shared, columns):
-    signal = jax.tree.map(widened, signal)
-    factors = jax.vmap(lambda outer: _factors(outer, bias=bias, shared=shared, columns=columns))(
-        patched_outputs(signal)
-    )
+    patches, d = patched_outputs(jax.tree.map(widened, signal))
+    of_groups = jax.vmap(lambda a, d: _matrix_factors(a, d, bias, shared), in_axes=(0, 1))
+    factors = of_groups(patches, every_column(d, columns))
     return jax.tree.map(lambda a: a[0], factors) if signal.geometry.groups == 1 else factors
 
 
@@ -417,6 +412,15 @@ def _(signal: Through, *, bias, shared, columns):
     return signal._replace(signal=factors) if isinstance(factors, Kronecker) else ()
 
 
+def _matrix_factors(a: jax.Array, d: jax.Array, bias: str, shared: str) -> Kronecker:
+    """The factors of a weight matrix, from inputs [N, T, I] and all columns [K, N, T, O]."""
+    if bias == "folded":
+        a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+    if shared == "reduce":
+        a = jnp.mean(a, axis=1, keepdims=True)
+    return Kronecker(summed_products(a, a) / (a.shape[0] * a.shape[1]), _deltas_factor(d, shared))
+
+
 def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:
     """The factor G, from the deltas of all columns, [K, N, T, O]."""
     if shared == "reduce":
@@ -426,15 +430,7 @@ def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:
 
 def _all_columns(deltas: jax.Array, columns: str | None) -> jax.Array:
     """Gathers the deltas [N, ..., O] of all columns to [K, N, T, O], in at least 32 bits."""
-    return _every_column(as_positions(widened(deltas)), columns)
-
-
-def _every_column(deltas: jax.Array, columns: str | None) -> jax.Array:
-    """Gathers an array over the vmapped axis `columns`, which becomes the first axis, of size K.
-
-    Without an axis K is 1.
-    """
-    return deltas[None] if columns is None else jax.lax.all_gather(deltas, columns)
+    return every_column(as_positions(widened(deltas)), columns)
 
 
 def _sum_squares(

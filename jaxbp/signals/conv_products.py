@@ -18,14 +18,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 
-from jaxbp.sharding import placement, summed_products
+from jaxbp.sharding import pieces_of, placement, summed_products
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.kinds import as_rows
 from jaxbp.types import Shape, widened
@@ -45,13 +47,11 @@ def convolve(x: jax.Array, weight: jax.Array, geometry: Geometry) -> jax.Array:
         return summed(products, x.dtype)
     if _is_small(x.shape[1:-1], geometry):
         return summed((seen @ at for seen, at in pairs), x.dtype)
-    return lax.conv_general_dilated(
-        x,
-        weight,
-        geometry.strides,
-        geometry.padding,
+    return _convolved(
+        *(x, weight),
+        window_strides=geometry.strides,
+        padding=geometry.padding,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=_channels_last(len(geometry.kernel)),
     )
 
 
@@ -79,14 +79,12 @@ def convolve_transpose(
         (axis.span - 1 - axis.before, size - axis.stride * (n - 1) - 1 + axis.before)
         for axis, size, n in zip(geometry.axes, sizes, y.shape[1:-1], strict=True)
     ]
-    return lax.conv_general_dilated(
-        y,
-        jnp.flip(exchanged(weight, 1), range(rank)),
-        (1,) * rank,
-        padding,
+    return _convolved(
+        *(y, jnp.flip(exchanged(weight, 1), range(rank))),
+        window_strides=(1,) * rank,
+        padding=padding,
         lhs_dilation=geometry.strides,
         rhs_dilation=geometry.dilation,
-        dimension_numbers=_channels_last(rank),
     )
 
 
@@ -204,6 +202,42 @@ def placed(x: jax.Array | list[jax.Array], geometry: Geometry, sizes: Shape) -> 
 def summed(arrays: Iterable[jax.Array], dtype: DTypeLike) -> jax.Array:
     """The sum of arrays of this dtype; numbers of 16 bits are accumulated in 32."""
     return functools.reduce(jnp.add, map(widened, arrays)).astype(dtype)
+
+
+def _convolved(x: jax.Array, weight: jax.Array, **options: Any) -> jax.Array:
+    """XLA's convolution of images [N, *S, I] and a kernel [*K, I, O], [N, *S', O].
+
+    Where the images are divided over devices, `vmap` over images batches them behind the examples,
+    [N K, ...], which stay where they are. JAX's own rule batches them in front, [K N, ...], which
+    gathers them on all devices.
+    """
+
+    def plain(x, weight):
+        numbers = _channels_last(x.ndim - 2)
+        return lax.conv_general_dilated(x, weight, dimension_numbers=numbers, **options)
+
+    if pieces_of(x) == 1:
+        return plain(x, weight)
+
+    batched = custom_vmap(plain)
+    convolved = jax.custom_jvp(batched)  # autodiff cannot transpose a custom_vmap
+
+    @batched.def_vmap
+    def _(size, in_batched, x, weight):
+        del size
+        if in_batched != [True, False]:
+            axes = tuple(0 if batched else None for batched in in_batched)
+            return jax.vmap(plain, axes)(x, weight), True
+        images = jnp.moveaxis(x, 0, 1)
+        y = _convolved(images.reshape(-1, *images.shape[2:]), weight, **options)
+        return jnp.moveaxis(y.reshape(*images.shape[:2], *y.shape[1:]), 1, 0), True
+
+    @convolved.defjvp
+    def _(primals, tangents):
+        (x, weight), (dx, dweight) = primals, tangents
+        return convolved(x, weight), plain(dx, weight) + plain(x, dweight)
+
+    return convolved(x, weight)
 
 
 def _is_depthwise(weight: jax.Array, geometry: Geometry) -> bool:

@@ -19,6 +19,7 @@ import jax
 from jaxbp.outputs.errors import jacobian_rows
 from jaxbp.readings.inner_products import gram
 from jaxbp.require import require_examples, require_layer
+from jaxbp.signals.columns import every_column
 from jaxbp.signals.kinds import KINDS, Sum, Through, is_signal
 from jaxbp.signals.stacked import stack_axes
 from jaxbp.sweeps.gradients import sweep_columns
@@ -126,7 +127,7 @@ def _two_jacobians(
 
 def _keep_columns(signal: Any, *, columns: str) -> Any:
     """The signal with the deltas of all columns; its other operands are the same in each column."""
-    return _map_deltas(lambda deltas: jax.lax.all_gather(deltas, columns), signal, lambda x: x)
+    return _map_deltas(lambda deltas: every_column(deltas, columns), signal, lambda x: x)
 
 
 def _column_axes(signals: PyTree) -> PyTree:
