@@ -102,8 +102,7 @@ def make_ctc(*, blank: int = 0) -> Loss:
         )
         exists = log_total > LOG_ZERO / 2
         log_path = log_a + log_b - jnp.where(exists, log_total, 0)[:, None, None]
-        n, t, _ = np.ogrid[: z.shape[0], : z.shape[1], :1]
-        share = jnp.zeros_like(z).at[n, t, states.classes[:, None]].add(jnp.exp(log_path))
+        share = _by_class(jnp.exp(log_path), states.classes, z)
         counts = exists[:, None] & (jnp.arange(z.shape[1]) < lengths[:, None])
         delta = jnp.where(counts[..., None], jnp.exp(log_p) - share, 0)
         is_right = is_right & (lengths >= 0) & (lengths <= z.shape[1])
@@ -184,6 +183,16 @@ def _states_of(labels: jax.Array, blank: int, classes: int) -> tuple[_States, ja
     place = jnp.arange(2 * s + 1)
     skips = (of_states != blank) & (of_states != before) & (place >= 2)
     return _States(of_states, skips, (place == last) | (place == last - 1)), is_right
+
+
+def _by_class(shares, classes, z):
+    """Sums the shares of states [N, T, U] over the states of each class: [N, T, C], like z."""
+    t = np.arange(z.shape[1])[:, None]
+
+    def of_one(zeros, classes, shares):
+        return zeros.at[t, classes].add(shares)
+
+    return jax.vmap(of_one)(jnp.zeros_like(z), classes, shares)
 
 
 def _forward_backward(
