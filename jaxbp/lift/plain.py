@@ -45,7 +45,7 @@ def function(f: Callable[..., Any], *, draws: bool = False, name: str | None = N
     def forward(params, x, *, key=None):
         del params
         leaves, structure = jax.tree.flatten(x)
-        keys = (jax.random.split(key, len(leaves[0])),) if draws and key is not None else ()
+        keys = (jax.random.split(key, leaves[0].shape[0]),) if draws and key is not None else ()
         floats = [leaf for leaf in leaves if is_float(leaf)]
 
         def whole(floats):
