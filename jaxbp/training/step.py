@@ -55,6 +55,9 @@ Metric: TypeAlias = Callable[[Any, Any], jax.Array]
 class TrainState(NamedTuple):
     """All that training changes.
 
+    `jax.export` can serialize a step, once the records in the state of the optimizer are registered
+    by `jax.export.register_namedtuple_serialization`. Those of the library are.
+
     Attributes:
       params: the parameters.
       opt_state: the state of the optimizer.
@@ -292,6 +295,10 @@ def make_epoch(
 
     If the batch size does not divide N, the last batch is smaller. The epoch is pure and
     jit-compiled.
+
+    If the data are divided among devices by examples, so is each batch, and each device computes
+    its share; the order of the examples is that on one device. A batch that the devices cannot
+    divide into equal parts is computed whole on each of them.
 
     Args:
       net: a Layer.
