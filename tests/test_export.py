@@ -144,23 +144,52 @@ def test_every_loss_takes_any_number_of_examples(case, key):
     loaded(function, symbolic(outputs), symbolic(targets), platforms=PLATFORMS)
 
 
+OF_RECURRENT_LAYERS = {"rtrl", "snap1", "eprop"}
+
+
+def takes_any_number_of_examples(net, shape, rule, key, **options):
+    optimizer = optax.sgd(0.1)
+    state = bp.init_state(net, optimizer, key, shape, rule=rule)
+    step = bp.make_step(net, bp.squared_error, optimizer, rule=rule, donate=False, **options)
+    x = jnp.ones((cases.N, *shape))
+    targets = jax.eval_shape(net.forward, state.params, x)[0]
+    loaded(step, state, symbolic(x), symbolic(targets), platforms=PLATFORMS)
+
+
 @pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in OF_RECURRENT_LAYERS])
 def test_every_rule_takes_any_number_of_examples(rule, blocks, key):
     rule, net = RULES[rule](*blocks.parts), bp.chain(*blocks.parts)
-    if rule.name in ("rtrl", "snap1", "eprop"):
-        net, blocks = bp.chain(bp.recurrent(bp.lstm(3)), bp.dense(2)), blocks._replace(shape=(4, 2))
-    optimizer = optax.sgd(0.1)
-    state = bp.init_state(net, optimizer, key, blocks.shape, rule=rule)
-    measure = bp.alignment(net, bp.squared_error, rule=rule)
-    step = bp.make_step(
-        net, bp.squared_error, optimizer, rule=rule, measures={"alignment": measure}, donate=False
+    measures = {"alignment": bp.alignment(net, bp.squared_error, rule=rule)}
+    takes_any_number_of_examples(net, blocks.shape, rule, key, measures=measures)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("rule", sorted(OF_RECURRENT_LAYERS))
+def test_every_rule_of_recurrent_layers_takes_any_number_of_examples(rule, key):
+    net = bp.chain(bp.recurrent(bp.lstm(3)), bp.dense(2))
+    takes_any_number_of_examples(net, (4, 2), RULES[rule](), key)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("lean", [False, True])
+def test_masks_take_any_number_of_examples(lean, key):
+    net = bp.masked(
+        lambda mask: bp.chain(
+            bp.attention(4, 2, mask=mask, lean=lean), bp.recurrent(bp.gru(2), mask=mask)
+        )
     )
-    x = jnp.ones((cases.N, *blocks.shape))
-    targets = jax.eval_shape(net.forward, state.params, x)[0]
-    loaded(step, state, symbolic(x), symbolic(targets), platforms=PLATFORMS)
+    params, _ = net.init(key, ((3, 4), (3,)))
+
+    def function(params, x, mask):
+        y, cache = net.forward(params, (x, mask))
+        return net.backward(params, cache, y, read=all_readings)
+
+    data = jnp.ones((2, 3, 4)), jnp.ones((2, 3), bool)
+    loaded(function, params, *symbolic(data), platforms=PLATFORMS)
 
 
 def classifier():
