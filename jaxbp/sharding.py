@@ -132,9 +132,9 @@ def gathered(params: PyTree, x: jax.Array) -> PyTree:
     is divided over the axes of the mesh that divide the examples; parameters stay divided over
     other axes. The compiler does this on its own in the automatic mode.
     """
-    mesh = jax.typeof(x).sharding.mesh
-    if AxisType.Explicit not in mesh.axis_types:
+    if not _is_explicit(x):
         return params
+    mesh = jax.typeof(x).sharding.mesh
     of_examples = set(_names(jax.typeof(x).sharding.spec[0]))
 
     def gather(param):
@@ -145,6 +145,13 @@ def gathered(params: PyTree, x: jax.Array) -> PyTree:
         return reshard(param, NamedSharding(mesh, PartitionSpec(*kept)))
 
     return jax.tree.map(gather, params)
+
+
+def whole_rows(x: jax.Array) -> jax.Array:
+    """An array [..., I] with whole rows on each device, for products of all pairs of entries."""
+    if not _is_explicit(x) or jax.typeof(x).sharding.spec[-1] is None:
+        return x
+    return reshard(x, placement(x, *((x, i) for i in range(x.ndim - 1)), None))
 
 
 def alike(param: jax.Array, array: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, per_example, total
-from jaxbp.sharding import pieces_of, summed_products
+from jaxbp.sharding import pieces_of, summed_products, whole_rows
 from jaxbp.signals.columns import every_column
 from jaxbp.signals.conv_patches import patched_outputs
 from jaxbp.signals.kinds import (
@@ -414,6 +414,7 @@ def _(signal: Through, *, bias, shared, columns):
 
 def _matrix_factors(a: jax.Array, d: jax.Array, bias: str, shared: str) -> Kronecker:
     """The factors of a weight matrix, from inputs [N, T, I] and all columns [K, N, T, O]."""
+    a = whole_rows(a)
     if bias == "folded":
         a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
     if shared == "reduce":
@@ -423,6 +424,7 @@ def _matrix_factors(a: jax.Array, d: jax.Array, bias: str, shared: str) -> Krone
 
 def _deltas_factor(d: jax.Array, shared: str) -> jax.Array:
     """The factor G, from the deltas of all columns, [K, N, T, O]."""
+    d = whole_rows(d)
     if shared == "reduce":
         d = jnp.sum(d, axis=2)
     return summed_products(d, d) / d.shape[1]
