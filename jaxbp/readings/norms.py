@@ -32,6 +32,7 @@ import jax.numpy as jnp
 
 from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work
 from jaxbp.readings.sums import per_example
+from jaxbp.sharding import placement
 from jaxbp.signals.conv_patches import map_place_gradients, patched
 from jaxbp.signals.kinds import (
     Conv,
@@ -140,7 +141,7 @@ def _measured_by_grams(x, d):
     # Each position has units of its own: where its input is large, its delta may be small.
     x_unit, d_unit = unit_of(x, axis=2), unit_of(d, axis=2)
     x, d = x * (1 / x_unit), d * (1 / d_unit)
-    x_gram, d_gram = jnp.einsum("nsi,nti->nst", x, x), jnp.einsum("nso,nto->nst", d, d)
+    x_gram, d_gram = _grams(x), _grams(d)
     lengths = x_unit * d_unit * _lengths(x_gram) * _lengths(d_gram)
     unit = unit_of(lengths, axis=(1, 2))
     # At most 4, except where a position is zero: there it may not be infinite.
@@ -148,6 +149,11 @@ def _measured_by_grams(x, d):
     squares = jnp.sum(x_gram * sizes * (d_gram * jnp.swapaxes(sizes, 1, 2)), axis=(1, 2))
     lengths, unit = jnp.sum(lengths / unit, axis=(1, 2)), unit[:, 0, 0]
     return Measured(_above_rounding(squares, lengths), unit)
+
+
+def _grams(x):
+    """The inner products of all pairs of positions, [N, T, T], of an array [N, T, I]."""
+    return jnp.einsum("nsi,nti->nst", x, x, out_sharding=placement(x, (x, 0), None, None))
 
 
 def _lengths(gram):
