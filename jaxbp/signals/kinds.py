@@ -338,11 +338,14 @@ def each_row_once(signal: Lookup) -> Lookup:
     this sums the gradients in an array [N, T, O] instead of [N, V, O].
     """
     deltas, rows = as_positions(signal.deltas), rows_of(signal)
-    t = rows.shape[1]
+    t, no_row = rows.shape[1], len(signal.table)
 
-    def merge(rows, deltas):
-        found, places = jnp.unique(rows, return_inverse=True, size=t)
-        places = jnp.where(rows < len(signal.table), places, t)
+    def merge(rows, deltas):  # `jnp.unique` does not know explicit sharding
+        order = jnp.argsort(rows)
+        rows, deltas = rows[order], deltas[order]
+        is_new = (rows != jnp.roll(rows, 1)).astype(jnp.int32)
+        places = jnp.where(rows < no_row, jnp.cumsum(is_new) - is_new[0], t)
+        found = jnp.full_like(rows, no_row).at[places].set(rows, mode="drop")
         return found, jnp.zeros_like(deltas).at[places].add(deltas, mode="drop")
 
     rows, sums = jax.vmap(merge)(rows, deltas)
