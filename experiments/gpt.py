@@ -16,6 +16,9 @@ needs two numbers per parameter, the mean of |g_n|^2 and the squared norm of the
 the gains and biases of the normalisation layers they cost little, and they predict the noise scale
 of all parameters up to a factor. Some steps read all parameters for comparison.
 
+`--devices` and `--processes` divide every batch over devices. Each of them has the parameters, and
+its share of the optimizer's moments.
+
 The baselines are the frequency of each character (unigrams), and its frequency after the previous
 character (bigrams). They are counted on the training text, with one added to each count. Baselines
 and network are measured on the validation text, the last tenth, cut into sequences of T. The first
@@ -26,10 +29,13 @@ Sources:
   "An Empirical Model of Large-Batch Training", McCandlish, Kaplan, Amodei, 2018: the noise scale.
   "Normalization Layer Per-Example Gradients are Sufficient to Predict Gradient Noise Scale in
   Transformers", Gray, Tiwari, Bergsma, Hestness, 2024.
+  "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", Rajbhandari, Rasley,
+  Ruwase, He, 2020: the optimizer's moments divided over the devices.
 """
 
 import importlib
 import math
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -40,12 +46,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from jax.sharding import NamedSharding, PartitionSpec
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import figures
+from experiments.common import devices, figures
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from experiments.common.resume import NOT_RESUMED, Resumed
 from jaxbp.training.nonfinite import is_finite
@@ -99,6 +106,10 @@ class Config:
     """The folder for the figure."""
     resume: bool = False
     """Whether to store what is trained in `out`, and to go on from what is stored there."""
+    devices: int = 1
+    """The number of devices of each process; a machine without accelerators simulates them."""
+    processes: int = 1
+    """The number of processes. This machine runs all, on its CPU, if JAX_PROCESS_ID is not set."""
 
 
 class Sizes(NamedTuple):
@@ -172,24 +183,33 @@ def main(config: Config) -> Result:
     train, held_out = split(tokens, config.positions)
     prompt = text[len(train) :][: config.positions] if config.prompt is None else config.prompt
     require_prompt(prompt, characters)
+    mesh = devices.make_data_mesh(config.devices)
     net = make_network(config, len(characters))
     print(
         f"{'the reference on Python' if config.text is None else config.text}: {len(train):,} "
         f"training and {len(held_out):,} validation characters, {len(characters)} different ones\n"
     )
     print_network(net, config)
+    if mesh.size > 1:
+        share = config.batch_size // mesh.size
+        print(f"{devices.describe(mesh)}; {share} of the {config.batch_size} sequences each\n")
     if config.check:
         check(net, jax.random.key(config.seed), config.positions, len(characters))
 
     losses = baselines(train, *sequences(held_out, config.positions), len(characters))
-    stored = Resumed("gpt", asdict(config))
-    params, points = learn(net, train, held_out, config, stored)
+    stored = NOT_RESUMED
+    if jax.process_index() == 0:
+        # Where it is computed changes the numbers by rounding only: a run may go on elsewhere.
+        flags = asdict(replace(config, devices=1, processes=1))
+        stored = Resumed("gpt", flags)
+    params, points = learn(net, train, held_out, config, mesh, stored)
     losses["network"] = points[-1].held_out
     print_losses(losses)
     print_noise(points)
     sample = write(net, params, prompt, characters, config)
     print_sample(prompt, sample, config)
-    figures.save(draw(points, losses, config), config.out / "gpt.png")
+    if jax.process_index() == 0:
+        figures.save(draw(points, losses, config), config.out / "gpt.png")
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return Result(points, losses, sample)
 
@@ -203,8 +223,15 @@ def shortened(config):
 def require(config):
     """Raises if a flag is wrong."""
     wrong = too_small(
-        config, blocks=1, features=1, heads=1, positions=1, batch_size=2, steps=1, chunk=1, length=0
-    )
+        config, blocks=1, features=1, heads=1, positions=1, batch_size=2, steps=1, chunk=1,
+        length=0, devices=1, processes=1,
+    )  # fmt: skip
+    count = config.devices * config.processes
+    if count > 0 and config.batch_size % count:
+        wrong.append(
+            f"batch-size is {config.batch_size}; it takes a multiple of {count}, the number of "
+            "devices"
+        )
     if config.chunk > 0 and config.steps % config.chunk:
         wrong.append(f"steps is {config.steps}; it takes a multiple of chunk, {config.chunk}")
     if not 0 <= config.temperature < math.inf:
@@ -416,51 +443,104 @@ def make_optimizer(config):
     return optax.adamw(schedule, b2=0.99, weight_decay=WEIGHT_DECAY, mask=decays)
 
 
-def learn(net, train, held_out, config, stored=NOT_RESUMED):
+def learn(net, train, held_out, config, mesh, stored=NOT_RESUMED):
     """Trains the network; returns the final parameters, and a `Point` for each chunk of steps."""
     n, positions = config.batch_size, config.positions
     optimizer = make_optimizer(config)
     rng = np.random.default_rng(config.seed)
-    state = bp.init_state(net, optimizer, jax.random.key(config.seed), (positions,))
-    # Each chunk of steps is one epoch on newly drawn sequences.
+
+    def make_state():
+        return bp.init_state(net, optimizer, jax.random.key(config.seed), (positions,))
+
+    shardings = state_shardings(mesh, jax.eval_shape(make_state))
+    state = jax.jit(make_state, out_shardings=shardings)()
     some, all_ = (
-        bp.make_epoch(net, LOSS, optimizer, batch_size=n, read={"sizes": read})
+        make_chunk(bp.make_step(net, LOSS, optimizer, read={"sizes": read}), shardings)
         for read in (make_stream_sizes(config.features), sizes)
     )
     measure = bp.evaluate(net, LOSS, batch_size=64)
     held_out = sequences(held_out, positions)
     points, chunks = [], config.steps // config.chunk
-    done = stored.load("training")
+    done = devices.from_first(stored.load("training"))
     if done is not None:
         state = bp.from_arrays(state, done["state"])
         points, rng.bit_generator.state = done["points"], done["rng"]
     total = config.steps * n * positions
-    with tqdm(total=total, unit="token", unit_scale=True) as bar:
+    silent = jax.process_index() > 0
+    with tqdm(total=total, unit="token", unit_scale=True, disable=silent) as bar:
         bar.update(len(points) * config.chunk * n * positions)
         for i in range(len(points) + 1, chunks + 1):
             looks = i % EVERY == 0 or i == chunks
-            examples = draw_sequences(rng, train, config.chunk * n, positions)
+            batches = draw_batches(rng, train, config)
             before = state
-            state, record = (all_ if looks else some)(before, *examples)
-            if not is_finite((record["loss"], state.params)):
-                explain(net, optimizer, before, examples, n)
-            loss = float(measure(state.params, *held_out)["loss"]) if looks else None
+            state, record = (all_ if looks else some)(before, *divide(mesh, batches))
+            record, params = own(record), own(state.params)
+            if not is_finite((record["loss"], params)):
+                arrays = devices.gathered(bp.to_arrays(before))
+                explain(net, optimizer, bp.from_arrays(jax.jit(make_state)(), arrays), batches)
+            loss = float(measure(params, *held_out)["loss"]) if looks else None
             points.append(make_point(i * config.chunk, record, loss, config))
             bar.update(config.chunk * n * positions)
             bar.set_postfix(step=points[-1].step, loss=f"{points[-1].loss:.3f}")
             if looks:
-                arrays = jax.tree.map(np.asarray, bp.to_arrays(state))
+                arrays = devices.gathered(bp.to_arrays(state))
                 done = {"state": arrays, "points": points, "rng": rng.bit_generator.state}
                 stored.save("training", done)
-    return state.params, points
+    return own(state.params), points
 
 
-def explain(net, optimizer, state, examples, batch_size):
+def make_chunk(step, shardings):
+    """Returns `chunk(state, inputs, targets) -> (state, record)`: one compiled loop of steps.
+
+    Inputs and targets are those of a step at each index of the first axis, [K, N, T]. The record is
+    the mean of the records of the steps. The state is sharded after each step as it was before.
+    """
+
+    def chunk(state, inputs, targets):
+        def move(state, batch):
+            state, record = step(state, *batch)
+            return jax.lax.with_sharding_constraint(state, shardings), record
+
+        state, records = jax.lax.scan(move, state, (inputs, targets))
+        return state, jax.tree.map(lambda values: jnp.mean(values, axis=0), records)
+
+    mesh = shardings.step.mesh
+    return jax.jit(chunk, out_shardings=(shardings, devices.replicated(mesh)))
+
+
+def state_shardings(mesh, state):
+    """How the state lies on the devices: the optimizer's arrays divided, the others everywhere."""
+    everywhere = jax.tree.map(lambda _: devices.replicated(mesh), state)
+    moments = jax.tree.map(lambda array: devices.divided(mesh, array), state.opt_state)
+    return everywhere._replace(opt_state=moments)
+
+
+def own(tree):
+    """The arrays of a tree on the first device of this process, where every device has them."""
+    return jax.tree.map(lambda array: array.addressable_data(0), tree)
+
+
+def draw_batches(rng, tokens, config):
+    """Draws the sequences of a chunk of steps, and their targets, [K, N, T] each."""
+    k, n, t = config.chunk, config.batch_size, config.positions
+    return tuple(part.reshape(k, n, t) for part in draw_sequences(rng, tokens, k * n, t))
+
+
+def divide(mesh, batches):
+    """Divides every batch over the devices. All processes draw alike, and each keeps its share."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return tuple(
+        jax.make_array_from_process_local_data(sharding, part, part.shape) for part in batches
+    )
+
+
+def explain(net, optimizer, state, batches):
     """Raises an error that names the first step with a value that is not finite, and the layer."""
-    first, last = int(state.step) + 1, int(state.step) + len(examples[0]) // batch_size
+    inputs, targets = batches
+    first, last = int(state.step) + 1, int(state.step) + len(inputs)
     where = f"one of steps {first} to {last}: a value is not finite."
     try:  # `fit` repeats the steps and checks each one
-        bp.fit(net, LOSS, optimizer, examples, state=state, epochs=1, batch_size=batch_size)
+        bp.fit(net, LOSS, optimizer, list(zip(inputs, targets, strict=True)), state=state, epochs=1)
     except bp.NonFiniteError as error:
         step = int(error.state.step) + 1
         where = f"step {step}: the first value that is not finite came from {error.place}."
@@ -626,6 +706,9 @@ def draw_noise(axes, points, config):
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Config))
+        config = tyro.cli(Config)
+        require(config)
+        flags = sys.argv[1:]
+        devices.start("experiments.gpt", flags, config.processes, lambda: main(config))
     except (ValueError, OSError) as error:
         raise SystemExit(f"gpt: {error}") from None

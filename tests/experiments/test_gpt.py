@@ -332,8 +332,9 @@ def test_a_step_that_is_not_finite_is_named(tmp_path, monkeypatch):
 def test_where_no_step_goes_wrong_again_those_of_the_chunk_are_named(monkeypatch):
     monkeypatch.setattr(gpt.bp, "fit", lambda *args, **how: None)
     state = bp.TrainState((), (), jnp.asarray(40), None)
+    batches = np.zeros((3, 4, 8)), np.zeros((3, 4, 8))
     with pytest.raises(ValueError, match="one of steps 41 to 43: a value is not finite"):
-        gpt.explain(None, None, state, (np.zeros((12, 8)), np.zeros((12, 8))), 4)
+        gpt.explain(None, None, state, batches)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +352,13 @@ def test_where_no_step_goes_wrong_again_those_of_the_chunk_are_named(monkeypatch
         ({"learning_rate": 0.0}, "learning-rate is 0.0; it takes a number in"),
         ({"seed": -1}, "seed is -1; it takes an integer"),
         ({"heads": 3}, "heads"),
+        ({"devices": 0, "processes": 0}, "devices is 0; it takes at least 1; processes is 0; it"),
+        ({"batch_size": 6, "devices": 4}, "batch-size is 6; it takes a multiple of 4, the number"),
+        (
+            {"batch_size": 6, "devices": 2, "processes": 2},
+            "batch-size is 6; it takes a multiple of",
+        ),
+        ({"devices": 16}, "devices is 16; this process has"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": "a \u2603"}, "prompt has '\u2603', which the text does not have"),
         ({"positions": 82}, "positions is 82; it takes less than 82, the number"),

@@ -1,0 +1,105 @@
+"""Several devices and processes: where arrays lie, and how processes start and end."""
+
+import io
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
+
+from experiments.common import devices
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((), P()),
+        ((3,), P()),
+        ((8,), P("data")),
+        ((3, 8), P(None, "data")),
+        ((4, 8), P(None, "data")),
+        ((8, 8), P("data")),
+        ((16, 4, 18), P("data")),
+        ((0, 3), P()),
+    ],
+)
+def test_the_longest_axis_that_the_devices_divide_is_divided(shape, spec):
+    mesh = AbstractMesh((4,), ("data",))
+    assert devices.divided(mesh, jax.ShapeDtypeStruct(shape, "float32")).spec == spec
+
+
+def test_more_devices_than_there_are_are_refused():
+    with pytest.raises(ValueError, match=r"devices is 99; this process has \d of the kind"):
+        devices.make_data_mesh(99)
+    assert devices.make_data_mesh(1).shape == {"data": 1}
+
+
+def test_one_process_is_this_one():
+    ran = []
+    devices.start("no.module", [], 1, lambda: ran.append(1))
+    assert ran == [1]
+
+
+def test_the_environment_of_a_process_is_whole(monkeypatch):
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    monkeypatch.delenv("JAX_NUM_PROCESSES", raising=False)
+    with pytest.raises(ValueError, match="takes all of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES"):
+        devices.start("no.module", [], 2, lambda: None)
+
+
+@pytest.fixture
+def handlers():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_every_process_learns_which_it_is(tmp_path):
+    names = ", ".join(repr(name) for name in devices.VARIABLES)
+    code = (
+        f"import os; place, count, index = (os.environ[name] for name in ({names},));"
+        "open(index, 'w').write(place + ' ' + count)"
+    )
+    command = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r}); {code}"]
+    assert devices.run_together(command, 3) == 0
+    written = {path.name: path.read_text().split() for path in tmp_path.iterdir()}
+    assert sorted(written) == ["0", "1", "2"]
+    ((address, count),) = {tuple(words) for words in written.values()}
+    assert count == "3"
+    assert address.startswith("127.0.0.1:")
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("failing", "shown"), [(0, ""), (1, "broken\n")])
+def test_where_one_process_fails_all_end(failing, shown, monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
+    code = (
+        f"import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '{failing}':\n"
+        f"    sys.exit({'3' if failing == 0 else repr('broken')})\ntime.sleep(60)"
+    )
+    started = time.monotonic()
+    status = devices.run_together([sys.executable, "-S", "-c", code], 2)
+    assert status == (3 if failing == 0 else 1)
+    assert printed.getvalue() == shown  # process 0 prints by itself
+    assert time.monotonic() - started < 50
+
+
+def test_processes_end_at_the_latest_by_a_kill(monkeypatch):
+    monkeypatch.setattr(devices, "GRACE", 0.3)
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True)"
+    command = [sys.executable, "-S", "-c", f"{code}; time.sleep(60)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        devices.end([process])
+        assert process.wait() == -signal.SIGKILL
+
+
+def test_a_value_of_the_only_process_is_everyones():
+    value = {"a": 1}
+    assert devices.from_first(value) is value
