@@ -101,8 +101,14 @@ def fit(
     epoch. A checkpoint that cannot be read is passed over, with a warning. Needs the extra
     `checkpoints` (orbax).
 
+    The data may be divided among devices by examples, as in `make_epoch`, also among those of
+    several processes (`jax.distributed`). Then each process makes the same call, with a callback
+    that does the same in each and a folder of checkpoints that all of them see. A state that is
+    divided stays so, and a stored one is divided again as the state of the call that goes on.
+
     Ctrl-C and SIGTERM end the current step, or the current part of an epoch between two
-    checkpoints; then they store a checkpoint and raise `Interrupted`.
+    checkpoints; then they store a checkpoint and raise `Interrupted`. A signal to one of several
+    processes ends all.
 
     Args:
       net: a Layer.

@@ -25,7 +25,7 @@ class Layout(NamedTuple):
     """How the arrays of a call are divided in the automatic mode.
 
     Attributes:
-      start: of each array of the state or the parameters.
+      start: of each array of the state or the parameters; None where it is being traced.
       data: of each array of the inputs and targets; None where all devices have the whole array.
     """
 
@@ -37,20 +37,24 @@ def layout_of(start: PyTree, data: PyTree) -> Layout | None:
     """The layout of a call; None if its arrays are on one device, or if they are being traced."""
     if jax.device_count() == 1:
         return None
-    owned, given = (tuple(map(_sharding, jax.tree.leaves(tree))) for tree in (start, data))
+    leaves = jax.tree.leaves(start)
+    owned, given = ([*map(_sharding, some)] for some in (leaves, jax.tree.leaves(data)))
     mesh = next((sharding.mesh for sharding in (*given, *owned) if sharding), None)
     if mesh is None:
         return None
     # An array on one device goes to all of them, and from the next call on it is there.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    divided = (None if s is None or s.is_fully_replicated else s for s in given)
-    return Layout(tuple(sharding or everywhere for sharding in owned), tuple(divided))
+    pairs = zip(leaves, owned, strict=True)
+    return Layout(
+        tuple(None if isinstance(leaf, Tracer) else s or everywhere for leaf, s in pairs),
+        tuple(None if s is None or s.is_fully_replicated else s for s in given),
+    )
 
 
 def _sharding(leaf: Any) -> NamedSharding | None:
     """The sharding of an array on an automatic mesh of several devices, in its shortest form."""
-    sharding = None if isinstance(leaf, Tracer) else getattr(leaf, "sharding", None)
-    if not isinstance(sharding, NamedSharding):
+    sharding = getattr(leaf, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or isinstance(leaf, Tracer):
         return None
     if sharding.mesh.size == 1 or AxisType.Explicit in sharding.mesh.axis_types:
         return None
@@ -61,7 +65,7 @@ def _sharding(leaf: Any) -> NamedSharding | None:
 
 
 def jit(function: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
-    """`jax.jit` of `function(start, inputs, targets, *rest, layout)`; callers leave out the layout.
+    """`jax.jit` of `function(start, inputs, targets, *rest, layout=None)`, which finds the layout.
 
     What is returned has `lower`, `trace`, `eval_shape` and `clear_cache`, as from `jax.jit`.
     """
@@ -70,6 +74,8 @@ def jit(function: Callable[..., Any], *, donate: bool = False) -> Callable[..., 
     def with_layout(call):
         def with_own_layout(start, inputs, targets, *rest):
             layout = layout_of(start, (inputs, targets))
+            if layout is None:  # a call without a static argument takes less time
+                return call(start, inputs, targets, *rest)
             return call(start, inputs, targets, *rest, layout=layout)
 
         with_own_layout.__name__ = function.__name__
@@ -88,7 +94,9 @@ def kept(start: PyTree, layout: Layout | None) -> PyTree:
         return start
     leaves, structure = jax.tree.flatten(start)
     pairs = zip(leaves, layout.start, strict=True)
-    return structure.unflatten([jax.lax.with_sharding_constraint(*pair) for pair in pairs])
+    return structure.unflatten(
+        [x if s is None else jax.lax.with_sharding_constraint(x, s) for x, s in pairs]
+    )
 
 
 def batch_at(data: PyTree, indices: jax.Array, layout: Layout | None = None) -> PyTree:

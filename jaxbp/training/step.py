@@ -183,7 +183,7 @@ def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, don
     sweep = backprop(net, loss, read={"grads": mean, **(read or {})}, rule=rule)
     mean_sweep = value_and_grad(net, loss, rule=rule)
 
-    def step(state, inputs, targets, layout):
+    def step(state, inputs, targets, layout=None):
         require_state(name, state)
         require_examples(name, inputs=inputs, targets=targets)
         key, (choose_key, update_key) = forward_key(state), rule_keys(state)
@@ -333,7 +333,7 @@ def make_epoch(
     step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
     run = _on_batches(step, batch_size)
 
-    def epoch(state, inputs, targets, layout):
+    def epoch(state, inputs, targets, layout=None):
         require_state(name, state)
         n = require_examples(name, inputs=inputs, targets=targets)
         _require_whole_batches(name, n, batch_size)
@@ -352,7 +352,7 @@ def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_a
     step = _make_step("fit", net, loss, optimizer, rule, read, measures, extra_args, donate=True)
     run = _on_batches(step, batch_size)
 
-    def part(state, inputs, targets, indices, layout):
+    def part(state, inputs, targets, indices, layout=None):
         if indices is None:
             indices = shuffle(state, jax.tree.leaves(inputs)[0].shape[0])
         return run(state, indices, inputs, targets, layout)
@@ -411,7 +411,7 @@ def evaluate(
         require_function(name, "metric", metric)
     require_count(name, "batch_size", batch_size)
 
-    def function(params, inputs, targets, layout):
+    def function(params, inputs, targets, layout=None):
         n = require_examples(name, inputs=inputs, targets=targets)
         _require_whole_batches(name, n, batch_size)
 
