@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -103,3 +104,19 @@ def test_processes_end_at_the_latest_by_a_kill(monkeypatch):
 def test_a_value_of_the_only_process_is_everyones():
     value = {"a": 1}
     assert devices.from_first(value) is value
+
+
+@pytest.mark.thorough
+def test_the_recipe_of_the_readme_runs_on_eight_devices(tmp_path):
+    readme = Path(devices.__file__).parent.parent / "README.md"
+    section = readme.read_text(encoding="utf-8").split("\n## Several devices and hosts\n")[1]
+    recipe = tmp_path / "recipe.md"
+    recipe.write_text(section.split("\n### ")[0], encoding="utf-8")
+    code = (
+        "import doctest, sys, jax; jax.config.update('jax_num_cpu_devices', 8);"
+        "print(doctest.testfile(sys.argv[1], module_relative=False), jax.device_count())"
+    )
+    command = [sys.executable, "-c", code, str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "TestResults(failed=0, attempted=7) 8\n"
