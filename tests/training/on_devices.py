@@ -66,11 +66,15 @@ def new_state(optimizer=OPTIMIZER):
 
 
 def divided(tree, mesh):
-    """A tree whose arrays are each divided along the first axis that the devices divide."""
+    """A tree whose arrays are each divided along the last axis, if the devices divide that.
+
+    The weight [16, 2] is not: the compiler would divide it after an epoch, if nothing kept it.
+    """
 
     def place(array):
-        axis = next((i for i, n in enumerate(array.shape) if n % mesh.size == 0), None)
-        names = ("data" if i == axis else None for i in range(array.ndim))
+        names = [None] * array.ndim
+        if array.ndim and array.shape[-1] % mesh.size == 0:
+            names[-1] = "data"
         sharding = NamedSharding(mesh, PartitionSpec(*names))
         return jax.jit(lambda a: a, out_shardings=sharding)(array)
 
