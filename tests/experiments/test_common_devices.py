@@ -34,6 +34,7 @@ def test_the_longest_axis_that_the_devices_divide_is_divided(shape, spec):
 
 
 def test_more_devices_than_there_are_are_refused():
+    jax.devices()  # jax has started
     with pytest.raises(ValueError, match=r"devices is 99; this process has \d of the kind"):
         devices.make_data_mesh(99)
     assert devices.make_data_mesh(1).shape == {"data": 1}

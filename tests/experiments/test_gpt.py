@@ -365,6 +365,7 @@ def test_where_no_step_goes_wrong_again_those_of_the_chunk_are_named(monkeypatch
     ],
 )
 def test_wrong_flags_are_refused_and_nothing_is_written(wrong, message, tmp_path, capsys):
+    jax.devices()  # jax has started, so it does not simulate more
     path = write_text(tmp_path)
     with pytest.raises(ValueError, match=message):
         gpt.main(gpt.Config(**{"text": path, **wrong, "out": tmp_path / "out"}))
