@@ -111,15 +111,12 @@ def _alignment(subject: Subject):
     return functools.partial(measure, rule_state=state)
 
 
-def _steps(optimizer, **options):
+def _steps(optimizer, make_arguments=lambda subject: None):
     """Two training steps on the same batch: their parameters and their records."""
 
     def make(subject: Subject):
-        own = options | {
-            name: {k: maker(subject) for k, maker in makers.items()}
-            for name, makers in options.items()
-        }
-        step = bp.make_step(subject.net, subject.loss, optimizer, donate=False, **own)
+        extra = make_arguments(subject)
+        step = bp.make_step(subject.net, subject.loss, optimizer, extra_args=extra, donate=False)
 
         def call(params, inputs, targets):
             start = bp.TrainState(
@@ -134,17 +131,12 @@ def _steps(optimizer, **options):
     return make
 
 
-def _factors(subject: Subject):
-    return bp.kfac_factors(subject.net, subject.loss)
-
-
 def _kfac(subject: Subject):
-    like = jax.eval_shape(
-        functools.partial(_factors(subject), key=jax.random.key(0)),
-        *(subject.params, subject.inputs, subject.targets),
-    )
+    factors = bp.kfac_factors(subject.net, subject.loss)
+    batch = subject.params, subject.inputs, subject.targets
+    like = jax.eval_shape(functools.partial(factors, key=jax.random.key(0)), *batch)
     optimizer = optax.chain(bp.scale_by_kfac(like, every=1), optax.scale(-0.1))
-    return _steps(optimizer, extra_args={"factors": _factors})(subject)
+    return _steps(optimizer, lambda subject: {"factors": factors})(subject)
 
 
 CALLS: dict[str, Callable[[Subject], Callable]] = {

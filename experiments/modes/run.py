@@ -1,6 +1,6 @@
 """A call in each of the modes, and how far its numbers are from those of one device."""
 
-import re
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.common.programs import collectives
 from experiments.modes.networks import Subject
 from jaxbp.types import PyTree
 
 AXIS = "data"
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 class Outcome(NamedTuple):
@@ -30,62 +30,80 @@ class Outcome(NamedTuple):
     collectives: Counter
 
 
-def automatic(call: Callable, subject: Subject, devices: int) -> Outcome:
+class Trial:
+    """A call on a batch, and its numbers on one device."""
+
+    def __init__(self, call: Callable, subject: Subject, devices: int):
+        """The batch is divided over so many devices."""
+        self.call = lambda *batch: _as_numbers(call(*batch))
+        self.subject, self.devices = subject, devices
+        self._on_one_device = jax.jit(self.call)
+
+    @functools.cached_property
+    def whole(self) -> PyTree:
+        """The numbers of the whole batch on one device."""
+        subject = self.subject
+        return self._on_one_device(subject.params, subject.inputs, subject.targets)
+
+    @functools.cached_property
+    def shares(self) -> PyTree:
+        """The numbers of each device's share of the batch, on one device, side by side."""
+        subject = self.subject
+        size = subject.inputs.shape[0] // self.devices
+        places = [slice(i, i + size) for i in range(0, self.devices * size, size)]
+        answers = [
+            self._on_one_device(subject.params, subject.inputs[i], subject.targets[i])
+            for i in places
+        ]
+        return jax.tree.map(lambda *a: np.stack(a), *answers)
+
+
+def automatic(trial: Trial) -> Outcome:
     """The whole batch, divided by examples; the compiler divides the program."""
-    return _divided(call, subject, _mesh(devices, AxisType.Auto))
+    return _divided(trial, AxisType.Auto)
 
 
-def explicit(call: Callable, subject: Subject, devices: int) -> Outcome:
+def explicit(trial: Trial) -> Outcome:
     """The whole batch, with shardings in the types of all arrays."""
-    return _divided(call, subject, _mesh(devices, AxisType.Explicit))
+    return _divided(trial, AxisType.Explicit)
 
 
-def manual(call: Callable, subject: Subject, devices: int) -> Outcome:
+def manual(trial: Trial) -> Outcome:
     """The call in a `shard_map`, on each device's share of the batch."""
-    mesh = _mesh(devices, AxisType.Auto)
     examples, whole = PartitionSpec(AXIS), PartitionSpec()
-
-    def on_share(*batch):
-        return jax.tree.map(lambda a: a[None], _as_numbers(call(*batch)))
-
     mapped = jax.shard_map(
-        on_share, mesh=mesh, in_specs=(whole, examples, examples), out_specs=examples
+        lambda *batch: jax.tree.map(lambda a: a[None], trial.call(*batch)),
+        mesh=_mesh(trial.devices, AxisType.Auto),
+        in_specs=(whole, examples, examples),
+        out_specs=examples,
     )
-    got, collectives = _run(mapped, subject.params, subject.inputs, subject.targets)
-    size = subject.inputs.shape[0] // devices
-    own = jax.jit(lambda *batch: _as_numbers(call(*batch)))
-    shares = [slice(i, i + size) for i in range(0, devices * size, size)]
-    expected = [own(subject.params, subject.inputs[i], subject.targets[i]) for i in shares]
-    return Outcome(_difference(got, jax.tree.map(lambda *a: np.stack(a), *expected)), collectives)
+    subject = trial.subject
+    got, found = _run(mapped, subject.params, subject.inputs, subject.targets)
+    return Outcome(largest_difference(got, trial.shares), found)
 
 
-MODES: dict[str, Callable[[Callable, Subject, int], Outcome]] = {
+MODES: dict[str, Callable[[Trial], Outcome]] = {
     "automatic": automatic,
     "explicit": explicit,
     "shard_map": manual,
 }
 
 
-def _divided(call, subject, mesh):
-    batch = subject.inputs, subject.targets
+def _divided(trial, kind):
+    mesh, subject = _mesh(trial.devices, kind), trial.subject
     params = jax.device_put(subject.params, NamedSharding(mesh, PartitionSpec()))
+    batch = subject.inputs, subject.targets
     inputs, targets = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
     with jax.set_mesh(mesh):
-        got, collectives = _run(lambda *b: _as_numbers(call(*b)), params, inputs, targets)
-    expected = jax.jit(lambda *b: _as_numbers(call(*b)))(subject.params, *batch)
-    return Outcome(_difference(got, expected), collectives)
+        got, found = _run(trial.call, params, inputs, targets)
+    return Outcome(largest_difference(got, trial.whole), found)
 
 
 def _run(function, *arguments) -> tuple[PyTree, Counter]:
     """The result of a function, and the collectives of its compiled program."""
     compiled = jax.jit(function).lower(*arguments).compile()
-    return jax.device_get(compiled(*arguments)), collectives_of(compiled.as_text() or "")
-
-
-def collectives_of(text: str) -> Counter:
-    """How many collectives of each kind a compiled program has, from its text."""
-    kinds = "|".join(COLLECTIVES)
-    return Counter(re.findall(rf" ({kinds})(?:-start)?\(", text))
+    names = (one.name for one in collectives(compiled.as_text() or ""))
+    return jax.device_get(compiled(*arguments)), Counter(names)
 
 
 def _mesh(devices: int, kind: AxisType) -> Mesh:
@@ -102,7 +120,7 @@ def _as_numbers(tree: Any) -> PyTree:
     return jax.tree.map(convert, tree)
 
 
-def _difference(got: PyTree, expected: PyTree) -> float:
+def largest_difference(got: PyTree, expected: PyTree) -> float:
     """The largest difference of two arrays, relative to the largest entry, or inf for a nan."""
     differences = [0.0]
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxbp.readings.moments import Kronecker
 from jaxbp.require import is_count
-from jaxbp.sharding import alike
+from jaxbp.sharding import alike, varying_with
 from jaxbp.signals.kinds import Through
 from jaxbp.signals.stacked import map_layers, one_layer
 from jaxbp.training.kfac.inverses import inverted, natural
@@ -154,15 +154,16 @@ def scale_by_kfac(
 
             return jax.tree.map(average, state.factors, batch)
 
-        averaged = (
-            averages()
-            if period == 1
-            else jax.lax.cond(state.step % period == 0, averages, lambda: state.factors)
-        )
+        if period == 1:
+            averaged = averages()
+        else:
+            before = varying_with(jax.eval_shape(averages), state.factors)
+            averaged = jax.lax.cond(state.step % period == 0, averages, lambda: before)
+        before = varying_with(averaged, state.inverses)
         inverses = jax.lax.cond(
             state.step % every == 0,
-            lambda: jax.tree.map(alike, state.inverses, inverted(averaged, damping)),
-            lambda: state.inverses,
+            lambda: jax.tree.map(alike, before, inverted(averaged, damping)),
+            lambda: before,
         )
         return natural(inverses, updates), KfacState(state.step + 1, averaged, inverses)
 
