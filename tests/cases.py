@@ -699,6 +699,7 @@ READINGS = {
     "per_example_diagonal": bp.per_example_diagonal,
     "kronecker": bp.kronecker,
     "gram": bp.gram,
+    "health": bp.health,
 }
 
 ERRORS = {

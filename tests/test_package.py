@@ -234,7 +234,7 @@ def test_every_loss_is_in_the_registry():
 
 
 def test_every_reading_is_in_the_registry():
-    of_answers = {"example_norms", "layer_norms", "directional_derivatives"}
+    of_answers = {"example_norms", "layer_norms", "directional_derivatives", "first_bad"}
     assert (public("readings") - of_answers) | {"keep"} == set(cases.READINGS)
 
 

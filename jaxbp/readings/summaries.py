@@ -1,0 +1,320 @@
+"""Summaries: a few numbers that show whether training is healthy, and where a bad value came from.
+
+`health` describes the three arrays that a backward pass has in hand at each parameter: the inputs,
+the deltas and the gradient. The result has a fixed size, so that it can be recorded in every step.
+`first_bad` searches such records for the first value that is infinite or not a number.
+
+Example:
+  >>> import jax.numpy as jnp, jaxbp as bp
+  >>> signal = bp.Outer(jnp.array([[3.0, 4.0], [0.0, jnp.nan]]), jnp.array([[1.0], [2.0]]))
+  >>> inputs = bp.health(signal).inputs
+  >>> float(inputs.largest), float(inputs.zeros), float(inputs.non_finite), int(inputs.example)
+  (4.0, 0.25, 0.25, 1)
+"""
+
+import math
+from typing import Any, NamedTuple, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbp.readings.sums import mean
+from jaxbp.sharding import placement
+from jaxbp.signals.kinds import Signal, Sum, Through
+from jaxbp.signals.operands import require_signal
+from jaxbp.signals.stacked import is_stacked, stack_axes
+from jaxbp.types import PyTree, exportable, show_path, show_shape, unit_of, widened
+
+__all__ = ["FirstBad", "Health", "Summary", "first_bad", "health"]
+
+
+@exportable
+class Summary(NamedTuple):
+    """Numbers about the entries of an array. Each is a scalar, or [L] in a stack.
+
+        entries that are not finite   `rms` and `largest` leave them out
+        no finite entries             `rms` and `largest` are 0
+
+    Attributes:
+      rms: the root mean square of the finite entries.
+      largest: the largest magnitude of the finite entries.
+      zeros: the share of entries that are 0.
+      non_finite: the share of entries that are infinite or not a number.
+      example: the first example with an entry that is not finite, counted from 0, or -1 if there is
+        none. None for a gradient, which belongs to all examples.
+    """
+
+    rms: jax.Array
+    largest: jax.Array
+    zeros: jax.Array
+    non_finite: jax.Array
+    example: jax.Array | None
+
+
+@exportable
+class Health(NamedTuple):
+    """What `health` returns for a parameter.
+
+    In a `Sum`, `inputs` and `deltas` are tuples with one entry for each use of the parameter.
+
+    Attributes:
+      inputs: of the inputs of the forward pass; None for a bias and a table, which have none.
+      deltas: of the derivatives of each example's own loss, which the backward pass brings.
+      gradient: of the mean gradient.
+    """
+
+    inputs: Any
+    deltas: Any
+    gradient: Summary
+
+
+def health(signal: Signal) -> Health:
+    """Computes magnitudes, and shares of zeros and of non-finite entries, at a parameter.
+
+    Use it to watch training: `read={"health": bp.health}` in `make_step`, `make_epoch` or `fit`.
+    It describes the inputs, the deltas and the mean gradient, which is that of `mean` and shared
+    with it in a compiled program. Numbers of 16 bits are summed in 32. The root mean square is
+    accurate over the whole range of the dtype.
+
+    Inside `jax.shard_map`, the numbers are those of the device's own examples.
+
+    Args:
+      signal: the operands of one parameter. Of a kind of your own, the attributes `inputs` and
+        `deltas` are described if it has them; they have to be arrays [N, ...].
+
+    Returns:
+      A `Health` of `Summary` records. `first_bad` searches a tree of them.
+
+    Raises:
+      TypeError: `signal` is not a signal.
+      ValueError: the operands do not fit each other.
+
+    Example:
+      >>> import jax.numpy as jnp, jaxbp as bp
+      >>> signal = bp.Outer(jnp.array([[3.0, 4.0], [0.0, 0.0]]), jnp.array([[1.0], [2.0]]))
+      >>> found = bp.health(signal)
+      >>> float(found.inputs.rms), float(found.inputs.zeros), float(found.gradient.largest)
+      (2.5, 0.5, 2.0)
+    """
+    require_signal("health", signal)
+    gradient = _summary(jnp.atleast_1d(mean(signal)))._replace(example=None)
+    return Health(_of("inputs", signal), _of("deltas", signal), gradient)
+
+
+def _of(operand, signal):
+    """The summary of an operand, called by its name; a tuple for the uses of a `Sum`."""
+    if isinstance(signal, Through):
+        return _of(operand, signal.signal)
+    if isinstance(signal, Sum):
+        return tuple(_of(operand, use) for use in signal.signals)
+    x = getattr(signal, operand, None)
+    return None if x is None or not jnp.issubdtype(x.dtype, jnp.floating) else _summary(x)
+
+
+def _summary(x: jax.Array) -> Summary:
+    """The summary of an array [N, ...]."""
+    x, rest = widened(x), tuple(range(1, x.ndim))
+    is_finite = jnp.isfinite(x)
+    bad = jnp.sum(~is_finite, axis=rest, dtype=jnp.int32)
+    zeros = jnp.sum(x == 0, axis=rest, dtype=jnp.int32)
+    x = jnp.where(is_finite, x, 0)
+    unit = unit_of(x, axis=tuple(range(x.ndim)))
+    squares = jnp.sum(jnp.square(x * (1 / unit)), axis=rest)
+    # The number of all entries may not fit into 32 bits.
+    size, bad_size = math.prod(x.shape), jnp.sum(bad.astype(x.dtype))
+    return Summary(
+        rms=unit.reshape(()) * jnp.sqrt(jnp.sum(squares) / jnp.maximum(size - bad_size, 1)),
+        largest=jnp.max(jnp.abs(x), initial=0),
+        zeros=jnp.sum(zeros.astype(x.dtype)) / size,
+        non_finite=bad_size / size,
+        example=_first(jnp.where(bad > 0, _numbers(bad), -1)),
+    )
+
+
+def _numbers(x):
+    """0, 1, ..., N - 1 for an array [N], divided over the devices as it is."""
+    return jax.lax.broadcasted_iota(jnp.int32, x.shape, 0, out_sharding=placement(x, (x, 0)))
+
+
+def _first(examples):
+    """The smallest of numbers that is not negative; -1 if there is none."""
+    none = jnp.iinfo(jnp.int32).max
+    first = jnp.min(jnp.where(examples < 0, none, examples), axis=0)
+    return jnp.where(first == none, -1, first)
+
+
+@exportable
+class FirstBad(NamedTuple):
+    """Where the first value that is infinite or not a number stands. All are integers.
+
+    Attributes:
+      parameter: the index of the parameter among the records, counted from 0 in the order of the
+        tree, one layer of a stack after another; -1 if all values are finite.
+      source: 0 for the inputs, and so the forward pass; 1 for the deltas, and so the backward pass;
+        2 for the gradient; -1 if all values are finite.
+      example: the first example with such a value, counted from 0; -1 for a gradient.
+    """
+
+    parameter: jax.Array
+    source: jax.Array
+    example: jax.Array
+
+    def place(self, readings: PyTree) -> str:
+        """The same in words, outside of `jax.jit`.
+
+        Args:
+          readings: the tree that was searched. Only its structure and shapes count.
+        """
+        parameter, source, example = map(int, self)
+        if parameter < 0:
+            return "nowhere: all values are finite"
+        name = dict(_uses(readings))[parameter]
+        return (
+            f"the forward pass, the inputs of {name}, example {example}",
+            f"the backward pass, the deltas of {name}, example {example}",
+            f"the mean over the examples of the gradient of {name}",
+        )[source]
+
+
+def first_bad(readings: PyTree) -> FirstBad:
+    """Finds the first value that is infinite or not a number, in the order of one training step.
+
+        1. forward pass    the first parameter whose inputs have such an entry
+        2. backward pass   else the last parameter whose deltas have one
+        3. gradient        else the first parameter whose gradient has one, such as by an overflow
+
+    The value came into being before that array: between it and the parameter before, in the order
+    of the pass. Parameters are in the order of the tree, which is that of the layers in a network
+    made of combinators. A lifted model has the order of its names. The uses of a `Sum` after the
+    first, such as the output layer that is tied to an embedding, stand after all others of their
+    tree.
+
+    This works under `jax.jit`, without a second look at the batch. `fit` says more of a step that
+    is not finite (`NonFiniteError`): it runs the step again, operation by operation, and names the
+    layer that made the value.
+
+    Args:
+      readings: the tree that a sweep with `read=health` returns.
+
+    Returns:
+      A `FirstBad`. Its `place(readings)` says the same in words.
+
+    Raises:
+      ValueError: there are no records of `health`, or they have an axis more, such as that of the
+        columns of an error.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxbp as bp
+      >>> net = bp.chain(bp.dense(2), bp.elementwise(jnp.log, jnp.reciprocal), bp.dense(2))
+      >>> params, _ = net.init(jax.random.key(0), (1,))
+      >>> params[0]["weight"] = jnp.array([[1.0, -1.0]])
+      >>> sweep = jax.jit(bp.backprop(net, bp.squared_error, read=bp.health))
+      >>> _, readings = sweep(params, jnp.ones((3, 1)), jnp.zeros((3, 2)))
+      >>> bp.first_bad(readings).place(readings)
+      'the forward pass, the inputs of 2.weight, example 0'
+    """
+    _require_records(readings)
+    inputs, deltas, gradients = (_examples(readings, source) for source in Health._fields)
+    uses = np.array([number for number, _ in _uses(readings)], np.int32)
+    # Everything in the order in which it comes into being.
+    examples = jnp.concatenate([inputs, deltas[::-1], gradients])
+    parameters = np.concatenate([uses, uses[::-1], np.arange(gradients.size, dtype=np.int32)])
+    sources = np.repeat(np.arange(3, dtype=np.int32), [uses.size, uses.size, gradients.size])
+    first = jnp.argmax(examples >= 0)
+    is_bad = examples[first] >= 0
+    parameter, source, example = (
+        jnp.where(is_bad, jnp.asarray(a)[first], -1) for a in (parameters, sources, examples)
+    )
+    return FirstBad(parameter, source, jnp.where(source == 2, -1, example))
+
+
+def _examples(readings, source):
+    """The first bad example of one source at each use of a parameter, [K], in the order of `_uses`.
+
+    It is -1 if all entries are finite. For gradients, which have no examples and stand in the order
+    of the parameters, it is 0 if they are not. Inside a stack it is [L, K].
+    """
+    own, later = [], []
+    for _, node in _nodes(readings):
+        if is_stacked(node):
+            layers = _examples(node.layers, source)
+            own.append(layers.reshape(*layers.shape[:-2], -1))
+        else:
+            first, *others = (_example(s, node) for s in _each(getattr(node, source)))
+            own.append(first)
+            later.extend(others)
+    return jnp.concatenate([*own, *later], axis=-1)
+
+
+def _example(summary, record):
+    """The first bad example of a summary, [1], as `_examples` says it; or [L, 1]."""
+    if summary is None:
+        return jnp.full_like(record.gradient.non_finite, -1, jnp.int32)[..., None]
+    if summary.example is None:
+        return jnp.where(jnp.asarray(summary.non_finite) > 0, 0, -1).astype(jnp.int32)[..., None]
+    return jnp.asarray(summary.example, jnp.int32)[..., None]
+
+
+def _uses(readings, axes=0):
+    """The number and the name of the parameter at each use, in the order of the forward pass.
+
+    Uses of a parameter after its first stand at the end. Inside stacks, arrays have `axes` axes L.
+    """
+    own, later, count = [], [], 0
+    for path, node in _nodes(readings):
+        name = show_path(path) or "the parameter"
+        if is_stacked(node):
+            inner, size = _uses(node.layers, axes + 1), jax.tree.leaves(node)[0].shape[axes]
+            own += [
+                (count + layer * _count(inner) + number, f"{name}.layers.{inside}[{layer}]")
+                for layer in range(size)
+                for number, inside in inner
+            ]
+            count += size * _count(inner)
+        else:
+            first, *others = [(count, name) for _ in _each(node.deltas)]
+            own.append(first)
+            later += others
+            count += 1
+    return own + later
+
+
+def _count(uses):
+    """The number of parameters of which these are the uses."""
+    return 1 + max(number for number, _ in uses)
+
+
+def _each(summaries):
+    """The summary of each use of a parameter."""
+    return summaries if type(summaries) is tuple else (summaries,)
+
+
+def _nodes(readings):
+    """The records and the stacks that have some, with their paths."""
+    nodes = jax.tree.leaves_with_path(readings, is_leaf=lambda n: is_stacked(n) or _is_health(n))
+    return [(path, node) for path, node in nodes if jax.tree.leaves(node)]
+
+
+def _is_health(node: Any) -> TypeGuard[Health]:
+    return isinstance(node, Health)
+
+
+def _require_records(readings):
+    """Raises unless all leaves are those of records of `health`, with L in front in a stack."""
+    records = jax.tree.leaves(readings, is_leaf=_is_health)
+    others = [type(node).__name__ for node in records if not _is_health(node)]
+    if others or not records:
+        raise ValueError(
+            "first_bad: takes a tree of records as read=health gives; it got "
+            f"{f'a leaf of type {others[0]}' if others else 'no leaves'}."
+        )
+    for leaf, axes in zip(
+        jax.tree.leaves(readings), jax.tree.leaves(stack_axes(readings)), strict=True
+    ):
+        if jnp.ndim(leaf) != axes:
+            raise ValueError(
+                f"first_bad: got a record with arrays of shape {show_shape(jnp.shape(leaf))}, "
+                f"expected {axes} axes, one for each stack around it. Search the records of one "
+                "column of an error at a time, by jax.vmap?"
+            )
