@@ -12,8 +12,10 @@ Examples are divided, so a sum over the examples is a sum over devices (an all-r
 to one example stays where the example is.
 """
 
+import functools
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -70,6 +72,7 @@ def reshaped(x: jax.Array, *shape: int) -> jax.Array:
 def repeated(array: jax.Array, x: jax.Array) -> jax.Array:
     """The same array for each example of x [N, ...]: [N, ...], divided as x is."""
     after = placement(x, (x, 0), *[None] * array.ndim)
+    array = varying_with(x, array)
     return jnp.broadcast_to(array, (x.shape[0], *array.shape), out_sharding=after)
 
 
@@ -83,6 +86,17 @@ def everywhere(tree: PyTree) -> PyTree:
     return jax.tree.map(whole, tree) if explicit else tree
 
 
+def divided_by_compiler(function: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
+    """`function(*arrays)`, of the shape of the last array and divided as it is.
+
+    For functions of JAX that refuse arrays whose type says how they are sharded.
+    """
+    like = arrays[-1]
+    if not _is_explicit(like):
+        return function(*arrays)
+    return jax.sharding.auto_axes(function, out_sharding=jax.typeof(like).sharding)(*arrays)
+
+
 def varying_with(x: PyTree, tree: PyTree) -> PyTree:
     """A tree whose arrays vary over the devices of a `shard_map` as those of x do.
 
@@ -91,7 +105,8 @@ def varying_with(x: PyTree, tree: PyTree) -> PyTree:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return tree
-    zero = sum(jnp.sum(jnp.zeros_like(leaf, float)) for leaf in jax.tree.leaves(x))
+    zeros = (jnp.sum(jnp.zeros_like(leaf, float)) for leaf in jax.tree.leaves(x))
+    zero = functools.reduce(jnp.add, zeros)
     return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
 
 

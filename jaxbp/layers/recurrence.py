@@ -48,7 +48,7 @@ from jaxbp.require import (
     require_params,
     require_shape,
 )
-from jaxbp.sharding import gathered, zeros_beside
+from jaxbp.sharding import gathered, repeated, zeros_beside
 from jaxbp.signals.kinds import Bias, Outer, is_signal, keep
 from jaxbp.types import Layer, LayerError, Params, Shape, exportable, show_shape
 
@@ -499,8 +499,8 @@ def _as_signals(grads: Any) -> Any:
         return tuple(map(_as_signals, grads))
     if grads.ndim == 2:
         return Bias(grads)
-    n, i, _ = grads.shape
-    return Outer(jnp.broadcast_to(jnp.eye(i, dtype=grads.dtype), (n, i, i)), grads)
+    i = grads.shape[1]
+    return Outer(repeated(jnp.eye(i, dtype=grads.dtype), grads), grads)
 
 
 def _require_cell(cell: Any) -> None:

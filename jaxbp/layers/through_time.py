@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.layers.cells import Cell
-from jaxbp.sharding import zeros_beside
+from jaxbp.sharding import repeated, zeros_beside
 from jaxbp.types import Params, exportable
 
 Arrays: TypeAlias = tuple[jax.Array, ...]
@@ -196,7 +196,7 @@ def carry_influences(
         """Of each part of the state by the drive and the echo, and by the state before: D_t."""
         by_drive, by_echo, by_state = [], [], []
         for part in range(p):
-            ones = tuple(jnp.full((n, h), q == part, dy.dtype) for q in range(p))
+            ones = tuple(jnp.full_like(dy[:, 0], q == part) for q in range(p))
             deltas, dbefore = cell.backward(_all_at(steps.kept, t), _all_at(steps.before, t), ones)
             by_drive.append(deltas[0].reshape(n, g, h))
             by_echo.append(deltas[-1].reshape(n, g, h))
@@ -215,7 +215,7 @@ def carry_influences(
         direct = (
             jnp.einsum("npgk,ni,kj->npkigj", by_drive, drive_input, eye),
             jnp.einsum("npgk,ni,kj->npkigj", by_echo, echo_input, eye),
-            jnp.zeros((n, p, h, p, h), dy.dtype),
+            zeros[2],
         )
         if cuts is not None:
             influences = tuple(jnp.where(cut, 0, m) for m in influences)
@@ -231,8 +231,8 @@ def carry_influences(
         return (influences, grads), None
 
     sizes = [(x.shape[2] + 1, g, h), (h + cell.recurrent_bias, g, h), (p, h)]
-    zeros = [jnp.zeros((n, p, h, *size), dy.dtype) for size in sizes]
-    identity = jnp.broadcast_to(jnp.eye(p * h, dtype=dy.dtype).reshape(p, h, p, h), zeros[2].shape)
+    zeros = [repeated(jnp.zeros((p, h, *size), dy.dtype), dy) for size in sizes]
+    identity = zeros[2] + jnp.eye(p * h, dtype=dy.dtype).reshape(p, h, p, h)
     start = (*zeros[:2], identity), tuple(m[:, 0, 0] for m in zeros)
     times = jnp.arange(dy.shape[1])
     (influences, grads), _ = jax.lax.scan(step, start, (times, cuts), reverse=reverse)

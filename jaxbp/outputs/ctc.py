@@ -175,12 +175,11 @@ def _states_of(labels: jax.Array, blank: int, classes: int) -> tuple[_States, ja
     is_blank = labels == blank
     in_range = (labels >= 0) & (labels < classes)
     is_right = jnp.all(in_range, axis=1) & ~jnp.any(is_blank[:, :-1] & ~is_blank[:, 1:], axis=1)
-    n, s = labels.shape
-    of_states = jnp.full((n, 2 * s + 1), blank, labels.dtype)
-    of_states = of_states.at[:, 1::2].set(jnp.where(in_range, labels, blank))
+    blanks = jnp.asarray(blank, labels.dtype)  # before, between and behind the labels
+    of_states = jax.lax.pad(jnp.where(in_range, labels, blank), blanks, [(0, 0, 0), (1, 1, 1)])
     before = jnp.pad(of_states, ((0, 0), (2, 0)), constant_values=blank)[:, :-2]
     last = 2 * jnp.sum(~is_blank, axis=1, keepdims=True)
-    place = jnp.arange(2 * s + 1)
+    place = jnp.arange(of_states.shape[1])
     skips = (of_states != blank) & (of_states != before) & (place >= 2)
     return _States(of_states, skips, (place == last) | (place == last - 1)), is_right
 
@@ -220,7 +219,8 @@ def _forward_backward(
         return jnp.where(counts, jnp.maximum(before, LOG_ZERO), log_b), log_b
 
     # A path starts at the first blank or label, as if it came from a blank before.
-    start = jnp.full(states.ends.shape, LOG_ZERO, log_p.dtype).at[:, 0].set(0)
+    first = jnp.arange(log_p.shape[2]) == 0
+    start = jnp.where(first, 0, jnp.full_like(log_p[:, 0], LOG_ZERO))
     end = jnp.where(states.ends, jnp.zeros((), log_p.dtype), LOG_ZERO)
     last, log_a = jax.lax.scan(forward, start, by_frame)
     _, log_b = jax.lax.scan(backward, end, by_frame, reverse=True)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxbp.outputs.joint import JointLoss
 from jaxbp.require import require_count, require_key
+from jaxbp.sharding import placement
 from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["ggn_columns", "jacobian_rows", "sampled"]
@@ -151,7 +152,8 @@ def jacobian_rows(
     at, rows = 0, []
     for y, size in zip(leaves, sizes, strict=True):
         own = jnp.eye(sum(sizes), size, k=-at, dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
-        rows.append(jnp.broadcast_to(own, (own.shape[0], *y.shape)))
+        after = placement(y, None, *((y, axis) for axis in range(y.ndim)))
+        rows.append(jnp.broadcast_to(own, (own.shape[0], *y.shape), out_sharding=after))
         at += size
     return structure.unflatten(rows)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxbp.outputs.arguments import halves, require_between, require_like, require_outputs
 from jaxbp.outputs.curvature import DRAW, IS_INDEFINITE, diagonal, without_factor
+from jaxbp.sharding import divided_by_compiler
 from jaxbp.types import Loss
 
 __all__ = ["gaussian_nll", "make_poisson_nll", "poisson_nll"]
@@ -89,7 +90,7 @@ def make_poisson_nll(*, log_rates: bool = True, full: bool = False) -> Loss:
     def sample(key, outputs, targets=None):
         del targets
         m = rates_of(outputs)
-        return jax.random.poisson(key, m).astype(m.dtype)
+        return divided_by_compiler(jax.random.poisson, key, m).astype(m.dtype)
 
     def hessian_factor(outputs, targets):
         y, m = require_outputs(name, outputs), rates_of(outputs)

@@ -133,7 +133,7 @@ def make_nll(*, class_weights: Any = None) -> Loss:
     def weights_of(y, one_hot):
         """The weight of each label, [N, ..., 1]."""
         if class_weights is None:
-            return jnp.ones((*y.shape[:-1], 1), y.dtype)
+            return jnp.ones_like(y[..., :1])
         weights = require_fitting(name, "class_weights", class_weights, y)
         return jnp.sum(weights * one_hot, axis=-1, keepdims=True)
 
@@ -169,7 +169,7 @@ def make_nll(*, class_weights: Any = None) -> Loss:
         if class_weights is None:
             return labels
         if targets is None:
-            return Drawn(labels, jnp.ones(labels.shape, y.dtype))
+            return Drawn(labels, jnp.ones_like(labels, y.dtype))
         return Drawn(labels, jnp.sqrt(weights_of(y, one_hot_of(y, targets))[..., 0]))
 
     factor = without_factor(name, IS_LINEAR, DRAW)

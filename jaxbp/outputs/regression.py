@@ -50,7 +50,7 @@ def _squared_error():
     def hessian_factor(outputs, targets):
         del targets
         y = require_outputs(name, outputs)
-        return diagonal(jnp.ones(y.shape, outputs.dtype))
+        return diagonal(jnp.ones_like(y, outputs.dtype))
 
     return Loss(name, terms, sample, hessian_factor)
 

@@ -135,7 +135,7 @@ def require_top_of_two(name: str, top: int) -> None:
 def judged(outputs: jax.Array, answers: jax.Array, wanted: jax.Array) -> Any:
     """Whether each answer is the wanted one, and how much it counts; NaN is wrong."""
     hits = (answers == wanted) & ~jnp.isnan(outputs)
-    return hits, jnp.ones(hits.shape, jnp.float32)
+    return hits, jnp.ones_like(hits, jnp.float32)
 
 
 def _at_answers(z, positive, negative):

@@ -119,7 +119,7 @@ def make_softmax_cross_entropy(*, class_weights: Any = None, label_smoothing: fl
         if isinstance(targets, Drawn):
             return targets.roots
         if targets is None or class_weights is None:
-            return jnp.ones(z.shape[:-1], z.dtype)
+            return jnp.ones_like(z[..., 0])
         weights = smoothed_and_weighted(z, require_array(name, "targets", targets))
         return jnp.sqrt(jnp.sum(weights, axis=-1))
 
@@ -180,7 +180,7 @@ def _best_classes(name, z, top):
 def _judged(z, hits):
     """Whether any class is a hit, [N, ...], and how much each counts."""
     hits = jnp.any(hits, axis=-1) & ~jnp.any(jnp.isnan(z), axis=-1)
-    return hits, jnp.ones(hits.shape, jnp.float32)
+    return hits, jnp.ones_like(hits, jnp.float32)
 
 
 def largest_of(z):

@@ -176,7 +176,7 @@ def _equal(targets, label):
     if jnp.issubdtype(targets.dtype, jnp.integer):
         held = jnp.iinfo(targets.dtype)
         if not held.min <= label <= held.max:
-            return jnp.zeros(targets.shape, bool)
+            return jnp.zeros_like(targets, bool)
     return targets == label
 
 

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.require import is_count
+from jaxbp.sharding import varying_with
 from jaxbp.signals.stacked import Stacked, is_stacked, map_layers, one_layer, stack_axes
 from jaxbp.types import Params, PyTree, Rule, exportable, show_path, show_shape, widened
 
@@ -341,10 +342,11 @@ def weight_mirror(
         del move
         if key is None:
             raise ValueError("weight_mirror: draws noise and needs a random key. Pass key=...?")
+        before = varying_with(params, state.feedback)
         feedback = jax.lax.cond(
             (state.step + 1) % every == 0,
-            lambda: map_layers(mirror, params, state.feedback, _keys_like(key, params)),
-            lambda: state.feedback,
+            lambda: map_layers(mirror, params, before, _keys_like(key, params)),
+            lambda: before,
         )
         return MirrorState(feedback, state.step + 1)
 

@@ -1,0 +1,30 @@
+"""Everything in the registry runs with arrays that are divided over devices.
+
+`experiments.modes` compares the numbers, for a few networks.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("traces_on_devices.py")
+SOON = ["conv", "embedding", "attention", "recurrent", "layer_norm", "group_norm at positions"]
+
+
+def assert_traces(*arguments):
+    process = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+def test_some_layers_trace_on_several_devices(mode):
+    assert_traces(mode, "layers", *SOON)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["layers", "losses", "rules"])
+@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+def test_all_trace_on_several_devices(mode, kind):
+    assert_traces(mode, kind)
