@@ -26,6 +26,7 @@ Letters, for shapes in brackets and for indices in formulas:
     W, B   the weights of the forward pass, and the weights that carry the error back instead
 """
 
+import contextlib
 import dataclasses
 import json
 import numbers
@@ -216,9 +217,9 @@ def exportable(record: type[Record]) -> type[Record]:
     A decorator for every record that stands in a tree of arrays outside a single call. Serialized
     programs hold its name and its fields: renaming either makes them unreadable.
     """
-    return export.register_namedtuple_serialization(
-        record, serialized_name=f"jaxbp.{record.__name__}"
-    )
+    with contextlib.suppress(ValueError):  # after a reload, the name is that of the first class
+        export.register_namedtuple_serialization(record, serialized_name=f"jaxbp.{record.__name__}")
+    return record
 
 
 def register_static(record: type[Record], make: Callable[..., Record]) -> None:
@@ -236,12 +237,13 @@ def register_static(record: type[Record], make: Callable[..., Record]) -> None:
         return make(*_as_tuples(json.loads(data)))
 
     jax.tree_util.register_static(record)
-    export.register_pytree_node_serialization(
-        record,
-        serialized_name=f"jaxbp.{record.__name__}",
-        serialize_auxdata=serialize,
-        deserialize_auxdata=deserialize,
-    )
+    with contextlib.suppress(ValueError):  # as for `exportable`
+        export.register_pytree_node_serialization(
+            record,
+            serialized_name=f"jaxbp.{record.__name__}",
+            serialize_auxdata=serialize,
+            deserialize_auxdata=deserialize,
+        )
 
 
 def _as_tuples(value):

@@ -77,6 +77,7 @@ def main(config: Config) -> list[Outcome]:
     names = config.modules or tuple(find_modules())
     if unknown := [name for name in names if not path_of(name).is_file()]:
         raise ValueError(f"modules has {', '.join(unknown)}; expected names such as layers.linear.")
+    require_sound_tests(names[0])
     rng, planted = np.random.default_rng(config.seed), []
     for name in names:
         possible = mutations(path_of(name).read_text(encoding="utf-8"))
@@ -119,30 +120,43 @@ def files_in(path: Path) -> list[Path]:
     return [path] if path.is_file() else sorted(path.glob("test_*.py"))
 
 
+def require_sound_tests(name: str) -> None:
+    """Raises if the tests do not even start on a module without a mistake."""
+    source = path_of(name).read_text(encoding="utf-8")
+    run = run_tests(name, source, "--collect-only", str(ROOT / "tests"))
+    if run.returncode != 0:
+        last = "\n".join(run.stdout.splitlines()[-5:])
+        raise RuntimeError(f"the tests do not start, without any mistake:\n{last}")
+
+
 def try_tests(name: str, mutation: Mutation, end: float) -> Outcome:
     """Runs the tests of a module's chapter on a mistake, until one fails."""
     if monotonic() > end:
         return Outcome(name, mutation, None)
+    try:
+        run = run_tests(name, mutation.source, *tests_of(name))
+    except subprocess.TimeoutExpired:
+        return Outcome(name, mutation, True, "time")
+    lines = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return Outcome(name, mutation, run.returncode != 0, lines[0] if lines else "import")
+
+
+def run_tests(name: str, source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs pytest, with another source in the place of a module."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--no-header", "--tb=no"]
     command += ["-p", "experiments.mutate.plugin", "-m", "thorough or not thorough"]
     with tempfile.TemporaryDirectory() as folder:
         mutant = Path(folder) / "mutant.json"
-        content = {"module": f"jaxbp.{name}", "source": mutation.source, "path": str(path_of(name))}
+        content = {"module": f"jaxbp.{name}", "source": source, "path": str(path_of(name))}
         mutant.write_text(json.dumps(content), encoding="utf-8")
-        environment = {**os.environ, "JAXBP_MUTANT": str(mutant)}
-        try:
-            run = subprocess.run(
-                [*command, *tests_of(name)],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE,
-            )
-        except subprocess.TimeoutExpired:
-            return Outcome(name, mutation, True, "time")
-    lines = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return Outcome(name, mutation, run.returncode != 0, lines[0] if lines else "import")
+        return subprocess.run(
+            [*command, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "JAXBP_MUTANT": str(mutant)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
 
 
 def print_outcomes(outcomes: list[Outcome]) -> None:

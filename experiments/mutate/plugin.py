@@ -37,11 +37,6 @@ class MutantLoader(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return self.path
 
 
-def pytest_configure(config):
-    """Before any test is collected, makes the library import the mutant."""
-    del config
-    loaded = [name for name in sys.modules if name.partition(".")[0] == "jaxbp"]
-    for name in loaded:
-        del sys.modules[name]
-    mutant = json.loads(Path(os.environ["JAXBP_MUTANT"]).read_text(encoding="utf-8"))
-    sys.meta_path.insert(0, MutantLoader(**mutant))
+# Pytest imports this plugin before anything that imports the library.
+mutant = json.loads(Path(os.environ["JAXBP_MUTANT"]).read_text(encoding="utf-8"))
+sys.meta_path.insert(0, MutantLoader(**mutant))

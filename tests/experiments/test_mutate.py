@@ -64,7 +64,7 @@ def test_a_mistake_is_seen_by_the_tests_and_no_file_is_changed(monkeypatch):
     (mutation,) = (
         m
         for m in mutations(path.read_text(encoding="utf-8"))
-        if m.operator == "off by one" and "x.reshape(len(x), math.prod(x.shape[(2):]))" in m.source
+        if m.operator == "off by one" and "reshaped(x, math.prod(x.shape[(2):]))" in m.source
     )
     monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/layers/test_layers.py"])
     outcome = mutate.try_tests("layers.shapes", mutation, float("inf"))
@@ -97,3 +97,18 @@ def test_survivors_are_listed(capsys):
     assert "1 of 2 seen" in printed
     assert "1 of 2 mistakes were seen; 1 were not tried" in printed
     assert printed.endswith("  layers.linear, line 1, sign: a + b  ->  a - b\n")
+
+
+@pytest.mark.thorough
+def test_the_tests_start_without_a_mistake(monkeypatch):
+    mutate.require_sound_tests("layers.shapes")
+    monkeypatch.setattr(mutate, "path_of", lambda name: mutate.PACKAGE / "types.py")
+    with pytest.raises(RuntimeError, match="the tests do not start, without any mistake"):
+        mutate.require_sound_tests("layers.shapes")
+
+
+def test_a_change_that_changes_nothing_survives(monkeypatch):
+    source = mutate.path_of("layers.shapes").read_text(encoding="utf-8") + "# nothing"
+    monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/experiments/test_modes.py"])
+    same = mutations("1 + 2")[0]._replace(source=source)
+    assert mutate.try_tests("layers.shapes", same, float("inf")).seen is False
