@@ -174,6 +174,18 @@ def test_two_sweeps_take_no_more_memory_than_the_gradient_and_one_keeps_the_delt
     assert one <= plain + deltas + SQUARES
 
 
+def test_health_forms_nothing_and_reads_each_array_a_few_times():
+    net = network()
+    sweep, watched = explicit(net, {"g": bp.mean}), explicit(net, {"g": bp.mean, "h": bp.health})
+    plain, _ = cost(sweep, net)
+    flop, temporary = cost(watched, net)
+    # The deltas of a weight are those of its bias.
+    entries = N * (sum(SIZES[:-1]) + sum(SIZES[1:])) + sum(WEIGHTS) + sum(SIZES[1:])
+    assert flop <= plain + 16 * entries
+    # What is compared is stored as 8 bits, and the deltas stay until they are read.
+    assert temporary <= 4 * N * sum(SIZES[1:]) + 2 * sum(WEIGHTS)
+
+
 def test_columns_at_positions_hold_the_inputs_once():
     n, t, i, o, k = 8, 32, 256, 16, 10
     signal = bp.Outer(jnp.zeros((n, t, i)), jnp.zeros((n, t, o)))

@@ -9,10 +9,9 @@ Example:
   >>> signal = bp.Outer(jnp.array([[3.0, 4.0], [0.0, jnp.nan]]), jnp.array([[1.0], [2.0]]))
   >>> inputs = bp.health(signal).inputs
   >>> float(inputs.largest), float(inputs.zeros), float(inputs.non_finite), int(inputs.example)
-  (4.0, 0.25, 0.25, 1)
+  (nan, 0.25, 0.25, 1)
 """
 
-import math
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -33,12 +32,11 @@ __all__ = ["FirstBad", "Health", "Summary", "first_bad", "health"]
 class Summary(NamedTuple):
     """Numbers about the entries of an array. Each is a scalar, or [L] in a stack.
 
-        entries that are not finite   `rms` and `largest` leave them out
-        no finite entries             `rms` and `largest` are 0
+    If an entry is infinite or not a number, then so are `rms` and `largest`.
 
     Attributes:
-      rms: the root mean square of the finite entries.
-      largest: the largest magnitude of the finite entries.
+      rms: the root mean square of the entries.
+      largest: the largest magnitude of an entry.
       zeros: the share of entries that are 0.
       non_finite: the share of entries that are infinite or not a number.
       example: the first example with an entry that is not finite, counted from 0, or -1 if there is
@@ -50,6 +48,37 @@ class Summary(NamedTuple):
     zeros: jax.Array
     non_finite: jax.Array
     example: jax.Array | None
+
+    def times(self, n: Any) -> "Summary":
+        """The term of a batch of n examples in the sum of which `over` takes the mean."""
+        return self._scaled(jnp.asarray(n, self.rms.dtype))
+
+    def summed(self) -> "Summary":
+        """The sum of the terms of several batches, along the first axis of the arrays."""
+        unit = unit_of(self.rms, axis=0)
+        squares = jnp.sum(jnp.square(self.rms / unit), axis=0)
+        return Summary(
+            rms=unit[0] * jnp.sqrt(squares),
+            largest=jnp.max(self.largest, axis=0),
+            zeros=jnp.sum(self.zeros, axis=0),
+            non_finite=jnp.sum(self.non_finite, axis=0),
+            example=None if self.example is None else _first(self.example),
+        )
+
+    def plus(self, other: "Summary") -> "Summary":
+        """The sum of two sums."""
+        return jax.tree.map(lambda *pair: jnp.stack(pair), self, other).summed()
+
+    def over(self, n: Any) -> "Summary":
+        """The summary of all batches of a sum, which had n examples together."""
+        return self._scaled(1 / jnp.asarray(n, self.rms.dtype))
+
+    def _scaled(self, factor):
+        return self._replace(
+            rms=self.rms * jnp.sqrt(factor),
+            zeros=self.zeros * factor,
+            non_finite=self.non_finite * factor,
+        )
 
 
 @exportable
@@ -76,6 +105,9 @@ def health(signal: Signal) -> Health:
     It describes the inputs, the deltas and the mean gradient, which is that of `mean` and shared
     with it in a compiled program. Numbers of 16 bits are summed in 32. The root mean square is
     accurate over the whole range of the dtype.
+
+    The record of an epoch describes the entries of all batches: `largest` is that of the epoch, and
+    not a mean. `example` is then the smallest place in a batch.
 
     Inside `jax.shard_map`, the numbers are those of the device's own examples.
 
@@ -115,21 +147,25 @@ def _of(operand, signal):
 def _summary(x: jax.Array) -> Summary:
     """The summary of an array [N, ...]."""
     x, rest = widened(x), tuple(range(1, x.ndim))
-    is_finite = jnp.isfinite(x)
-    bad = jnp.sum(~is_finite, axis=rest, dtype=jnp.int32)
-    zeros = jnp.sum(x == 0, axis=rest, dtype=jnp.int32)
-    x = jnp.where(is_finite, x, 0)
-    unit = unit_of(x, axis=tuple(range(x.ndim)))
-    squares = jnp.sum(jnp.square(x * (1 / unit)), axis=rest)
-    # The number of all entries may not fit into 32 bits.
-    size, bad_size = math.prod(x.shape), jnp.sum(bad.astype(x.dtype))
+    largest = jnp.max(jnp.abs(x), axis=rest, initial=0)
+    # The compiler may join the inverse of the unit with other factors, such as 1 / N. The bound,
+    # 2^94 in 32 bits, keeps the product from vanishing; squares are far from their range anyway.
+    unit = jnp.minimum(unit_of(largest, axis=0), float(jnp.finfo(x.dtype).tiny) ** -0.75)
+    squares = jnp.mean(jnp.square(x * (1 / unit)), axis=rest)
     return Summary(
-        rms=unit.reshape(()) * jnp.sqrt(jnp.sum(squares) / jnp.maximum(size - bad_size, 1)),
-        largest=jnp.max(jnp.abs(x), initial=0),
-        zeros=jnp.sum(zeros.astype(x.dtype)) / size,
-        non_finite=bad_size / size,
-        example=_first(jnp.where(bad > 0, _numbers(bad), -1)),
+        rms=unit[0] * jnp.sqrt(jnp.mean(squares)),
+        largest=jnp.max(largest),
+        zeros=_share(x == 0, x.dtype),
+        non_finite=_share(~jnp.isfinite(x), x.dtype),
+        example=_first(jnp.where(jnp.isfinite(largest), -1, _numbers(largest))),
     )
+
+
+def _share(is_so, dtype):
+    """The share of entries [N, ...] that are true."""
+    # XLA's compiler for CPUs stores what it sums: as 8 bits this takes a quarter of the memory.
+    numbers = is_so.astype(jnp.int8).astype(dtype)
+    return jnp.mean(jnp.mean(numbers, axis=range(1, is_so.ndim)))
 
 
 def _numbers(x):
@@ -315,6 +351,6 @@ def _require_records(readings):
         if jnp.ndim(leaf) != axes:
             raise ValueError(
                 f"first_bad: got a record with arrays of shape {show_shape(jnp.shape(leaf))}, "
-                f"expected {axes} axes, one for each stack around it. Search the records of one "
-                "column of an error at a time, by jax.vmap?"
+                f"expected {show_shape('L' * axes)}, with L for each stack around it. Search the "
+                "records of the columns of an error one by one, by jax.vmap?"
             )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxbp.training.averages import over, plus, times
 from jaxbp.training.data import Data, has_state
 from jaxbp.training.nonfinite import is_finite, watched
 from jaxbp.training.placing import batch_at, layout_of
@@ -36,12 +37,12 @@ class Progress(NamedTuple):
     def after(self, steps: int, examples: int, sums: PyTree, iterator: Any = None) -> "Progress":
         """How far the epoch is after some more steps."""
         if self.sums is not None:
-            sums = jax.tree.map(jnp.add, self.sums, sums)
+            sums = plus(self.sums, sums)
         return Progress(self.steps + steps, self.examples + examples, sums, iterator)
 
     def record(self) -> PyTree:
         """The mean of the records over the examples."""
-        return jax.tree.map(lambda s: s / self.examples, self.sums)
+        return over(self.sums, self.examples)
 
 
 class Epochs(Protocol):
@@ -147,4 +148,4 @@ class OnBatches:
     def sums_like(self, state: TrainState) -> PyTree:
         """The shapes and dtypes of `Progress.sums`."""
         _, record = self._step.eval_shape(state, *self._first)
-        return jax.eval_shape(lambda record: jax.tree.map(lambda r: 1 * r, record), record)
+        return jax.eval_shape(times, record, 1)

@@ -16,6 +16,7 @@ import optax
 
 from jaxbp.require import first_difference, is_count
 from jaxbp.rules.feedback import exact
+from jaxbp.training.averages import over
 from jaxbp.training.checkpoints import outline
 from jaxbp.training.data import Data, as_arrays, is_data_set, make_require_data, peek
 from jaxbp.training.epochs import OnArrays, OnBatches
@@ -124,7 +125,8 @@ def fit(
       epochs: the largest number of epochs.
       batch_size: the number of examples in a batch, if `train` is a data set.
       rule: which weights carry the error back (see `rules`).
-      read: a dict of readings to record, as their mean over the epoch.
+      read: a dict of readings to record, as their mean over the epoch. The records of `health`
+        describe all batches of the epoch together.
       measures: a dict of other functions to record, as in `make_step`; also as their mean.
       extra_args: other arguments of the optimizer's update, as in `make_step`.
       callback: `callback(state, record)` is called after each epoch, such as to print progress.
@@ -229,7 +231,7 @@ def fit(
     def like() -> tuple[PyTree, PyTree]:
         """The sums of an epoch, and a record without its epoch, as shapes and dtypes."""
         sums = parts.sums_like(start.state)
-        means = jax.eval_shape(lambda sums: jax.tree.map(lambda s: s / 1, sums), sums)
+        means = jax.eval_shape(lambda sums: over(sums, 1), sums)
         return sums, {**means, **jax.eval_shape(measure, start.state.params)}
 
     with Storage(checkpoints, keep_checkpoints, describe) as storage, noted_signals() as signals:

@@ -32,6 +32,7 @@ from jaxbp.require import (
 )
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
+from jaxbp.training.averages import over, plus, summed, times
 from jaxbp.training.placing import batch_at, jit, kept, varying
 from jaxbp.types import (
     Layer,
@@ -312,7 +313,7 @@ def make_epoch(
 
     Returns:
       `epoch(state, inputs, targets) -> (state, record)`. The record is the mean, over all examples,
-      of the records of the steps.
+      of the records of the steps. The records of `health` describe all batches together.
 
     Raises:
       TypeError: as for `make_step`.
@@ -338,7 +339,7 @@ def make_epoch(
         n = require_examples(name, inputs=inputs, targets=targets)
         _require_whole_batches(name, n, batch_size)
         state, sums = run(state, shuffle(state, n), inputs, targets, layout)
-        return state, jax.tree.map(lambda s: s / n, sums)
+        return state, over(sums, n)
 
     return _in_words(name, jit(epoch))
 
@@ -424,7 +425,7 @@ def evaluate(
             return carry, record
 
         _, sums = _scan_batches(measure, (), jnp.arange(n), batch_size)
-        return jax.tree.map(lambda s: s / n, sums)
+        return over(sums, n)
 
     return _in_words(name, jit(function))
 
@@ -524,7 +525,7 @@ def _scan_batches(function, carry, indices, batch_size):
     batches = indices[:full].reshape(full // batch_size, batch_size)
     carry = varying(function, carry, batches[0])
     carry, records = jax.lax.scan(function, carry, batches)
-    sums = jax.tree.map(lambda r: batch_size * jnp.sum(r, axis=0), records)
+    sums = times(summed(records), batch_size)
     if full < n:
         carry, record = function(carry, indices[full:])
         for name in record:
@@ -533,5 +534,5 @@ def _scan_batches(function, carry, indices, batch_size):
                     f"{name} has shapes that depend on the number of examples, which cannot be "
                     "averaged over batches. Average it over the examples?"
                 )
-        sums = jax.tree.map(lambda s, r: s + (n - full) * r, sums, record)
+        sums = plus(sums, times(record, n - full))
     return carry, sums
