@@ -86,6 +86,18 @@ def everywhere(tree: PyTree) -> PyTree:
     return jax.tree.map(whole, tree) if explicit else tree
 
 
+def of_each_example(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    """`jax.vmap(function)(x)` of an array [N, ...], divided as it is; the function is a tree."""
+    if not _is_explicit(x):
+        return jax.vmap(function)(x)
+
+    def mapped(function, x):  # the arrays of a function are arguments too
+        return jax.vmap(function)(x)
+
+    by_compiler: Any = jax.sharding.auto_axes(mapped, out_sharding=placement(x, (x, 0)))
+    return by_compiler(function, x)
+
+
 def divided_by_compiler(function: Callable[..., jax.Array], *arrays: Any) -> jax.Array:
     """`function(*arrays)`, of the shape of the last array and divided as it is.
 

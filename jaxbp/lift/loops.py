@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxbp.lift.program import Answer, Program, for_each_example, formed
 from jaxbp.lift.trace import EXAMPLE, PARAMETER, is_float
 from jaxbp.readings.sums import per_example
+from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import Conv, Lookup, Outer, Sum, Through, uses_of
 from jaxbp.signals.stacked import Stacked
 
@@ -42,9 +43,9 @@ class Checkpoint:
         """All inputs."""
         return range(len(self.kinds))
 
-    def forward(self, operands, n):
+    def forward(self, operands, examples):
         """The results, and nothing to keep."""
-        return self.program.forward(operands, n)[0], ()
+        return self.program.forward(operands, examples)[0], ()
 
     def backward(self, operands, carriers, cache, errors, live, readers, sweep):
         """Runs the program again, and sweeps back through it."""
@@ -55,7 +56,7 @@ class Checkpoint:
         again = iter(mine)
         pairs = zip(operands, self.kinds, strict=True)
         operands = [next(again) if kind == EXAMPLE else x for x, kind in pairs]
-        _, cache = self.program.forward(operands, sweep.n)
+        _, cache = self.program.forward(operands, sweep.examples)
         carriers = operands if _same(operands, carriers, self.kinds) else carriers
         return _swept(self.program, operands, carriers, cache, errors, readers, sweep)
 
@@ -74,11 +75,11 @@ class Branches:
 
     remembers = (0,)
 
-    def forward(self, operands, n):
+    def forward(self, operands, examples):
         """The results of the branch that each example takes."""
         index, *operands = operands
-        outs, caches = zip(*(p.forward(operands, n) for p in self.programs), strict=True)
-        taken = self._taken(index, n)
+        outs, caches = zip(*(p.forward(operands, examples) for p in self.programs), strict=True)
+        taken = self._taken(index, examples)
         chosen = []
         for results in zip(*outs, strict=True):
             y = results[0]
@@ -94,7 +95,7 @@ class Branches:
         dxs: list[Any] = [None] * len(operands)
         found = []
         nothing = [None] * len(operands)
-        taken = self._taken(index, sweep.n)
+        taken = self._taken(index, sweep.examples)
         for here, program, cache in zip(taken, self.programs, caches, strict=True):
             # Where a branch is not taken, its values may be infinite or nan, and zero times those
             # is nan: so what comes out is chosen, and not only what goes in.
@@ -107,15 +108,15 @@ class Branches:
             found += [(i + 1, _where_taken(here, signal)) for i, signal in own_found]
         return [None, *dxs], found
 
-    def _taken(self, index, n):
+    def _taken(self, index, examples):
         """For each branch, which examples take it, [N]."""
         index = jnp.clip(jnp.asarray(index, int), 0, len(self.programs) - 1)
-        index = for_each_example(self.kinds[0], index, n)
+        index = for_each_example(self.kinds[0], index, examples)
         return [index == i for i in range(len(self.programs))]
 
 
 def _where(here, x, other):
-    return jnp.where(here.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.asarray(other, x.dtype))
+    return jnp.where(reshaped(here, *[1] * (x.ndim - 1)), x, jnp.asarray(other, x.dtype))
 
 
 def _where_taken(here, signal):
@@ -174,40 +175,43 @@ class Scan:
         first, second = self.constants, self.constants + self.carried
         return values[:first], values[first:second], values[second:]
 
-    def forward(self, operands, n):
+    def forward(self, operands, examples):
         """The results, and what every turn keeps."""
         shared, init, scanned = self._split(operands)
         _, kinds, kinds_scanned = self._split(self.kinds)
         _, given, _ = self._split(self.given)
         init = [
-            for_each_example(old, x, n) if kind == EXAMPLE else x
+            for_each_example(old, x, examples) if kind == EXAMPLE else examples.shared(x)
             for x, kind, old in zip(init, kinds, given, strict=True)
         ]
         scanned = _turns_first(scanned, kinds_scanned)
         layouts = []
 
         def turn(carry, scanned):
-            outs, cache = self.program.forward([*shared, *carry, *scanned], n)
+            outs, cache = self.program.run([*shared, *carry, *scanned], examples)
             constant = [x for x, kind in zip(carry, kinds, strict=True) if kind != EXAMPLE]
             kept, layout = _without(cache, {"shared": shared, "scanned": scanned})
             layouts.append(layout)
+            made = list(map(self.program.kind_of, self.program.outs))
             after = [
-                (out if kind == EXAMPLE else out[0]).astype(jnp.result_type(x))
-                for out, kind, x in zip(outs, kinds, carry, strict=False)
+                (for_each_example(old, out, examples) if kind == EXAMPLE else out).astype(x.dtype)
+                for out, old, kind, x in zip(outs, made, kinds, carry, strict=False)
             ]
-            return after, (outs[self.carried :], kept, constant)
+            pairs = zip(made[self.carried :], outs[self.carried :], strict=True)
+            ys = [for_each_example(kind, y, examples) for kind, y in pairs]
+            return after, (ys, kept, constant)
 
         last, (ys, kept, constants) = jax.lax.scan(
             turn, init, scanned, reverse=self.reverse, **self.how
         )
-        last = [for_each_example(kind, x, n) for x, kind in zip(last, kinds, strict=True)]
+        last = [for_each_example(kind, x, examples) for x, kind in zip(last, kinds, strict=True)]
         results = [*last, *(jnp.moveaxis(y, 0, 1) for y in ys)]
         return results, Kept((kept, constants), layouts[-1])
 
     def backward(self, operands, carriers, cache, errors, live, readers, sweep):
         """Sweeps back through the turns, from the last one to the first."""
         del live
-        program, n = self.program, sweep.n
+        program, examples = self.program, sweep.examples
         (kept, constants), layout = cache.arrays, cache.layout
         (shared, _, scanned), (by, _, by_scanned) = self._split(operands), self._split(carriers)
         kinds_shared, kinds, kinds_scanned = self._split(self.kinds)
@@ -262,7 +266,7 @@ class Scan:
             return (d_state, d_shared, sums), (d_scanned, operands, answers)
 
         def zeros(v):
-            return jnp.zeros((n, *v.aval.shape), v.aval.dtype)
+            return examples.zeros(v.aval.shape, v.aval.dtype)
 
         start = (
             [
@@ -336,7 +340,9 @@ def _swept(program, values, carriers, cache, errors, readers, sweep):
     """The sweep of a program inside: dx of its inputs, and what was found, by number of input."""
     kinds = [program.kinds[v] for v in program.invars]
     readers = [r for r, kind in zip(readers, kinds, strict=True) if kind == PARAMETER]
-    dxs, answers = program.backward(values, carriers, cache, errors, readers, sweep.n, sweep.log)
+    dxs, answers = program.backward(
+        values, carriers, cache, errors, readers, sweep.examples, sweep.log
+    )
     found = []
     for leaf, reader, answer in zip(program.leaves, readers, answers, strict=True):
         if answer is not None:
@@ -359,7 +365,7 @@ def _merged(signal):
 
     def side_by_side(x, rank):
         x = jnp.moveaxis(x, 0, 1)
-        return x.reshape(x.shape[0], -1, *x.shape[x.ndim - rank :])
+        return reshaped(x, -1, *x.shape[x.ndim - rank :])
 
     if isinstance(signal, Lookup):
         indices, deltas = side_by_side(signal.indices, 0), side_by_side(signal.deltas, 1)

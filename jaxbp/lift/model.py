@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import get_abstract_mesh
 
 from jaxbp.lift.cutting import cut
+from jaxbp.lift.examples import Examples, without_devices
 from jaxbp.lift.loops import Checkpoint, Scan
 from jaxbp.lift.program import Program, Use
 from jaxbp.lift.trace import EXAMPLE, PARAMETER, is_float
@@ -109,12 +111,13 @@ def lift(
         """The program for inputs of these shapes."""
         like = [jax.ShapeDtypeStruct(jnp.shape(p), jnp.result_type(p)) for p in leaves]
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), (x, *keys))
-        spec = str((like, one))
+        with without_devices():
+            spec = str((like, one, get_abstract_mesh()))
         if spec not in programs:
             n_inputs = len(jax.tree.leaves(one))
             kinds = [PARAMETER] * len(like) + [EXAMPLE] * n_inputs
             try:
-                with _hinted(name, per_example):
+                with _hinted(name, per_example), without_devices():
                     closed, out = jax.make_jaxpr(single, return_shape=True)(like, *one)
                 program = cut(closed, kinds, [*paths, *["inputs"] * n_inputs])
             except LayerError as error:
@@ -157,22 +160,28 @@ def lift(
         return stacked(init(key)), traced.outputs.unflatten(shapes)
 
     def forward(params, x, *, key=None):
-        own, n = leaves_of(params), jax.tree.leaves(x)[0].shape[0]
-        keys = (jax.random.split(key, n),) if draws and key is not None else ()
+        own = leaves_of(params)
+        examples = Examples.of(x, beside=own)
+        keys = examples.keys(key) if draws else ()
         traced = trace(own, x, keys)
-        values = [*own, *jax.tree.leaves((x, *keys))]
-        outs, cache = traced.program.forward(values, n)
-        return traced.outputs.unflatten(outs), Tape(values, cache, traced)
+        inputs = examples.placed(jax.tree.leaves((x, *keys)))
+        outs, cache = traced.program.forward([*examples.shared(own), *inputs], examples)
+        return traced.outputs.unflatten(outs), Tape([*own, *inputs], cache, traced)
 
     def backward(tree, tape, dy, *, read=keep):
         (traced, values), carriers = (tape.traced, tape.values), leaves_of(tree)
         n_params, program = len(carriers), traced.program
         errors = traced.outputs.flatten_up_to(dy)
-        own = zip(carriers, values, strict=False)
-        carriers = [x if a is x else a for a, x in own] + values[n_params:]
+        examples = Examples.of(dy, beside=(values, carriers))
+        own, inputs = values[:n_params], values[n_params:]
+        shared = examples.shared(own)
+        pairs = zip(carriers, own, shared, strict=True)
+        carriers = [s if a is x else examples.shared(a) for a, x, s in pairs]
         readers = [read] * n_params
-        n = jax.tree.leaves(dy)[0].shape[0]
-        dxs, readings = program.backward(values, carriers, tape.cache, errors, readers, n)
+        dxs, readings = program.backward(
+            *([*shared, *inputs], [*carriers, *inputs], tape.cache),
+            *(examples.placed(errors), readers, examples),
+        )
         dxs = dxs[n_params : n_params + traced.inputs.num_leaves]
         return traced.inputs.unflatten(dxs), structure.unflatten(readings)
 
@@ -181,11 +190,11 @@ def lift(
         log = []
 
         def sweep(leaves, x):
-            outs, cache = traced.program.forward([*leaves, *jax.tree.leaves(x)], n)
+            examples = Examples.of(x, beside=leaves)
             values, nothing = [*leaves, *jax.tree.leaves(x)], [None] * len(leaves)
-            traced.program.backward(values, values, cache, outs, nothing, n, log)
+            outs, cache = traced.program.forward(values, examples)
+            traced.program.backward(values, values, cache, outs, nothing, examples, log)
 
-        n = jax.tree.leaves(inputs)[0].shape[0]
         jax.eval_shape(sweep, leaves, inputs)
         return log
 

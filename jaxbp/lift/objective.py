@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbp.lift.examples import Examples
 from jaxbp.require import require_examples
 from jaxbp.types import Loss, show_shape, widened
 
@@ -51,12 +52,12 @@ def loss_of(function: Callable[[Any, Any], jax.Array], *, name: str | None = Non
         # In 32 bits, as in the losses of the library.
         wide = jax.tree.map(lambda y: widened(jnp.asarray(y)), outputs)
 
-        def values_of(outputs):
+        def values_of(outputs, targets):
             values = function(outputs, targets)
             _require_values(name, values, n)
-            return values
+            return values, ()
 
-        values, vjp = jax.vjp(values_of, wide)
+        values, vjp, _ = Examples.of(outputs, beside=targets).vjp(values_of, wide, targets)
         (delta,) = vjp(jnp.ones_like(values))
         return values, jax.tree.map(lambda d, y: d.astype(y.dtype), delta, outputs)
 

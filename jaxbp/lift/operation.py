@@ -8,7 +8,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
 from jaxbp.lift.program import formed
@@ -56,9 +55,9 @@ class Operation:
             return ()
         return range(len(self.kinds))
 
-    def forward(self, operands, n):
+    def forward(self, operands, examples):
         """The results for all examples, and nothing to keep."""
-        return self._mapped(n)(*operands), ()
+        return examples.run(self._mapped(examples), *operands), ()
 
     def backward(self, operands, carriers, cache, errors, live, readers, sweep):
         """The derivative at each operand of the example, and pairs of a value and its signal."""
@@ -73,27 +72,27 @@ class Operation:
         dxs = [None] * len(operands)
         if wanted:
 
-            def results(*xs):
+            def results(xs, carriers):
                 inputs = list(carriers)
                 for i, x in zip(wanted, xs, strict=True):
                     inputs[i] = x
-                results = self._mapped(sweep.n)(*inputs)
-                return [results[j] for j in outs]
+                results = self._mapped(sweep.examples)(*inputs)
+                return [results[j] for j in outs], ()
 
-            _, vjp = jax.vjp(results, *(operands[i] for i in wanted))
-            for i, dx in zip(wanted, vjp(errors), strict=True):
+            _, vjp, _ = sweep.examples.vjp(results, [operands[i] for i in wanted], carriers)
+            for i, dx in zip(wanted, vjp(errors)[0], strict=True):
                 dxs[i] = dx
         if self.recipe is not None:
             v, make = self.recipe
             found = [(v, in_dtype(make(operands, errors[0]), v.aval.dtype))]
         else:
-            found = self._formed(operands, errors, outs, sweep.n)
+            found = self._formed(operands, errors, outs, sweep.examples)
         return dxs, found
 
-    def _mapped(self, n):
+    def _mapped(self, examples):
         """The operation on all examples."""
         axes = tuple(0 if kind == EXAMPLE else None for kind in self.kinds)
-        return jax.vmap(self._call, axes, axis_size=n)
+        return jax.vmap(self._call, axes, axis_size=examples.n)
 
     def _call(self, *operands):
         pairs = zip(operands, self.equation.invars, strict=True)
@@ -101,7 +100,7 @@ class Operation:
         names = variables(self.equation.invars)
         return run([self.equation], names, self.equation.outvars)(*inputs)
 
-    def _formed(self, operands, errors, outs, n):
+    def _formed(self, operands, errors, outs, examples):
         """The gradient of each example at every operand that is made of parameters."""
         pairs = zip(self.equation.invars, self.kinds, strict=True)
         # One operand may stand in several places; its gradient is that of all of them.
@@ -123,7 +122,9 @@ class Operation:
             return vjp(errors)[0]
 
         axes = [0 if kind == EXAMPLE else None for kind in self.kinds]
-        gradients = jax.vmap(gradient, (axes, 0), axis_size=n)(list(operands), errors)
+        gradients = examples.run(
+            jax.vmap(gradient, (axes, 0), axis_size=examples.n), list(operands), errors
+        )
         return [(v, formed(g)) for v, g in zip(first, gradients, strict=True)]
 
 
@@ -137,10 +138,10 @@ class AsExample:
         """Takes the value made of parameters."""
         self.operand = operand
 
-    def forward(self, operands, n):
+    def forward(self, operands, examples):
         """The same value for all examples."""
         (x,) = operands
-        return [jnp.broadcast_to(x, (n, *x.shape))], ()
+        return [examples.repeated(x)], ()
 
     def backward(self, operands, carriers, cache, errors, live, readers, sweep):
         """The error of each example is its gradient."""

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbp.lift.examples import Examples
 from jaxbp.lift.trace import is_float
 from jaxbp.signals.kinds import keep
 from jaxbp.types import Layer
@@ -45,15 +46,16 @@ def function(f: Callable[..., Any], *, draws: bool = False, name: str | None = N
     def forward(params, x, *, key=None):
         del params
         leaves, structure = jax.tree.flatten(x)
-        keys = (jax.random.split(key, leaves[0].shape[0]),) if draws and key is not None else ()
+        examples = Examples.of(x)
+        keys = examples.keys(key) if draws else ()
         floats = [leaf for leaf in leaves if is_float(leaf)]
 
-        def whole(floats):
+        def whole(floats, leaves, keys):
             rest = iter(floats)
             own = [next(rest) if is_float(leaf) else leaf for leaf in leaves]
-            return jax.vmap(f)(structure.unflatten(own), *keys)
+            return jax.vmap(f)(structure.unflatten(own), *keys), ()
 
-        y, vjp = jax.vjp(whole, floats)
+        y, vjp, _ = examples.vjp(whole, floats, leaves, keys)
         # Which of the inputs are floating-point: arrays of them without examples.
         return y, (vjp, jax.tree.map(lambda leaf: leaf[:0], x))
 

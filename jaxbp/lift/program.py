@@ -24,12 +24,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.extend import core
 
+from jaxbp.lift.examples import Examples
 from jaxbp.lift.routes import pull
 from jaxbp.lift.trace import CONSTANT, EXAMPLE, PARAMETER, is_float, run
 from jaxbp.lift.versions import is_dropped
+from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import Bias, Through, joined, uses_of
 from jaxbp.signals.views import View
 from jaxbp.types import Reading
@@ -77,7 +78,7 @@ class Piece:
     live_out: list[Any]
     rest_out: list[Any]
 
-    def forward(self, env, n):
+    def forward(self, env, examples):
         """Adds the outputs to the values, and returns the function that carries the error back."""
         rest, fixed = [env[v] for v in self.rest_in], [env[v] for v in self.fixed_in]
         one = run(
@@ -87,15 +88,15 @@ class Piece:
         )
         axes = (*[0] * len(self.live_in + self.rest_in), *[None] * len(fixed))
 
-        def function(*live):
-            outs = jax.vmap(one, axes, axis_size=n)(*live, *rest, *fixed)
+        def function(live, rest, fixed):
+            outs = jax.vmap(one, axes, axis_size=examples.n)(*live, *rest, *fixed)
             return tuple(outs[: len(self.live_out)]), tuple(outs[len(self.live_out) :])
 
         live = [env[v] for v in self.live_in]
         if self.live_out:
-            outs, vjp, others = jax.vjp(function, *live, has_aux=True)
+            outs, vjp, others = examples.vjp(function, live, rest, fixed)
         else:
-            (outs, others), vjp = function(*live), None
+            (outs, others), vjp = examples.run(function, live, rest, fixed), None
         env.update(zip(self.live_out, outs, strict=True))
         env.update(zip(self.rest_out, others, strict=True))
         return vjp
@@ -104,7 +105,7 @@ class Piece:
         """Carries the errors at the outputs to the inputs."""
         if vjp is not None and sweep.reached(self.live_out):
             errors = tuple(sweep.error_at(v) for v in self.live_out)
-            for v, dx in zip(self.live_in, vjp(errors), strict=True):
+            for v, dx in zip(self.live_in, vjp(errors)[0], strict=True):
                 sweep.add(v, dx)
 
 
@@ -136,9 +137,9 @@ class Cut:
         """The operands of the example that backward needs."""
         return [self.invars[i] for i in self.body.remembers if self.kinds[i] == EXAMPLE]
 
-    def forward(self, env, n):
+    def forward(self, env, examples):
         """Adds the results to the values, and returns what the body keeps."""
-        outs, cache = self.body.forward([value_of(v, env) for v in self.invars], n)
+        outs, cache = self.body.forward([value_of(v, env) for v in self.invars], examples)
         env.update(zip(self.outvars, outs, strict=True))
         return cache
 
@@ -173,9 +174,9 @@ class Cut:
 class Sweep:
     """One backward pass through a program: errors on their way, and what is found at parameters."""
 
-    def __init__(self, program, n, fixed, carrier, saved, readers, log):
+    def __init__(self, program, examples, fixed, carrier, saved, readers, log):
         """Takes what the forward pass left, and for each parameter a reading or None."""
-        self.program, self.n, self.log = program, n, log
+        self.program, self.examples, self.log = program, examples, log
         self.fixed, self.values, self.carriers = fixed, fixed | saved, carrier | saved
         self.readers = dict(zip(program.leaves, readers, strict=True))
         self.errors, self.signals, self.answers = {}, {}, {}
@@ -193,12 +194,12 @@ class Sweep:
         """The error at a value, whose uses have all been swept."""
         if v in self.errors:
             return self.errors.pop(v)
-        return jnp.zeros((self.n, *v.aval.shape), v.aval.dtype if is_float(v.aval) else float)
+        return self.examples.zeros(v.aval.shape, v.aval.dtype if is_float(v.aval) else float)
 
     def operands(self, variables, values):
         """Values as the forward pass had them, zeros for those of the example that nobody needs."""
         return [
-            jnp.zeros((self.n, *v.aval.shape), v.aval.dtype)
+            self.examples.zeros(v.aval.shape, v.aval.dtype)
             if self.program.kind_of(v) == EXAMPLE and v not in values
             else value_of(v, values)
             for v in variables
@@ -274,22 +275,28 @@ class Program:
         """The paths of the parameters that a value is made of."""
         return " and ".join(self.names[self.invars.index(leaf)] for leaf in self.leaves_of(v))
 
-    def fixed(self, values: Sequence[Any]) -> dict[Any, Any]:
+    def fixed(self, values: Sequence[Any], examples: Examples) -> dict[Any, Any]:
         """Every constant and every value made of parameters, from these inputs."""
         inputs = zip(self.invars, values, strict=True)
         env = self.constants | {v: x for v, x in inputs if self.kinds[v] != EXAMPLE}
         made = [v for v in self.made_by if not is_dropped(v)]
-        results = run(self.unbatched, list(env), made)(*env.values())
+        results = examples.run_shared(run(self.unbatched, list(env), made), *env.values())
         return env | dict(zip(made, results, strict=True))
 
-    def forward(self, values: Sequence[Any], n: int) -> tuple[list[Any], Any]:
+    def forward(self, values: Sequence[Any], examples: Examples) -> tuple[list[Any], Any]:
         """The outputs, [N, ...], and a cache. Inputs of the example are [N, ...]."""
-        env = self.fixed(values)
+        outs, cache = self.run(values, examples)
+        kinds = map(self.kind_of, self.outs)
+        outs = [for_each_example(*own, examples) for own in zip(kinds, outs, strict=True)]
+        return outs, cache
+
+    def run(self, values: Sequence[Any], examples: Examples) -> tuple[list[Any], Any]:
+        """As `forward`, but outputs that do not depend on the example have no axis of examples."""
+        env = self.fixed(values, examples)
         inputs = zip(self.invars, values, strict=True)
         env |= {v: x for v, x in inputs if self.kinds[v] == EXAMPLE}
-        caches = [step.forward(env, n) for step in self.steps]
-        outs = [for_each_example(self.kind_of(v), value_of(v, env), n) for v in self.outs]
-        return outs, (caches, [env[v] for v in self.saved])
+        caches = [step.forward(env, examples) for step in self.steps]
+        return [value_of(v, env) for v in self.outs], (caches, [env[v] for v in self.saved])
 
     def backward(
         self,
@@ -298,7 +305,7 @@ class Program:
         cache: Any,
         errors: Sequence[Any],
         readers: Sequence[Reading | None],
-        n: int,
+        examples: Examples,
         log: list[Use] | None = None,
     ) -> tuple[list[Any], list[Any]]:
         """Sweeps back through all steps.
@@ -309,19 +316,19 @@ class Program:
           cache: of forward.
           errors: at each output.
           readers: for each parameter a reading, or None if its signal is wanted.
-          n: N.
+          examples: those of forward.
           log: a list to which every use is added, or None.
 
         Returns:
           The derivative at each input (None if there is none), and what was read at each parameter,
           or its signal (None if it has no use).
         """
-        fixed = self.fixed(values)
+        fixed = self.fixed(values, examples)
         same = all(a is b for a, b in zip(values, tree, strict=True))
         caches, saved = cache
         remembered = dict(zip(self.saved, saved, strict=True))
-        carrier = fixed if same else self.fixed(tree)
-        sweep = Sweep(self, n, fixed, carrier, remembered, readers, log)
+        carrier = fixed if same else self.fixed(tree, examples)
+        sweep = Sweep(self, examples, fixed, carrier, remembered, readers, log)
         for v, error in zip(self.outs, errors, strict=True):
             if not isinstance(v, core.Literal):
                 sweep.add(v, error)
@@ -344,7 +351,7 @@ class Program:
             elif reader is None:
                 answers.append(joined(signals[leaf]) if signals[leaf] else None)
             else:
-                unused = [formed(jnp.zeros((sweep.n, *leaf.aval.shape), leaf.aval.dtype))]
+                unused = [formed(sweep.examples.zeros(leaf.aval.shape, leaf.aval.dtype))]
                 answers.append(reader(joined(signals[leaf] or unused)))
         return answers
 
@@ -354,15 +361,15 @@ def value_of(atom, env):
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
 
-def for_each_example(kind, x, n):
+def for_each_example(kind, x, examples):
     """A value [N, ...], the same for all examples if it does not depend on them."""
-    return x if kind == EXAMPLE else jnp.broadcast_to(x, (n, *jnp.shape(x)))
+    return x if kind == EXAMPLE else examples.repeated(x)
 
 
 def formed(gradients: jax.Array) -> Any:
     """The signal of a parameter of which the gradients of all examples are formed, [N, ...]."""
     shape = gradients.shape[1:]
-    signal = Bias(gradients.reshape(gradients.shape[0], -1))
+    signal = Bias(reshaped(gradients, -1))
     return (
         signal if len(shape) == 1 else Through(signal, View(signal.deltas.shape[1:]).reshape(shape))
     )

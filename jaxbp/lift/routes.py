@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxbp.lift.examples import carried_back, shared_vjp
 from jaxbp.lift.trace import PARAMETER, run
 from jaxbp.lift.uses import recipe_of
 from jaxbp.readings.sums import per_example
+from jaxbp.sharding import repeated
 from jaxbp.signals.kinds import Bias, Outer, Scale, Through
 from jaxbp.signals.views import View
 
@@ -54,7 +56,8 @@ class Pullback:
 
     def __call__(self, gradient):
         """The gradient of the parameter."""
-        out = self.vjp(gradient.astype(self.dtype))[0][self.index].astype(gradient.dtype)
+        out = carried_back(self.vjp, gradient.astype(self.dtype))[self.index]
+        out = out.astype(gradient.dtype)
         return jnp.where(jnp.any(gradient != 0), out, 0) if self.guarded else out
 
 
@@ -87,10 +90,10 @@ def _by_vjp(program, v, signal, fixed):
     constants = list(needed)
     route = run(equations, [*leaves, *constants], [v])
 
-    def value(leaves):
-        return route(*leaves, *(fixed[u] for u in constants))[0]
+    def value(leaves, constants):
+        return route(*leaves, *constants)[0]
 
-    _, vjp = jax.vjp(value, [fixed[leaf] for leaf in leaves])
+    vjp = shared_vjp(value, [fixed[leaf] for leaf in leaves], [fixed[u] for u in constants])
     for i, leaf in enumerate(leaves):
         # In the parameter's dtype, as what is read has to be.
         yield leaf, Through(in_dtype(signal, leaf.aval.dtype), Pullback(vjp, i, v.aval.dtype))
@@ -185,7 +188,7 @@ def _rows(program, equation, v, signal, fixed):
         return None
     gradients = per_example(signal)
     rows = jnp.asarray(_value(index[0], fixed))
-    rows = jnp.broadcast_to(rows, (gradients.shape[0], *rows.shape))
+    rows = repeated(rows, gradients)
     # The recipe does not look at the first operand, the table itself.
     return [(table, recipe.make([gradients, rows], gradients))]
 

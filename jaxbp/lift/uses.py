@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from jaxbp.sharding import reshaped
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.kinds import Bias, Conv, Lookup, Outer, Scale, Signal, Through
 from jaxbp.signals.views import View
@@ -68,7 +69,7 @@ def _dot(equation, i, made_by):
     def arranged(array, *axes):
         """[N, positions, the rest as one]."""
         array = array.transpose(0, *(1 + a for part in axes for a in part))
-        return array.reshape(array.shape[0], *places, -1)
+        return reshaped(array, *places, -1)
 
     if groups == 1:
         view = View((inputs, outputs)).reshape(w_sizes).transpose(*inverse)
@@ -82,7 +83,7 @@ def _dot(equation, i, made_by):
         deltas = arranged(dy, y_of_x, range(rank), y_of_w)
         if groups == 1:
             return _viewed(Outer(x, deltas), view)
-        x, deltas = (a.reshape(a.shape[0], -1, a.shape[-1]) for a in (x, deltas))
+        x, deltas = (reshaped(a, -1, a.shape[-1]) for a in (x, deltas))
         geometry = Geometry((1,), (1,), ((0, 0),), (1,), groups)
         return _viewed(Conv(x, deltas, geometry), view)
 
@@ -163,7 +164,7 @@ def _rows(equation, i, made_by):
         rows = jnp.asarray(operands[1])
         rows = rows[..., 0] if in_row else rows
         deltas = dy.transpose([a for a in range(dy.ndim) if a not in offsets] + [*offsets])
-        deltas = deltas.reshape(*rows.shape, -1)
+        deltas = reshaped(deltas, *rows.shape[1:], -1)
         if fills:  # what lies outside the table is filled in, and no row has an error from there
             deltas = jnp.where(((rows >= 0) & (rows < table[0]))[..., None], deltas, 0)
         rows = jnp.clip(rows, 0, table[0] - 1)
@@ -192,13 +193,13 @@ def _elementwise(equation, i, made_by):
         array = jnp.broadcast_to(array, (array.shape[0], *shape))
         array = array.transpose(0, *(1 + a for a in (*shared, *varying)))
         places = array.shape[1 : 1 + len(shared)]
-        return array.reshape(array.shape[0], *(n for n in places if n > 1), view.shape[0])
+        return reshaped(array, *(n for n in places if n > 1), view.shape[0])
 
     def make(operands, dy):
         deltas = arranged(dy)
         if name == "mul":
             x = operands[1 - i]
-            x = x.reshape(x.shape[0], *[1] * (len(shape) + 1 - x.ndim), *x.shape[1:])
+            x = reshaped(x, *[1] * (len(shape) + 1 - x.ndim), *x.shape[1:])
             return _viewed(Scale(arranged(x), deltas), view)
         return _viewed(Bias(-deltas if name == "sub" and i == 1 else deltas), view)
 

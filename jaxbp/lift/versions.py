@@ -5,10 +5,14 @@ and four names of `jax.extend.core`. JAX promises none of these between releases
 this chapter run on the oldest and the newest release that is supported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 from jax.extend import source_info_util
+from jax.sharding import get_abstract_mesh, use_abstract_mesh
+
+from jaxbp.types import PyTree
 
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
 CHECKPOINTS = {"checkpoint", "remat", "remat2"}
@@ -27,11 +31,17 @@ def is_dropped(variable: Any) -> bool:
     return type(variable).__name__ == "DropVar"  # not in jax.extend.core before JAX 0.9
 
 
-def apply(equation: Any, operands: Sequence[Any]) -> list[Any]:
-    """The results of an equation. What is traced keeps its place in the user's code."""
-    bound = equation.primitive.get_bind_params(equation.params)
+def apply(equation: Any, operands: Sequence[Any], params: Any = None) -> list[Any]:
+    """The results of an equation, possibly with other parameters than its own.
+
+    What is traced keeps its place in the user's code. It runs on the mesh on which this is called,
+    not on that on which the equation was traced.
+    """
+    bound = equation.primitive.get_bind_params(equation.params if params is None else params)
     functions, params = bound if isinstance(bound, tuple) else ((), bound)  # until JAX 0.9
-    with equation.ctx.manager, source_info_util.user_context(equation.source_info.traceback):
+    place = source_info_util.user_context(equation.source_info.traceback)
+    mesh = get_abstract_mesh()
+    with equation.ctx.manager, use_abstract_mesh(mesh), place:
         results = equation.primitive.bind(*functions, *operands, **params)
     return list(results) if equation.primitive.multiple_results else [results]
 
@@ -39,3 +49,26 @@ def apply(equation: Any, operands: Sequence[Any]) -> list[Any]:
 def source_of(equation: Any) -> str:
     """File, line and function of an operation in the user's code."""
     return source_info_util.summarize(equation.source_info)
+
+
+def varies_over(arrays: Iterable[Any]) -> frozenset[str]:
+    """The axes of a mesh over which some of these arrays vary inside `jax.shard_map`."""
+    if not get_abstract_mesh().manual_axes:
+        return frozenset()
+    kinds = map(jax.typeof, arrays)
+    axes = (kind.vma if hasattr(kind, "vma") else kind.mat.varying for kind in kinds)
+    return frozenset().union(*axes)
+
+
+def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """Arrays that vary over these axes of a mesh, whatever they vary over already."""
+
+    def varying(x):
+        missing = tuple(sorted(axes - varies_over([x])))
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 -- until JAX 0.8
+
+    return jax.tree.map(varying, tree) if axes else tree

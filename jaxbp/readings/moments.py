@@ -43,7 +43,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.readings.sums import mean, per_example, total
-from jaxbp.sharding import pieces_of, summed_products, whole_rows
+from jaxbp.sharding import of_each_example, pieces_of, summed_products, whole_rows
 from jaxbp.signals.columns import every_column
 from jaxbp.signals.conv_patches import patched_outputs
 from jaxbp.signals.kinds import (
@@ -145,7 +145,7 @@ def _(signal: Conv, *, columns=None):
 @_squares.register
 def _(signal: Through, *, columns=None):
     if signal.back.moves:
-        return jax.vmap(signal.back)(_squares(signal.signal, columns=columns))
+        return of_each_example(signal.back, _squares(signal.signal, columns=columns))
     return _squares_of_formed(signal, columns=columns)
 
 

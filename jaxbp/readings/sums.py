@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxbp.readings.costs import by_place_is_less_work, likely_size
-from jaxbp.sharding import placement, summed_products
+from jaxbp.sharding import of_each_example, placement, summed_products
 from jaxbp.signals.conv_patches import as_kernel, map_place_gradients, patched, windowed
 from jaxbp.signals.conv_products import exchanged, kernel_gradient
 from jaxbp.signals.kinds import (
@@ -248,7 +248,7 @@ def _(signal: Conv):
 
 @_formed.register
 def _(signal: Through):
-    return jax.vmap(signal.back)(_formed(signal.signal))
+    return of_each_example(signal.back, _formed(signal.signal))
 
 
 @_formed.register
