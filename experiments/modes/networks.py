@@ -77,11 +77,12 @@ def _lstm():
 def _lifted():
     def apply(params: Any, x: jax.Array) -> jax.Array:
         h = jnp.tanh(x @ params["in"] + params["shift"])
+        h, _ = jax.lax.scan(lambda h, w: (h + jax.nn.silu(h @ w), None), h, params["inner"])
         return jnp.einsum("nto,oc->ntc", h * params["gain"], params["out"])
 
     def init(key: jax.Array) -> dict[str, jax.Array]:
-        keys = jax.random.split(key, 4)
-        shapes = {"in": (4, 6), "shift": (6,), "gain": (6,), "out": (6, 3)}
+        shapes = {"in": (4, 6), "shift": (6,), "inner": (2, 6, 6), "gain": (6,), "out": (6, 3)}
+        keys = jax.random.split(key, len(shapes))
         return {
             own: jax.random.normal(key, shape, float)
             for key, (own, shape) in zip(keys, shapes.items(), strict=True)
