@@ -168,7 +168,8 @@ def test_defaults_are_those_of_the_field():
 @every("dtype", DTYPES, soon={"float16", "float32"})
 def test_values_and_derivatives_have_the_digits_of_their_dtype(name, dtype):
     """In the tails too: 1 + tanh and 1 + erf would have none there."""
-    sizes = (0.0, 1e-6, 1e-3, 0.25, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 20, 80, 800, 6e4, 1e20)
+    between = (0.125, 0.375, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5)  # a wrong threshold shows there
+    sizes = (0.0, 1e-6, 1e-3, 0.25, 0.5, *range(1, 11), 12, 20, 80, 800, 6e4, 1e20, *between)
     limit = float(jnp.finfo(dtype).max)
     points = [s * size for size in (*sizes, limit) if size <= limit for s in (1, -1)]
     points = [float(p) for p in np.asarray(jnp.asarray(points, dtype), np.float64)]
