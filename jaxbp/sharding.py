@@ -106,7 +106,8 @@ def divided_by_compiler(function: Callable[..., jax.Array], *arrays: Any) -> jax
     like = arrays[-1]
     if not _is_explicit(like):
         return function(*arrays)
-    return jax.sharding.auto_axes(function, out_sharding=jax.typeof(like).sharding)(*arrays)
+    by_compiler: Any = jax.sharding.auto_axes(function, out_sharding=jax.typeof(like).sharding)
+    return by_compiler(*arrays)
 
 
 def varying_with(x: PyTree, tree: PyTree) -> PyTree:
