@@ -110,13 +110,18 @@ def divided_by_compiler(function: Callable[..., jax.Array], *arrays: Any) -> jax
     return by_compiler(*arrays)
 
 
+def is_manual() -> bool:
+    """Whether the program is traced inside `shard_map`."""
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
 def varying_with(x: PyTree, tree: PyTree) -> PyTree:
     """A tree whose arrays vary over the devices of a `shard_map` as those of x do.
 
     `jax.grad` then adds up their derivatives over the devices. Outside of `shard_map` it is the
     tree itself.
     """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
+    if not is_manual():
         return tree
     zeros = (jnp.sum(jnp.zeros_like(leaf, float)) for leaf in jax.tree.leaves(x))
     zero = functools.reduce(jnp.add, zeros)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxbp.sharding import placement
+from jaxbp.sharding import is_manual, placement
 from jaxbp.types import PyTree
 
 State = TypeVar("State")
@@ -144,7 +144,7 @@ def varying(function: Callable[..., tuple[PyTree, Any]], carry: PyTree, *inputs:
       carry: the carry as it is.
       *inputs: those of one round.
     """
-    if not jax.sharding.get_abstract_mesh().manual_axes:
+    if not is_manual():
         return carry
 
     def as_after(leaf, after):

@@ -109,6 +109,6 @@ def test_the_tests_start_without_a_mistake(monkeypatch):
 
 def test_a_change_that_changes_nothing_survives(monkeypatch):
     source = mutate.path_of("layers.shapes").read_text(encoding="utf-8") + "# nothing"
-    monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/experiments/test_modes.py"])
+    monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/experiments/test_programs.py"])
     same = mutations("1 + 2")[0]._replace(source=source)
     assert mutate.try_tests("layers.shapes", same, float("inf")).seen is False

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxbp.readings.moments import Kronecker
 from jaxbp.require import is_count
-from jaxbp.sharding import alike, varying_with
+from jaxbp.sharding import alike, is_manual, varying_with
 from jaxbp.signals.kinds import Through
 from jaxbp.signals.stacked import map_layers, one_layer
 from jaxbp.training.kfac.inverses import inverted, natural
@@ -157,7 +157,9 @@ def scale_by_kfac(
         if period == 1:
             averaged = averages()
         else:
-            before = varying_with(jax.eval_shape(averages), state.factors)
+            before = state.factors
+            if is_manual():  # elsewhere the factors are not even traced before they are due
+                before = varying_with(jax.eval_shape(averages), before)
             averaged = jax.lax.cond(state.step % period == 0, averages, lambda: before)
         before = varying_with(averaged, state.inverses)
         inverses = jax.lax.cond(
