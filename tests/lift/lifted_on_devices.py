@@ -34,7 +34,7 @@ READINGS = {
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 MODELS = FUNCTIONS | {name: case.make for name, case in LIBRARIES.items()}
 COLLECTIVE = re.compile(rf"= .*? ({'|'.join(COLLECTIVES)})(?:-start)?\(")
-WHOLE = ("matrix functions", "solve by example")
+WHOLE = ("matrix functions", "solve by example", "routed experts", "convolutions")
 KEY = jax.random.key(3)
 
 
@@ -96,7 +96,8 @@ def on_mesh(name, kind, passes, params, *batch):
             for own in map(shapes["backprop"][1].get, ("sq_norms", "per_example")):
                 for leaf in jax.tree.leaves(own):
                     assert "data" in leaf.sharding.spec, leaf
-    # XLA gathers what it cannot divide, such as a solver, also of a batch.
+    # XLA gathers what it cannot divide, such as solvers, also of a batch, matrices that examples
+    # choose, and some convolutions in groups.
     gathered = set(COLLECTIVE.findall(compiled.as_text())) - {"all-reduce"}
     assert not gathered or name in WHOLE, gathered
     return got
