@@ -12,10 +12,9 @@ Examples are divided, so a sum over the examples is a sum over devices (an all-r
 to one example stays where the example is.
 """
 
-import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -56,7 +55,7 @@ def pieces_of(x: jax.Array) -> int:
     names = sharding.spec[0]
     if names is not None:
         sizes = dict(sharding.mesh.shape)
-        return math.prod(sizes[name] for name in _names(names))
+        return math.prod(sizes[name] for name in names_in(names))
     mesh = jax.sharding.get_abstract_mesh()
     kinds = zip(mesh.axis_sizes, mesh.axis_types, strict=True)
     devices = math.prod(size for size, kind in kinds if kind == AxisType.Auto)
@@ -121,11 +120,30 @@ def varying_with(x: PyTree, tree: PyTree) -> PyTree:
     `jax.grad` then adds up their derivatives over the devices. Outside of `shard_map` it is the
     tree itself.
     """
+    return vary(tree, varies_over(jax.tree.leaves(x)))
+
+
+def varies_over(arrays: Iterable[Any]) -> frozenset[str]:
+    """The axes of a mesh over which some of these arrays vary inside `jax.shard_map`."""
     if not is_manual():
-        return tree
-    zeros = (jnp.sum(jnp.zeros_like(leaf, float)) for leaf in jax.tree.leaves(x))
-    zero = functools.reduce(jnp.add, zeros)
-    return jax.tree.map(lambda a: a + zero.astype(a.dtype), tree)
+        return frozenset()
+    kinds = map(jax.typeof, arrays)
+    axes = (kind.vma if hasattr(kind, "vma") else kind.mat.varying for kind in kinds)
+    return frozenset().union(*axes)
+
+
+def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """Arrays that vary over these axes of a mesh, whatever they vary over already."""
+
+    def varying(x):
+        missing = tuple(sorted(axes - varies_over([x])))
+        if not missing:
+            return x
+        if hasattr(jax.lax, "pcast"):
+            return jax.lax.pcast(x, missing, to="varying")
+        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 -- until JAX 0.8
+
+    return jax.tree.map(varying, tree) if axes else tree
 
 
 def zeros_beside(x: jax.Array, size: int) -> jax.Array:
@@ -168,10 +186,10 @@ def gathered(params: PyTree, x: jax.Array) -> PyTree:
     if not _is_explicit(x):
         return params
     mesh = jax.typeof(x).sharding.mesh
-    of_examples = set(_names(jax.typeof(x).sharding.spec[0]))
+    of_examples = set(names_in(jax.typeof(x).sharding.spec[0]))
 
     def gather(param):
-        spec = [_names(part) for part in jax.typeof(param).sharding.spec]
+        spec = [names_in(part) for part in jax.typeof(param).sharding.spec]
         if of_examples.isdisjoint(itertools.chain(*spec)):
             return param
         kept = (tuple(n for n in part if n not in of_examples) or None for part in spec)
@@ -220,7 +238,7 @@ def devices_of(tree: PyTree) -> AbstractMesh | None:
     return None if mesh is None or AxisType.Manual in mesh.axis_types else mesh
 
 
-def _names(part: Any) -> tuple[str, ...]:
+def names_in(part: Any) -> tuple[str, ...]:
     """The axes of the mesh that divide an axis of an array, from its entry in a `PartitionSpec`."""
     if part is None:
         return ()

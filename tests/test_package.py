@@ -25,48 +25,21 @@ AUTODIFF = {
 }  # fmt: skip
 
 # What each chapter may import of the package: itself, and chapters that stand above it here.
+BASE = {"types", "sharding", "require"}
 CHAPTERS = {
     "types": set(),
     "sharding": {"types"},
     "require": {"types"},
     "signals": {"types", "sharding"},
-    "combinators": {"types", "sharding", "require", "signals"},
-    "layers": {"types", "sharding", "require", "signals", "combinators"},
-    "outputs": {"types", "sharding", "require"},
+    "combinators": BASE | {"signals"},
+    "layers": BASE | {"signals", "combinators"},
+    "outputs": BASE,
     "readings": {"types", "sharding", "signals"},
     "forward": {"types", "require", "readings"},
-    "lift": {"types", "sharding", "require", "signals", "readings"},
-    "rules": {
-        "types",
-        "sharding",
-        "require",
-        "signals",
-        "combinators",
-        "layers",
-        "readings",
-        "forward",
-    },
-    "sweeps": {
-        "types",
-        "sharding",
-        "require",
-        "signals",
-        "outputs",
-        "readings",
-        "forward",
-        "rules",
-    },
-    "training": {
-        "types",
-        "sharding",
-        "require",
-        "signals",
-        "outputs",
-        "readings",
-        "forward",
-        "rules",
-        "sweeps",
-    },
+    "lift": BASE | {"signals", "readings"},
+    "rules": BASE | {"signals", "combinators", "layers", "readings", "forward"},
+    "sweeps": BASE | {"signals", "outputs", "readings", "forward", "rules"},
+    "training": BASE | {"signals", "outputs", "readings", "forward", "rules", "sweeps"},
     "check": {"types", "require", "signals", "readings"},
 }
 

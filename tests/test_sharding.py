@@ -3,19 +3,18 @@
 `experiments.modes` compares the numbers, for a few networks.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from cases import N
+from processes import assert_succeed, started
 
 SCRIPT = Path(__file__).with_name("traces_on_devices.py")
 SOON = ["conv", "embedding", "attention", "recurrent", "layer_norm", "group_norm at positions"]
 
 
 def assert_traces(*arguments):
-    process = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_succeed(started(SCRIPT, *arguments, devices=N))
 
 
 @pytest.mark.parametrize("mode", ["explicit", "shard_map"])

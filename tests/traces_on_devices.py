@@ -3,7 +3,8 @@
 What is wrong about sharding shows when a program is traced, so nothing is compiled here. It is a
 process of its own, since it needs several devices, which are simulated; `test_sharding` starts it:
 
-    python tests/traces_on_devices.py explicit|shard_map layers|losses|rules [NAME ...]
+    XLA_FLAGS=--xla_force_host_platform_device_count=3 \\
+        python tests/traces_on_devices.py explicit|shard_map layers|losses|rules [NAME ...]
 """
 
 import sys

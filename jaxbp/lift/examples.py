@@ -33,8 +33,8 @@ from jax.sharding import (
 )
 
 from jaxbp.lift.trace import as_closed
-from jaxbp.lift.versions import CALLS, CHECKPOINTS, apply, varies_over, vary
-from jaxbp.sharding import placement, replicated
+from jaxbp.lift.versions import CALLS, CHECKPOINTS, apply
+from jaxbp.sharding import placement, replicated, varies_over, vary
 from jaxbp.types import PyTree
 
 # Operations with programs inside, whose types have to be those of their operands.

@@ -5,14 +5,11 @@ and four names of `jax.extend.core`. JAX promises none of these between releases
 this chapter run on the oldest and the newest release that is supported.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.extend import source_info_util
 from jax.sharding import get_abstract_mesh, use_abstract_mesh
-
-from jaxbp.types import PyTree
 
 CALLS = {"jit", "pjit", "closed_call", "core_call"}
 CHECKPOINTS = {"checkpoint", "remat", "remat2"}
@@ -49,26 +46,3 @@ def apply(equation: Any, operands: Sequence[Any], params: Any = None) -> list[An
 def source_of(equation: Any) -> str:
     """File, line and function of an operation in the user's code."""
     return source_info_util.summarize(equation.source_info)
-
-
-def varies_over(arrays: Iterable[Any]) -> frozenset[str]:
-    """The axes of a mesh over which some of these arrays vary inside `jax.shard_map`."""
-    if not get_abstract_mesh().manual_axes:
-        return frozenset()
-    kinds = map(jax.typeof, arrays)
-    axes = (kind.vma if hasattr(kind, "vma") else kind.mat.varying for kind in kinds)
-    return frozenset().union(*axes)
-
-
-def vary(tree: PyTree, axes: frozenset[str]) -> PyTree:
-    """Arrays that vary over these axes of a mesh, whatever they vary over already."""
-
-    def varying(x):
-        missing = tuple(sorted(axes - varies_over([x])))
-        if not missing:
-            return x
-        if hasattr(jax.lax, "pcast"):
-            return jax.lax.pcast(x, missing, to="varying")
-        return getattr(jax.lax, "pvary")(x, missing)  # noqa: B009 -- until JAX 0.8
-
-    return jax.tree.map(varying, tree) if axes else tree

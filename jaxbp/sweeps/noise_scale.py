@@ -98,7 +98,5 @@ def _may_be_one(n):
     """Whether there may be fewer than two examples."""
     try:
         return bool(n < 2)
-    except (
-        Exception
-    ):  # of a class that depends on the version of JAX: n is symbolic, without bounds
+    except Exception:  # n is symbolic, without bounds; the class depends on the version of JAX
         return True

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxbp.sharding import is_manual, placement
+from jaxbp.sharding import is_manual, names_in, placement, varying_with
 from jaxbp.types import PyTree
 
 State = TypeVar("State")
@@ -131,8 +131,7 @@ def _steps(sharding: NamedSharding, n: int) -> tuple[NamedSharding, NamedShardin
     """
     names, *others = sharding.spec
     whole = NamedSharding(sharding.mesh, PartitionSpec(None, *others))
-    axes = () if names is None else (names,) if isinstance(names, str) else names
-    pieces = math.prod(sharding.mesh.shape[axis] for axis in axes)
+    pieces = math.prod(sharding.mesh.shape[axis] for axis in names_in(names))
     return whole, sharding if pieces > 1 and n % pieces == 0 else None
 
 
@@ -150,7 +149,7 @@ def varying(function: Callable[..., tuple[PyTree, Any]], carry: PyTree, *inputs:
     def as_after(leaf, after):
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf  # keys never change
-        return jnp.where(jnp.zeros_like(after, bool), leaf, leaf)
+        return varying_with(jnp.zeros_like(after), leaf)
 
     while True:  # where a part of the carry varies, more of it may vary after the next round
         after, _ = jax.eval_shape(function, carry, *inputs)

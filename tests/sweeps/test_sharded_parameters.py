@@ -3,13 +3,10 @@
 The process of pytest has one device. Another, with 8 simulated ones, runs what `on_meshes.py` has.
 """
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import jax
 import pytest
+from processes import assert_succeed, started
 
 from jaxbp.training.kfac.inverses import _shares
 
@@ -17,20 +14,7 @@ SCRIPT = Path(__file__).with_name("on_meshes.py")
 
 
 def assert_pass(*checks):
-    own = {
-        "PYTHONPATH": str(SCRIPT.parents[1]),  # for the registry
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    process = subprocess.run(
-        [sys.executable, SCRIPT, *checks],
-        env={**os.environ, **own},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    assert_succeed(started(SCRIPT, *checks))
 
 
 def test_a_gradient_is_divided_as_its_parameters():

@@ -159,7 +159,8 @@ def scale_by_kfac(
         else:
             before = state.factors
             if is_manual():  # elsewhere the factors are not even traced before they are due
-                before = varying_with(jax.eval_shape(averages), before)
+                like = jax.tree.map(jnp.zeros_like, jax.eval_shape(averages))
+                before = varying_with(like, before)
             averaged = jax.lax.cond(state.step % period == 0, averages, lambda: before)
         before = varying_with(averaged, state.inverses)
         inverses = jax.lax.cond(
