@@ -16,7 +16,7 @@ LATE = [
     *("numbers", "three operands", "standardised convolution", "routed experts", "heads"),
     *("rows, clipped", "matrix functions", "own jvp", "stack of layers", "loop in a loop"),
     *("in time", "branches", "while without parameters"),
-    *("linen LSTM", "linen Dropout", "nnx attention", "Equinox GRU"),
+    *("linen LSTM", "linen Dropout", "Equinox attention", "Equinox GRU"),
 ]
 
 
