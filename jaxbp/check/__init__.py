@@ -6,8 +6,9 @@ a random cotangent u. With f the forward pass, p the parameters and the input, a
     autodiff             J^T u from `jax.vjp`, for each parameter and for the input
     finite differences   u . (f(p + h v) - f(p - h v)) / 2h against (J^T u) . v, for a random v
     adjoint identity     <J v, u> = <v, J^T u>, with J v from `jax.jvp`, for everything at once
-    readings             `per_example`, `sq_norms` and `keep` of each parameter, against the
-                         gradient of each example from `jax.vjp`
+    readings             `per_example`, `sq_norms` and `keep` of each parameter, and `gram` if its
+                         signal has a formula of its own, against the gradient of each example
+                         from `jax.vjp`
 
 For a layer it also checks the rest of the contract in `types.Layer`:
 

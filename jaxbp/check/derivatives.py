@@ -98,6 +98,9 @@ def compare_readings(swept: Swept, params: PyTree, by_example: PyTree) -> list[F
             "per_example": difference(answers.by_example, want),
             "sq_norms": difference(answers.sq_norms, squares),
         }
+        if answers.gram is not None:
+            rows = want.reshape(*want.shape[: layers + 1], -1)
+            errors["gram"] = difference(answers.gram, rows @ jnp.swapaxes(rows, -1, -2))
         if what in swept.kept:
             errors["keep"] = difference(swept.kept[what], answers.total)
         wrong = {name: e for name, e in errors.items() if not e <= AUTODIFF_TOLERANCE}

@@ -9,9 +9,19 @@ import jax.numpy as jnp
 
 from jaxbp.check.report import Finding, broken
 from jaxbp.check.trees import floats, leaves, outline
+from jaxbp.readings.inner_products import gram
 from jaxbp.readings.norms import sq_norms
 from jaxbp.readings.sums import per_example, total
-from jaxbp.signals.kinds import Conv, Outer, Scale, Through, is_signal, map_signals, uses_of
+from jaxbp.signals.kinds import (
+    Conv,
+    Outer,
+    Scale,
+    Through,
+    formula_of,
+    is_signal,
+    map_signals,
+    uses_of,
+)
 from jaxbp.types import Layer, PyTree
 
 
@@ -24,12 +34,14 @@ class Answers:
       total: the gradient, summed over examples.
       by_example: the gradient of each example.
       sq_norms: their squared norms.
+      gram: their inner products, if the signal has a formula of its own for them, or None.
       carries: whether the error goes back through the parameter, by the kind of its signal.
     """
 
     total: jax.Array
     by_example: jax.Array
     sq_norms: jax.Array
+    gram: jax.Array | None
     carries: bool = dataclasses.field(metadata={"static": True})
 
     def __add__(self, other):
@@ -116,6 +128,7 @@ def _read_all(signal: Any) -> Answers | _Unread:
             total(signal),
             per_example(signal),
             sq_norms(signal),
+            gram(signal) if formula_of(signal, "gram") else None,
             any(map(_carries, uses_of(signal))),
         )
     except (TypeError, ValueError, LookupError) as error:

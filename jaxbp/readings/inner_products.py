@@ -34,13 +34,13 @@ from jaxbp.signals.kinds import (
     Sum,
     Through,
     as_positions,
+    formula_of,
     is_signal,
     map_signals,
-    not_a_signal,
     rows_of,
     widen,
 )
-from jaxbp.signals.operands import require_signal
+from jaxbp.signals.operands import require_kind, require_signal
 from jaxbp.signals.stacked import sum_leaves
 from jaxbp.types import PyTree, show_shape, widened
 
@@ -96,6 +96,8 @@ def gram(signals: PyTree, other: PyTree | None = None) -> jax.Array:
 
 def _gram_of_formed(signal: Signal, other: Signal) -> jax.Array:
     """The inner products of gradients that are formed for each example."""
+    if own := formula_of(signal, "gram"):
+        return own(other)
     gradients, others = per_example(signal), per_example(other)
     return gradients.reshape(gradients.shape[0], -1) @ others.reshape(others.shape[0], -1).T
 
@@ -238,8 +240,7 @@ def _wide_signals(name: str, tree: PyTree) -> PyTree:
     if not leaves:
         raise ValueError(f"{name}: there are no signals in the tree. Has the network parameters?")
     for leaf in leaves:
-        if not is_signal(leaf):
-            raise not_a_signal(name, leaf)
+        require_kind(name, leaf)
     jax.eval_shape(lambda tree: map_signals(lambda s: require_signal(name, s), tree), tree)
     return jax.tree.map(widen, tree, is_leaf=is_signal)
 

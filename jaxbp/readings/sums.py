@@ -46,6 +46,7 @@ from jaxbp.signals.kinds import (
     Through,
     as_positions,
     as_rows,
+    formula_of,
     rows_of,
     widen,
 )
@@ -85,7 +86,10 @@ def total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
 @functools.singledispatch
 def wide_total(signal: Signal, *, weights: ArrayLike | None = None) -> jax.Array:
     """The `total` in at least 32 bits; for operands of 16 bits, before it is rounded to them."""
-    return jnp.sum(weighed(_formed(widen(signal)), weights), axis=0)
+    signal = widen(signal)
+    if own := formula_of(signal, "total"):
+        return own(None if weights is None else jnp.asarray(weights))
+    return jnp.sum(weighed(_formed(signal), weights), axis=0)
 
 
 @wide_total.register

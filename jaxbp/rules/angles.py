@@ -34,7 +34,7 @@ class Alignment(NamedTuple):
     Attributes:
       gradient: the angle between the rule's mean gradient and the exact one.
       delta: the angle between the rule's error at the layer's outputs and the exact one, for each
-        example, averaged over the examples.
+        example, averaged over the examples; nan for a signal of your own without `deltas`.
       weight: the angle between the parameter and the array that replaces it in the backward pass; 0
         if nothing replaces it.
       norm_ratio: the norm of that array divided by the norm of the parameter; 1 if nothing replaces
@@ -111,7 +111,7 @@ def alignment(net: Layer, loss: LossFunction, *, rule: Rule) -> Measure:
     def compare(exact, ruled, tree, param):
         return Alignment(
             _angle(total(ruled), total(exact)),
-            jnp.mean(jax.vmap(_angle)(ruled.deltas, exact.deltas)),
+            _angle_of_deltas(ruled, exact),
             _angle(tree, param),
             _norm_ratio(tree, param),
         )
@@ -144,6 +144,12 @@ def _inside_blocks(tree: PyTree) -> PyTree:
         return _inside_blocks(node.parts) if isinstance(node, Direct) else node
 
     return jax.tree.map(parts, tree, is_leaf=lambda node: isinstance(node, Direct | ForwardInTime))
+
+
+def _angle_of_deltas(ruled, exact):
+    """The mean over the examples; nan for a kind of signal that keeps no deltas."""
+    d, e = (getattr(signal, "deltas", None) for signal in (ruled, exact))
+    return jnp.full((), jnp.nan) if d is None or e is None else jnp.mean(jax.vmap(_angle)(d, e))
 
 
 def _angle(a, b):

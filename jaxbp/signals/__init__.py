@@ -9,7 +9,7 @@ forward product, its transpose and the kernel gradient, and `conv_patches` turns
 
 This chapter imports only `types`. To add a kind of signal, add a record to `kinds`, its checks to
 `operands` and its formulas to the modules of `readings`. A reading without a formula for a kind
-forms the gradient of each example.
+forms the gradient of each example. Outside of the library, a kind is a record with methods.
 """
 
 from jaxbp.signals import conv_windows, kinds, stacked

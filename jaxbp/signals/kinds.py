@@ -10,7 +10,13 @@ There are many layers, but only five kinds of signal, and two that are made of o
 written once per kind.
 
 A kind of your own is a record, a pytree, with a method `per_example() -> gradients [N, ...]`. Every
-reading then works, from these gradients.
+reading then works, from these gradients. Where a formula of yours is cheaper, add its method, and
+the readings take it; 16-bit operands are widened to 32 bits before. `check` tests them all.
+
+    per_example()     g_n, [N, ...]                                                 required
+    total(weights)    sum_n w_n g_n, with w [N] or None (for `mean`, `reweighted`)  optional
+    sq_norms()        |g_n|^2, [N]                                                  optional
+    gram(other)       g_n . g'_m, [N, M], with another signal of the kind           optional
 
 Example:
   >>> import jax.numpy as jnp, jaxbp as bp
@@ -355,6 +361,12 @@ def each_row_once(signal: Lookup) -> Lookup:
 def as_rows(x: jax.Array) -> jax.Array:
     """Reshapes [N, ..., O] to [N T, O]."""
     return x.reshape(-1, x.shape[-1])
+
+
+def formula_of(signal: Any, name: str) -> Callable[..., Any] | None:
+    """The formula that a signal of one's own kind has for a reading, or None if it has none."""
+    formula = None if isinstance(signal, KINDS) else getattr(signal, name, None)
+    return formula if callable(formula) else None
 
 
 def not_a_signal(reading: str, signal: Any) -> TypeError:

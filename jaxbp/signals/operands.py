@@ -42,8 +42,7 @@ def require_signal(reading: str, signal: Any) -> None:
       TypeError: it is not a signal, or its operands are not arrays of floating-point numbers.
       ValueError: the shapes of its operands do not fit.
     """
-    if not is_signal(signal):
-        raise not_a_signal(reading, signal)
+    require_kind(reading, signal)
     if isinstance(signal, Through):
         _require_through(reading, signal)
     elif isinstance(signal, Sum):
@@ -55,6 +54,17 @@ def require_signal(reading: str, signal: Any) -> None:
                 f"{reading}: got a signal {type(signal).__name__} with {_shapes(signal)}; it takes "
                 f"{_TAKES[type(signal)]}."
             )
+
+
+def require_kind(reading: str, node: Any) -> None:
+    """Raises unless a node is a signal, whatever its operands, and a pytree."""
+    if not is_signal(node):
+        raise not_a_signal(reading, node)
+    if jax.tree_util.all_leaves([node]):
+        raise TypeError(
+            f"{reading}: got a signal {type(node).__name__}, which is not a pytree. Make it a "
+            "NamedTuple, or register it by jax.tree_util.register_dataclass?"
+        )
 
 
 def gradient_shape(signal: Signal) -> Shape | None:
@@ -91,6 +101,10 @@ def dtype_of(signal: Signal) -> jnp.dtype:
 
 def count_examples(signal: Signal) -> int:
     """N, the number of examples of a signal."""
+    if isinstance(signal, Through):
+        return count_examples(signal.signal)
+    if isinstance(signal, Sum):
+        return count_examples(signal.signals[0])
     return signal.deltas.shape[0] if isinstance(signal, KINDS) else _formed(signal).shape[0]
 
 

@@ -10,6 +10,7 @@ from jaxbp.outputs.errors import sampled
 from jaxbp.readings.moments import diagonal, kronecker
 from jaxbp.require import is_count, require_call, require_function
 from jaxbp.signals.kinds import Bias, Conv, Outer, Signal, Through
+from jaxbp.signals.operands import count_examples
 from jaxbp.signals.stacked import is_stacked, one_layer
 from jaxbp.signals.views import View
 from jaxbp.sweeps.gradients import backprop
@@ -112,7 +113,7 @@ def kfac_factors(
         def of_rest():
             if rest == "identity":
                 return None
-            return diagonal(signal, columns=columns) / signal.deltas.shape[0]
+            return diagonal(signal, columns=columns) / count_examples(signal)
 
         inner, view = _layout(signal)
         if view is None:
