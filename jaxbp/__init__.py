@@ -7,6 +7,7 @@ dense(10))`. One backward pass through it computes the gradient and whatever els
     backprop         any readings, such as per-example gradients, norms or curvature factors, for
                      any error at the outputs and any rule that carries it back
     fit              training with validation and early stopping; `make_step` makes a single step
+    explain          the values, the deltas and the chain rule of a small network, to look at
     check            the test of a layer's backward pass against autodiff
 
 Shapes are written in brackets, with the letters of `jaxbp.types`: N examples, T positions, I
@@ -15,6 +16,7 @@ inputs, O outputs, C classes.
 
 from jaxbp.check import *
 from jaxbp.combinators import *
+from jaxbp.explain import *
 from jaxbp.layers import *
 from jaxbp.lift import *
 from jaxbp.outputs import *

@@ -36,6 +36,7 @@ CHAPTERS = {
     "outputs": BASE,
     "readings": {"types", "sharding", "signals"},
     "forward": {"types", "require", "readings"},
+    "explain": BASE | {"signals", "combinators", "outputs", "readings", "forward"},
     "lift": BASE | {"signals", "readings"},
     "rules": BASE | {"signals", "combinators", "layers", "readings", "forward"},
     "sweeps": BASE | {"signals", "outputs", "readings", "forward", "rules"},

@@ -29,6 +29,7 @@ from jaxbp.require import (
 )
 from jaxbp.signals.kinds import keep
 from jaxbp.types import (
+    Forward,
     Layer,
     LayerError,
     Params,
@@ -131,7 +132,23 @@ def chain(*layers: Layer) -> Layer:
             readings.append(reading)
         return dx, tuple(reversed(readings))
 
-    return Layer(name, init, forward, backward)
+    return Layer(name, init, Chained(layers, forward), backward)
+
+
+class Chained(NamedTuple):
+    """The forward function of a chain, which knows its parts.
+
+    Attributes:
+      layers: the parts.
+      forward: what it does when it is called.
+    """
+
+    layers: tuple[Layer, ...]
+    forward: Forward
+
+    def __call__(self, params, x, /, *, key=None):
+        """The outputs and the cache, as of any layer."""
+        return self.forward(params, x, key=key)
 
 
 def residual(*layers: Layer, at: int | str | None = None) -> Layer:
