@@ -4,6 +4,7 @@ The backward pass visits the parts in reverse order: the dx of one part is the d
 it. Nothing else passes between layers.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -135,7 +136,8 @@ def chain(*layers: Layer) -> Layer:
     return Layer(name, init, Chained(layers, forward), backward)
 
 
-class Chained(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)  # JAX keeps weak references to functions
+class Chained:
     """The forward function of a chain, which knows its parts.
 
     Attributes:
