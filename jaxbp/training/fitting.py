@@ -24,7 +24,7 @@ from jaxbp.training.interrupts import Interrupted, noted_signals
 from jaxbp.training.nonfinite import BadStepError, NonFiniteError, locate
 from jaxbp.training.placing import beside
 from jaxbp.training.processes import happened_anywhere
-from jaxbp.training.runs import Best, Run, make_goal, make_measure
+from jaxbp.training.runs import Best, Run, after_fit, make_goal, make_measure, plain
 from jaxbp.training.step import Metric, TrainState, init_state, require_state
 from jaxbp.training.storage import Storage
 from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule
@@ -39,7 +39,8 @@ class Fit(NamedTuple):
       params: the parameters of the best epoch on the validation set; without one, the last
         parameters.
       state: the last state, from which another run can continue.
-      records: what was recorded, one dict for each epoch.
+      records: what was recorded, one dict for each epoch. Single numbers are Python's, so that
+        `json.dumps(records, default=np.ndarray.tolist)` writes them down; other arrays are NumPy's.
       stopped_by: `target`, `patience` or `epochs`.
       reason: the same as a sentence with its numbers.
     """
@@ -58,7 +59,7 @@ def fit(
     train: Data | Iterable[Data],
     *,
     key: jax.Array | None = None,
-    state: TrainState | None = None,
+    state: "TrainState | Fit | None" = None,
     held_out: Data | None = None,
     metric: Metric | None = None,
     target: float | None = None,
@@ -115,9 +116,11 @@ def fit(
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       optimizer: any optax optimizer.
-      train: a data set or batches (see below).
+      train: a data set or batches (see above).
       key: a random key to make a new state.
-      state: a state to continue from, instead of a key.
+      state: a state to continue from, instead of a key. Or the `Fit` of an earlier run with the
+        same data, metric and readings: then its epochs, records and patience go on counting, and
+        `epochs` counts those of both runs.
       held_out: the validation set, a pair `(inputs, targets)`.
       metric: `metric(outputs, targets) -> [N]`, such as `bp.accuracy`.
       target: the measure that is good enough.
@@ -178,6 +181,7 @@ def fit(
     else:
         batches, first = None, as_arrays("train", train)
     shape = jax.tree.map(lambda x: x.shape[1:], first[0])
+    earlier, state = (state, state.state) if isinstance(state, Fit) else (None, state)
     if state is None:
         assert key is not None  # checked by _require_arguments
         state = init_state(net, optimizer, key, shape, rule=rule)
@@ -234,6 +238,9 @@ def fit(
         means = jax.eval_shape(lambda sums: over(sums, 1), sums)
         return sums, {**means, **jax.eval_shape(measure, start.state.params)}
 
+    if earlier is not None:
+        start = after_fit(start, earlier.params, earlier.records, like()[1], goal)
+
     with Storage(checkpoints, keep_checkpoints, describe) as storage, noted_signals() as signals:
 
         def keep(run, *, due):
@@ -242,7 +249,7 @@ def fit(
             if due or interrupted:
                 storage.save(run)
             if interrupted:
-                raise Interrupted(run.epoch, run.state, run.records, checkpoints is not None)
+                raise Interrupted(run.epoch, run.state, run.plain_records, checkpoints is not None)
 
         run = storage.restored(start, like)
         while (stop := goal.reason_to_stop(run)) is None:
@@ -252,10 +259,12 @@ def fit(
                     keep(run, due=unit == "steps" and progress.steps % often == 0)
             except BadStepError as bad:
                 place = locate(net, loss, rule, bad)
-                raise NonFiniteError(run.epoch, bad.step, place, bad.state, run.records) from None
+                records = run.plain_records
+                raise NonFiniteError(run.epoch, bad.step, place, bad.state, records) from None
             record = {**run.progress.record(), **measure(run.state.params)}
             if not math.isfinite(float(record[goal.entry])):
-                raise NonFiniteError(run.epoch, None, f"the {goal.name}", run.state, run.records)
+                what = f"the {goal.name}"
+                raise NonFiniteError(run.epoch, None, what, run.state, run.plain_records)
             run = run.after_epoch(record, goal)
             if unit == "steps" or run.epochs % often == 0:
                 storage.save(run)
@@ -265,16 +274,16 @@ def fit(
         storage.save(run)
     stopped_by, reason = stop
     params = run.state.params if held_out is None else run.best.params
-    return Fit(params, run.state, run.records, stopped_by, f"{stopped_by}: {reason}")
+    return Fit(params, run.state, run.plain_records, stopped_by, f"{stopped_by}: {reason}")
 
 
 def _call_back(callback, run, storage):
     """Calls the callback. What it raises carries the state and the records, which are stored."""
     try:
-        callback(run.state, run.records[-1])
+        callback(run.state, plain(run.records[-1]))
     except Exception as error:
         storage.save(run)
-        error.state, error.records = run.state, run.records  # type: ignore[attr-defined]
+        error.state, error.records = run.state, run.plain_records  # type: ignore[attr-defined]
         error.add_note(
             f"fit: the callback raised this after epoch {run.epochs}. The last state and the "
             "records are in its `state` and `records`."

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from jaxbp.training.epochs import Progress
 from jaxbp.training.processes import fetched
 from jaxbp.training.step import TrainState, evaluate
@@ -42,6 +45,11 @@ class Run(NamedTuple):
         """The current epoch, counted from 1."""
         return self.epochs + 1
 
+    @property
+    def plain_records(self) -> list[dict[str, Any]]:
+        """The records as `fit` hands them out."""
+        return [plain(record) for record in self.records]
+
     def after_epoch(self, record: Mapping[str, Any], goal: "Goal") -> "Run":
         """The run at the start of the next epoch."""
         record = {"epoch": self.epoch, **fetched(dict(record))}
@@ -49,6 +57,45 @@ class Run(NamedTuple):
         if goal.is_better(value, best.value):
             best = Best(self.epoch, value, self.state.params)
         return Run(self.state, best, [*self.records, record])
+
+
+def after_fit(
+    start: Run, params: Params, records: list[dict[str, Any]], like: Mapping[str, Any], goal: "Goal"
+) -> Run:
+    """The run that goes on from the state of `start`, after an earlier run of `fit`.
+
+    Args:
+      start: the run at its start.
+      params: those of the earlier run's best epoch.
+      records: the plain records of the earlier run.
+      like: a record without its epoch, as shapes and dtypes.
+      goal: that of both runs.
+    """
+    try:
+        rows = [
+            {"epoch": i, **jax.tree.map(lambda own, x: np.asarray(x, own.dtype), like, rest)}
+            for i, record in enumerate(records, 1)
+            for rest in [{name: value for name, value in record.items() if name != "epoch"}]
+        ]
+    except ValueError:
+        raise ValueError(
+            f"fit: state is a Fit whose records have {', '.join(records[-1])}, and this run "
+            f"records epoch, {', '.join(like)}. Record the same, or pass its state, run.state?"
+        ) from None
+    best = start.best
+    for row in rows:
+        if goal.is_better(float(row[goal.entry]), best.value):
+            best = Best(row["epoch"], float(row[goal.entry]), params)
+    return start._replace(best=best, records=rows)
+
+
+def plain(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with Python's numbers in place of arrays without axes."""
+
+    def to_number(x):
+        return np.asarray(x).item() if np.ndim(x) == 0 else x
+
+    return {name: jax.tree.map(to_number, value) for name, value in record.items()}
 
 
 class Goal(NamedTuple):

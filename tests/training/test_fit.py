@@ -1,5 +1,7 @@
 """Until the model is good: each reason to stop, what is given back, and what is refused."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,9 +120,34 @@ def test_two_runs_that_follow_each_other_are_one(data):
     half = fit(data, epochs=2)
     rest = fit(data, key=None, state=half.state, epochs=2)
     assert_close(rest.params, whole.params)
-    assert_close(
-        [r["loss"] for r in half.records + rest.records], [r["loss"] for r in whole.records]
+    losses = [
+        [r["loss"] for r in records] for records in (half.records + rest.records, whole.records)
+    ]
+    assert_close(*map(jnp.array, losses))
+
+
+def test_a_run_after_a_fit_goes_on_counting(data):
+    seen, shared = [], {"held_out": data, "metric": bp.accuracy, "patience": 9}
+    whole = fit(data, epochs=4, **shared)
+    half = fit(data, epochs=2, **shared)
+    rest = fit(
+        data,
+        key=None,
+        state=half,
+        epochs=4,
+        callback=lambda _, r: seen.append(r["epoch"]),
+        **shared,
     )
+    assert seen == [3, 4]
+    assert rest.records == whole.records
+    assert_close((rest.params, rest.state.params), (whole.params, whole.state.params))
+    assert rest.reason == whole.reason
+    done = fit(data, key=None, state=rest, epochs=4, **shared)
+    assert (done.records, int(done.state.step)) == (rest.records, int(rest.state.step))
+    with pytest.raises(
+        ValueError, match=r"whose records have epoch, .*metric.*, and this run records"
+    ):
+        fit(data, key=None, state=half, epochs=4)
 
 
 def test_the_same_key_gives_the_same_run_and_another_another(data):
@@ -147,9 +174,17 @@ def test_records_hold_what_was_asked_for_and_the_callback_sees_them(data):
     assert set(run.records[0]) == {"epoch", "loss", "held_out_loss", "metric", "error_size"}
     assert [record["epoch"] for record in run.records] == [1, 2]
     assert run.records[0]["error_size"][2]["bias"] > 0
-    json_ready = float(run.records[0]["held_out_loss"])
     measured = bp.evaluate(NET, LOSS)(run.params, *data)["loss"]
-    assert json_ready >= float(measured)
+    assert run.records[0]["held_out_loss"] >= float(measured)
+
+
+def test_records_are_written_as_json(data):
+    run = fit(data, epochs=1, read={"health": bp.health, "mean": bp.mean})
+    (record,) = json.loads(json.dumps(run.records, default=np.ndarray.tolist))
+    assert (record["epoch"], record["loss"]) == (1, run.records[0]["loss"])
+    assert record["mean"][0]["bias"] == run.records[0]["mean"][0]["bias"].tolist()
+    assert isinstance(run.records[0]["health"][0]["weight"].inputs.rms, float)
+    assert json.dumps(fit(data, epochs=1, held_out=data, metric=bp.accuracy).records)
 
 
 class Batches:
@@ -462,7 +497,7 @@ def test_inputs_may_be_a_tree(key):
         state, _ = step(state, *data)
     assert_close(run.state.params, state.params)
     want = jnp.mean(bp.squared_error(MASKED.forward(run.params, data[0])[0], data[1])[0])
-    assert_close(run.records[-1]["held_out_loss"], want)
+    assert_close(jnp.array(run.records[-1]["held_out_loss"]), want)
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["data_set", "batches"])
