@@ -26,3 +26,5 @@ from jaxbp.signals import *
 from jaxbp.sweeps import *
 from jaxbp.training import *
 from jaxbp.types import *
+
+__version__ = "0.1.0"

@@ -17,6 +17,15 @@ from jax.typing import DTypeLike
 
 from jaxbp.types import Layer, LayerError, Shape, is_shape, show_path, show_shape, show_shapes
 
+# Functions of jax.nn by their `__name__`, and the layers that compute the same.
+ACTIVATIONS = {
+    name: name
+    for name in (
+        "celu elu gelu glu hard_sigmoid hard_tanh leaky_relu log_sigmoid log_softmax mish relu "
+        "relu6 selu sigmoid silu softmax softplus tanh"
+    ).split()
+} | {"hard_silu": "hardswish", "hard_swish": "hardswish", "soft_sign": "softsign", "swish": "silu"}
+
 
 def require_positive(name: str, argument: str, value: Any) -> None:
     """Raises unless the value of an argument is a number above zero."""
@@ -479,13 +488,26 @@ def require_layers(place: str, layers: Iterable[Any]) -> None:
 
 def require_layer(what: str, layer: Any) -> None:
     """Raises unless something is a Layer; `what` names it, such as `backprop: net`."""
-    if not isinstance(layer, Layer):
-        hint, called = "", getattr(layer, "__name__", None)
-        if callable(layer) and str(getattr(layer, "__module__", "")).startswith("jaxbp."):
+    if isinstance(layer, Layer):
+        return
+    got, hint, called = repr(layer), "", getattr(layer, "__name__", None)
+    if callable(layer):
+        got = f"the function {called}" if called else got
+        if str(getattr(layer, "__module__", "")).startswith("jaxbp."):
             hint = f" Call it: {called}()?"
-        elif callable(layer):
-            hint = " Use a layer, such as bp.relu(), or make one of your function with bp.lift?"
-        raise TypeError(f"{what} is {layer!r}; it takes a Layer.{hint}")
+        elif called in ACTIVATIONS:
+            hint = f" Use bp.{ACTIVATIONS[called]}()?"
+        else:
+            hint = (
+                " Use a layer, such as bp.relu(), or make one of your function with bp.function, "
+                "or with bp.lift if it has parameters?"
+            )
+    elif isinstance(layer, str) and layer in ACTIVATIONS:
+        hint = f" Use bp.{ACTIVATIONS[layer]}()?"
+    elif isinstance(layer, list | tuple) and layer and isinstance(layer[0], Layer):
+        got = f"a {type(layer).__name__} of {len(layer)}"
+        hint = " Pass the layers one by one: chain(*layers)?"
+    raise TypeError(f"{what} is {got}; it takes a Layer.{hint}")
 
 
 def require_entries(name: str, tree: Any, n: int, what: str = "parameters") -> None:

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import importlib
+import importlib.metadata
 import inspect
 import itertools
 from pathlib import Path
@@ -187,6 +188,18 @@ def made_by(layer):
     return {
         part for part in layer.name.replace("(", " ").replace(")", " ").replace(",", " ").split()
     }
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert bp.__version__ == importlib.metadata.version("jaxbp")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("layer_norm", "layer_norms"), ("weighted", "reweighted")]
+)
+def test_names_that_are_easily_confused_point_to_each_other(name, other):
+    assert f"`{other}`" in inspect.getdoc(getattr(bp, name))
+    assert f"`{name}`" in inspect.getdoc(getattr(bp, other))
 
 
 def test_every_layer_is_in_the_registry():

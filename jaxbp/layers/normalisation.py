@@ -61,6 +61,8 @@ def layer_norm(
     Inputs are [N, ..., O]. Parameters are `{"gain": [O], "bias": [O]}`, without those that are
     switched off, and `()` without both. Means of 16-bit numbers are computed in 32 bits.
 
+    The norms of each layer's gradients are `layer_norms`, a reading's.
+
     Args:
       axes: how many of the last axes are normalised together. With more than one, O is the product
         of their sizes, and entry o of the parameters belongs to entry o of these axes in row-major

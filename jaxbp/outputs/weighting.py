@@ -25,6 +25,8 @@ def weighted(loss: Loss) -> Loss:
     The inputs of the network have to be finite even there. The gradient of a weight matrix is the
     product of inputs and deltas, and 0 times NaN is NaN. So pad inputs with zeros.
 
+    Weights that depend on the norms of the gradients are those of `reweighted`.
+
     Args:
       loss: a Loss.
 

@@ -287,6 +287,8 @@ def layer_norms(readings: PyTree) -> PyTree:
 
     A layer is an innermost collection of parameters, such as the dict of a weight and its bias.
 
+    The layer that normalises is `layer_norm`.
+
     Args:
       readings: the tree of squared norms that a sweep with `read=sq_norms` returns.
 

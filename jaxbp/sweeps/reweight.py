@@ -147,6 +147,8 @@ def reweighted(
 
     It is a sum, not a mean: divide by N for the mean.
 
+    Weights that are known beforehand are part of the loss: see `weighted`.
+
     Args:
       net: a Layer.
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.

@@ -57,7 +57,7 @@ def params_of(net, shape=(3,)):
         (
             lambda: bp.chain(bp.dense(3), bp.relu),
             TypeError,
-            r"chain: part 2 is <function relu.*>; it takes a Layer\. Call it: relu\(\)\?",
+            r"chain: part 2 is the function relu; it takes a Layer\. Call it: relu\(\)\?",
         ),
         (lambda: bp.chain(3), TypeError, r"chain: part 1 is 3; it takes a Layer\.$"),
         (

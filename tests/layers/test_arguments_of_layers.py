@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import assert_close
 
 import jaxbp as bp
+from jaxbp.require import ACTIVATIONS
 
 D = bp.dense(3)
 X = jnp.ones((2, 4), jnp.float32)
@@ -135,13 +137,27 @@ COMBINED = {
 def test_what_is_no_layer(make):
     for part, hint in (
         (bp.relu, r"Call it: relu\(\)\?"),
-        (jax.nn.relu, r"Use a layer, such as bp\.relu\(\)"),
-        (lambda x: x, r"with bp\.lift\?"),
-        ("relu", r"it takes a Layer\.$"),
+        (jax.nn.relu, r"is the function relu; it takes a Layer\. Use bp\.relu\(\)\?$"),
+        (jnp.tanh, r"Use bp\.tanh\(\)\?$"),
+        (lambda x: x, r"with bp\.function, or with bp\.lift if it has parameters\?$"),
+        ("relu", r"it takes a Layer\. Use bp\.relu\(\)\?$"),
+        ("rellu", r"it takes a Layer\.$"),
+        ([D, D], r"is a list of 2; it takes a Layer\. Pass the layers one by one"),
         (None, r"it takes a Layer\.$"),
     ):
         with pytest.raises(TypeError, match=hint):
             make(part)
+
+
+def test_each_activation_of_jax_is_answered_by_its_own_layer():
+    functions = {name: getattr(jax.nn, name) for name in dir(jax.nn) if name[0] != "_"}
+    x = jnp.linspace(-2.0, 2.0, 6)
+    for name, function in functions.items():
+        named = getattr(function, "__name__", None)
+        layer = ACTIVATIONS.get(named)
+        assert layer is not None or not hasattr(bp, name) or name == "dot_product_attention"
+        if layer is not None:
+            assert_close(getattr(bp, layer)().forward((), x[None])[0], function(x)[None])
 
 
 @pytest.mark.parametrize("compute", [None, "nonsense", int, bool, object()])
