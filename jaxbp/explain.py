@@ -158,7 +158,7 @@ def explain(
       >>> bool(np.isclose(product, shown.gradients["0.weight"][0, 1, 0]))
       True
     """
-    loss = _usual_loss(targets) if loss is None else loss
+    loss = usual_loss(targets) if loss is None else loss
     require_call("explain", net, loss)
     # This checks what goes in and comes out. The walk below repeats it, part by part.
     _, _, losses, delta = forward_and_loss("explain", net, loss, params, inputs, targets)
@@ -198,7 +198,8 @@ def explain(
     )
 
 
-def _usual_loss(targets: PyTree) -> LossFunction:
+def usual_loss(targets: PyTree) -> LossFunction:
+    """The loss for targets of which nothing else is known: cross-entropy for integers."""
     integers = all(
         jnp.issubdtype(jnp.result_type(t), jnp.integer) for t in jax.tree.leaves(targets)
     )
@@ -304,7 +305,7 @@ def _at_weight(step: _Step, path: str, index: tuple[int, ...]) -> list[Factor]:
     else:
         x = np.asarray(signal.inputs[0, ..., index[0]]).ravel()  # the same for every output
     from_z = _reached(f"d({step.place})/dz", through_z, np.arange(len(x)))
-    if np.array_equal(from_z.matrix, np.eye(*from_z.matrix.shape)):
+    if np.array_equal(from_z.matrix, np.eye(len(x))):
         return [Factor(name, x[:, None], from_z.units)]  # z are themselves outputs of the part
     return [Factor("dz/dw", x[:, None], np.arange(len(x))), from_z]
 

@@ -1,0 +1,241 @@
+"""The page in a browser: it loads without errors, and what one touches does what it says."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from browser import needs_browser, open_browser
+
+import jaxbp as bp
+from experiments import perceptron as unit
+from experiments.explorer import __main__ as command
+from experiments.explorer import carriers, networks, own, page, perceptron
+
+pytestmark = needs_browser
+SECTIONS = "perceptron", "network", "carriers", "own"
+
+
+@pytest.fixture(scope="module")
+def small_page(tmp_path_factory):
+    """A page with two problems, few stages and steps."""
+    with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
+        patch.setattr(own, "EXAMPLES", 2)
+        patch.setattr(networks, "STAGES", 5)
+        patch.setattr(networks, "EXAMPLES", 4)
+        patch.setattr(carriers, "learn", learned)
+        problems = networks.problems(0)
+        two = {name: problems[name]._replace(hidden=(2, 2), steps=30) for name in ("xor", "digits")}
+        patch.setattr(networks, "problems", lambda seed: two)
+        runs = [{"name": name, **networks.record(problem, 0)} for name, problem in two.items()]
+        run = {
+            "perceptron": perceptron.collect(0),
+            "networks": runs,
+            "carriers": carriers.collect(0),
+            "own": own.collect(own.lifted(0)),
+        }
+        path = tmp_path_factory.mktemp("page") / "explorer.html"
+        path.write_text(page.page(run), encoding="utf-8")
+    return path, run
+
+
+def learned(problem, blocks, rule, seed, stages):
+    """In the place of training by a rule: curves of the right shapes."""
+    del problem, rule, seed
+    points = carriers.STEPS // carriers.EVERY + 1
+    size = len(stages), networks.GRID, networks.GRID
+    return {
+        "error": np.linspace(1, 0, points),
+        "accuracy": np.linspace(0.5, 1, points),
+        "angles": np.full((points, len(blocks)), 30.0),
+        "regions": np.zeros(size, np.uint8),
+    }
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as own_browser:
+        yield own_browser
+
+
+@pytest.fixture
+def opened(browser, small_page):
+    """The page at the width of a desk, just loaded."""
+    browser.resize(1200, 2000)
+    browser.messages()
+    browser.open(small_page[0])
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    yield browser
+    assert browser.messages() == []
+
+
+def numbers(browser, selector, attribute):
+    """The numbers of an attribute of all elements of a selector."""
+    script = "return [...document.querySelectorAll(arguments[0])].map(e => e.dataset[arguments[1]])"
+    return [float(value) for value in browser.run(script, selector, attribute)]
+
+
+def of_section(browser, section, part):
+    return browser.run(
+        "return document.querySelector(arguments[0]).textContent",
+        f"#{section} [data-part={part}]",
+    )
+
+
+def state_of(browser):
+    """The weights w, the points and the picked point that the first part draws."""
+    script = "return document.querySelector('#perceptron [data-state]').dataset.state"
+    return json.loads(browser.run(script))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_fits_and_has_no_errors(opened, width, dark):
+    opened.resize(width, 900, dark=dark)
+    assert opened.run("return document.documentElement.scrollWidth") <= width
+    for section in SECTIONS:
+        script = "return document.getElementById(arguments[0]).getBoundingClientRect().height"
+        assert opened.run(script, section) > 300
+    # Every button says what it does, and is large enough for a finger.
+    assert opened.run("""
+      return [...document.querySelectorAll("button, [role=button]")].every((b) =>
+        (b.textContent.trim() || b.getAttribute("aria-label"))
+        && (b.tagName !== "BUTTON" || b.getBoundingClientRect().height >= 36));
+    """)
+
+
+def test_steps_follow_the_path_of_the_library_and_rewind(opened, small_page):
+    run = small_page[1]["perceptron"]
+    for k in range(3):
+        here, there = (
+            numbers(opened, f"#perceptron [data-{name}]", name) for name in ("mean", "library")
+        )
+        np.testing.assert_allclose(here, run["gradients"][k], rtol=1e-12, atol=1e-14)
+        np.testing.assert_array_equal(there, run["gradients"][k])
+        opened.click("[data-do=step-all]")
+    assert "Steps so far: 3" in of_section(opened, "perceptron", "status")
+    opened.click("[data-do=step-one]")
+    assert numbers(opened, "#perceptron [data-library]", "library") == []
+    opened.click("[data-do=rewind]")
+    assert "Steps so far: 0" in of_section(opened, "perceptron", "status")
+    here = numbers(opened, "#perceptron [data-mean]", "mean")
+    np.testing.assert_allclose(here, run["gradients"][0], rtol=1e-12, atol=1e-14)
+
+
+def test_run_goes_on_until_pause(opened):
+    opened.click("[data-do=run]")
+    opened.command("/timeouts", script=5000)
+    opened.command("/execute/async", script="setTimeout(arguments[0], 700)", args=[])
+    opened.click("[data-do=run]")
+    steps = int(of_section(opened, "perceptron", "status").split(".")[0].split(": ")[1])
+    assert steps > 2
+
+
+@pytest.mark.parametrize("kind", ["mouse", "touch"])
+def test_a_drag_moves_the_line_and_the_printed_gradient_is_the_librarys(opened, small_page, kind):
+    before = state_of(opened)["w"]
+    opened.drag("#perceptron .handle", 40, -30, kind=kind)
+    assert state_of(opened)["w"] != before
+    check_gradient(opened, small_page)
+
+
+def test_a_dragged_point_has_the_gradient_of_its_new_place(opened, small_page):
+    before = numbers(opened, "#perceptron [data-gradient]", "gradient")
+    opened.drag("#perceptron .picked", -35, 20)
+    assert numbers(opened, "#perceptron [data-gradient]", "gradient") != before
+    check_gradient(opened, small_page)
+
+
+def test_the_keyboard_moves_points_and_line(opened, small_page):
+    right, up = "\ue014", "\ue013"
+    before = state_of(opened)["w"]
+    opened.keys("#perceptron .handle", up + up)
+    moved = state_of(opened)["w"]
+    assert moved != before
+    opened.keys("#perceptron .handle:last-child", right)
+    assert state_of(opened)["w"] != moved
+    gradient = numbers(opened, "#perceptron [data-gradient]", "gradient")
+    opened.keys("#perceptron .picked", right)
+    assert numbers(opened, "#perceptron [data-gradient]", "gradient") != gradient
+    check_gradient(opened, small_page)
+
+
+def check_gradient(browser, small_page):
+    """The printed gradients are the library's, for the weights and the points of the page."""
+    state = state_of(browser)
+    weights, points, picked = state["w"], state["points"], state["picked"]
+    params = {"weight": np.array(weights[:2])[:, None], "bias": np.array(weights[2:])}
+    x, y = np.array([p["x"] for p in points]), np.array([[p["y"]] for p in points], float)
+    assert len(x) == len(small_page[1]["perceptron"]["inputs"])
+    for which, name in ((slice(picked, picked + 1), "gradient"), (slice(None), "mean")):
+        _, grads = bp.value_and_grad(unit.NET, unit.LOSS)(params, x[which], y[which])
+        printed = numbers(browser, f"#perceptron [data-{name}]", name)
+        np.testing.assert_allclose(printed, unit.vector(grads), rtol=1e-12, atol=1e-14)
+
+
+def test_a_touched_wire_has_factors_whose_product_is_the_gradient(opened, small_page):
+    run = small_page[1]["networks"][0]
+    stage, example = opened.run("""
+      const chosen = document.querySelector("#network [aria-pressed=true][data-example]");
+      return [document.querySelector("#network input").value, chosen.dataset.example];
+    """)
+    for layer, i, o in [(0, 1, 1), (1, 0, 1), (2, 1, 0)]:
+        script = """document.querySelector(arguments[0]).dispatchEvent(
+          new MouseEvent("click", { bubbles: true }))"""
+        opened.run(script, f"[data-wire='{layer},{i},{o}']")
+        factors = numbers(opened, "#network [data-factor]", "factor")
+        (product,) = numbers(opened, "#network [data-product]", "product")
+        (autodiff,) = numbers(opened, "#network [data-autodiff]", "autodiff")
+        assert len(factors) == (2 if layer == 2 else 3)
+        assert product == pytest.approx(np.prod(factors), rel=1e-14)
+        assert product == pytest.approx(autodiff, rel=1e-12, abs=1e-15)
+        assert autodiff == run["weightGradients"][layer][int(stage)][int(example)][i, o]
+
+
+def test_values_go_forward_and_deltas_come_back(opened):
+    def lit():
+        script = "return document.querySelectorAll(`[data-cell=${arguments[0]}]`).length"
+        return opened.run(script, "value"), opened.run(script, "delta")
+
+    opened.click("#network [data-do=start]")
+    seen = [lit()]
+    for _ in range(6):
+        opened.click("#network [data-do=forward]")
+        seen.append(lit())
+    # 2-2-2-1: the inputs and three layers; then the output's delta and those of two layers.
+    assert seen == [(2, 0), (4, 0), (6, 0), (7, 0), (7, 1), (7, 3), (7, 5)]
+    opened.click("#network [data-do=back]")
+    assert lit() == (7, 3)
+
+
+def test_sliders_and_problems_and_examples_change_what_is_shown(opened):
+    text = of_section(opened, "network", "training")
+    opened.click("#network .slider button")
+    assert of_section(opened, "network", "training") != text
+    text = of_section(opened, "network", "graph")
+    opened.click("[data-problem=moons]")
+    assert of_section(opened, "network", "graph") != text
+    for section in ("network", "own"):
+        opened.click(f"#{section} [data-example]:nth-child(2)")
+        script = "return document.querySelector(arguments[0]).getAttribute('aria-pressed')"
+        assert opened.run(script, f"#{section} [data-example]:nth-child(2)") == "true"
+    text = of_section(opened, "carriers", "cards")
+    opened.click("#carriers .slider button")
+    assert of_section(opened, "carriers", "cards") != text
+    assert "30°" in text
+
+
+@pytest.mark.thorough
+def test_the_whole_command_makes_a_page_under_the_limit(browser, tmp_path):
+    path = command.main(command.Config(digits=True, out=tmp_path))
+    assert path.stat().st_size < page.LARGEST
+    browser.messages()
+    browser.open(path)
+    assert browser.run("return document.documentElement.dataset.ready") == "true"
+    for name in ("moons", "xor", "circles", "spiral", "digits"):
+        browser.click(f"[data-problem={name}]")
+        (product,) = numbers(browser, "#network [data-product]", "product")
+        (autodiff,) = numbers(browser, "#network [data-autodiff]", "autodiff")
+        assert product == pytest.approx(autodiff, rel=1e-12, abs=1e-15)
+    assert "ŷ 9" in of_section(browser, "network", "graph")
+    assert browser.messages() == []
