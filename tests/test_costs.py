@@ -220,3 +220,28 @@ def test_inference_keeps_no_cache():
     both, _ = cost(lambda params, x, _: net.forward(params, x), net)
     outputs, _ = cost(lambda params, x, _: net.forward(params, x)[0], net)
     assert outputs < both
+
+
+def gpt_in_a_stack(layers=16, units=64):
+    """A small transformer, so deep that its parameters outweigh everything that a step computes."""
+    block = bp.chain(
+        bp.residual(bp.layer_norm(), bp.attention(units, 2, causal=True)),
+        bp.residual(bp.layer_norm(), bp.dense(4 * units), bp.gelu(), bp.dense(units)),
+    )
+    return bp.chain(bp.embedding(64, units), bp.stack(bp.remat(block), layers), bp.dense(64))
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_a_fused_step_never_holds_the_gradients_of_a_stack(max_norm):
+    net, optimizer = gpt_in_a_stack(), optax.adam(1e-3)
+    tokens = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+    state = jax.eval_shape(lambda: bp.init_state(net, optimizer, jax.random.key(0), (8,)))
+    params = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
+
+    def temporary(**options):
+        step = bp.make_step(net, bp.softmax_cross_entropy, optimizer, **options)
+        return step.lower(state, tokens, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary() > params
+    # With a clip, the operands of all layers stay until the norm is known.
+    assert temporary(fused=True, max_norm=max_norm) < (0.5 if max_norm is None else 0.75) * params

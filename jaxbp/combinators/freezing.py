@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxbp.require import placed, require_function, require_layers
+from jaxbp.signals.changing import without_changes
 from jaxbp.signals.kinds import keep
 from jaxbp.signals.stacked import one_layer
 from jaxbp.types import Layer, LayerError, Params, show_path
@@ -89,7 +90,7 @@ def freeze(net: Layer, params: Params, where: Callable[[str, Any], bool]) -> tup
     def backward(tree, cache, dy, *, read=keep):
         tree = whole(tree)
         with placed("freeze", net):
-            dx, readings = net.backward(tree, cache, dy, read=read)
+            dx, readings = net.backward(tree, cache, dy, read=without_changes(read))
         return dx, trainable(readings)
 
     return Layer(name, init, forward, backward), trainable(params)

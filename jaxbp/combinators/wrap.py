@@ -28,6 +28,7 @@ from jaxbp.require import (
     require_same_outputs,
     require_same_shape,
 )
+from jaxbp.signals.changing import change_of
 from jaxbp.signals.kinds import joined, keep, map_signals
 from jaxbp.signals.stacked import Stacked, divided_like
 from jaxbp.types import Layer, LayerError, split_keys
@@ -176,14 +177,24 @@ def stack(layer: Layer, n: int) -> Layer:
             )
         arrays, whole = _distinct((params.layers, caches))
 
+        whole_answers = []
+
         def step(dy, arrays):
             layer_params, cache = whole(arrays)
             with placed("stack", layer):
                 dx, readings = layer.backward(layer_params, cache, dy, read=read)
             return dx, divided_like(layer_params, readings, dy)
 
-        dx, readings = jax.lax.scan(step, dy, arrays, length=n, reverse=True)
-        return dx, Stacked(readings)
+        def step_of_distinct(dy, arrays):
+            dx, readings = step(dy, arrays)
+            own, put_back = _distinct(readings)  # of kept signals, several have the same deltas
+            whole_answers.append(put_back)
+            return dx, own
+
+        if change := change_of(read, params):
+            return change.run(step, dy, arrays)
+        dx, readings = jax.lax.scan(step_of_distinct, dy, arrays, length=n, reverse=True)
+        return dx, Stacked(whole_answers[-1](readings))
 
     return Layer(name, init, forward, backward)
 

@@ -70,6 +70,8 @@ def fit(
     read: Mapping[str, Reading] | None = None,
     measures: Mapping[str, Callable[..., Any]] | None = None,
     extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    fused: bool = False,
+    max_norm: float | None = None,
     callback: Callable[[TrainState, dict[str, Any]], object] | None = None,
     checkpoints: str | PathLike[str] | None = None,
     checkpoint_every: tuple[int, Literal["epochs", "steps"]] = (1, "epochs"),
@@ -132,6 +134,8 @@ def fit(
         describe all batches of the epoch together.
       measures: a dict of other functions to record, as in `make_step`; also as their mean.
       extra_args: other arguments of the optimizer's update, as in `make_step`.
+      fused: whether the update happens inside the backward pass, as in `make_step`.
+      max_norm: the largest norm of the gradient in a fused step, as in `make_step`.
       callback: `callback(state, record)` is called after each epoch, such as to print progress.
         What it raises leaves `fit`, with the state and the records as attributes.
       checkpoints: a folder for checkpoints, or None.
@@ -192,8 +196,9 @@ def fit(
     require_data = make_require_data(net, loss, state.params)
 
     def make(maker, **options):
-        recorded = {"read": read, "measures": measures, "extra_args": extra_args}
-        return maker(net, loss, optimizer, rule=rule, **recorded, **options)
+        how = {"read": read, "measures": measures, "extra_args": extra_args}
+        how |= {"rule": rule, "fused": fused, "max_norm": max_norm}
+        return maker(net, loss, optimizer, **how, **options)
 
     def checked(i, batch):
         batch = as_arrays(f"batch {i}", batch)

@@ -29,11 +29,14 @@ from jaxbp.require import (
     require_function,
     require_key,
     require_layer,
+    require_positive,
 )
 from jaxbp.rules.feedback import exact, require_rule
 from jaxbp.sweeps.gradients import backprop, value_and_grad
 from jaxbp.training.averages import over, plus, summed, times
+from jaxbp.training.fused import fused_update
 from jaxbp.training.placing import batch_at, jit, kept, varying
+from jaxbp.training.updates import GRADS
 from jaxbp.types import (
     Layer,
     LossFunction,
@@ -128,6 +131,8 @@ def make_step(
     read: Mapping[str, Reading] | None = None,
     measures: Mapping[str, Callable[..., Any]] | None = None,
     extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    fused: bool = False,
+    max_norm: float | None = None,
     donate: bool = True,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]]:
     """A training step: one forward and backward pass over a batch, one update by the mean gradient.
@@ -146,6 +151,11 @@ def make_step(
       extra_args: a dict of other arguments for the optimizer's update, by name. Each is computed by
         a `function(params, inputs, targets, *, key) -> value`, such as `kfac_factors` returns. The
         key is that of the forward pass. The optimizer itself computes those that are `deferred`.
+      fused: whether each layer is updated inside the backward pass, as soon as its gradient is
+        read, so that the gradients of all layers never exist at once. The numbers are the same; a
+        `stack` takes less memory (see `fused`). For optimizers that work leaf by leaf.
+      max_norm: the largest norm of the mean gradient of all parameters in a fused step; a larger
+        gradient is scaled to it, as `optax.clip_by_global_norm` does.
       donate: whether the new state may use the memory of the old one. The old state can then no
         longer be read.
 
@@ -156,9 +166,11 @@ def make_step(
     Raises:
       TypeError: `net` is not a Layer, `optimizer` is not one of optax, or something is not a
         function.
-      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name; or,
-        when called, the state was given to a step that donates, or inputs and targets do not have
-        the same number of examples.
+      ValueError: `read`, `measures` or `extra_args` is not a dict, or uses a reserved name;
+        `max_norm` is not positive, or given to a step that is not fused, or `extra_args` to one
+        that is; or, when called, the state was given to a step that donates, inputs and targets do
+        not have the same number of examples, or the optimizer or the rule of a fused step needs the
+        gradients of all parameters at once.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxbp as bp
@@ -169,34 +181,68 @@ def make_step(
       >>> int(state.step), sorted(record)
       (1, ['loss'])
     """
-    return _make_step("make_step", net, loss, optimizer, rule, read, measures, extra_args, donate)
+    options = _Options(read, measures, extra_args, fused, max_norm)
+    return _make_step("make_step", net, loss, optimizer, rule, options, donate=donate)
 
 
-def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate):
+class _Options(NamedTuple):
+    """What a step does beside its update, and how it updates: arguments of `make_step`."""
+
+    read: Mapping[str, Reading] | None
+    measures: Mapping[str, Callable[..., Any]] | None
+    extra_args: Mapping[str, Callable[..., Any]] | None
+    fused: bool
+    max_norm: float | None
+
+
+def _make_step(name, net, loss, optimizer, rule, options, *, donate=True):
     """`make_step`, with the name of a call for messages."""
     require_call(name, net, loss)
     require_optimizer(name, optimizer)
     require_rule(name, rule)
-    _require_names(name, "read", "readings", read, RESERVED)
-    _require_names(name, "measures", "measures", measures, RESERVED | set(read or {}))
-    _require_names(name, "extra_args", "arguments", extra_args, PASSED)
+    _require_options(name, options)
     optimizer = optax.with_extra_args_support(optimizer)
-    sweep = backprop(net, loss, read={"grads": mean, **(read or {})}, rule=rule)
-    mean_sweep = value_and_grad(net, loss, rule=rule)
+    if options.fused:
+        read, max_norm = options.read or {}, options.max_norm
+        update = _fused(name, net, loss, optimizer, rule, read, max_norm)
+    else:
+        update = _by_gradients(net, loss, optimizer, rule, options.read, options.extra_args or {})
 
     def step(state, inputs, targets, layout=None):
         require_state(name, state)
         require_examples(name, inputs=inputs, targets=targets)
-        key, (choose_key, update_key) = forward_key(state), rule_keys(state)
-        how = {"key": key, "rule_state": state.rule_state, "rule_key": choose_key}
+        choose_key, update_key = rule_keys(state)
+        how = {
+            "key": forward_key(state),
+            "rule_state": state.rule_state,
+            "rule_key": choose_key,
+        }
+        value, params, opt_state, record, move = update(state, inputs, targets, how)
+        for own, measure in (options.measures or {}).items():
+            record[own] = measure(state.params, inputs, targets, **how)
+        rule_state = rule.update(state.rule_state, params, move=move, key=update_key)
+        after = TrainState(params, opt_state, state.step + 1, state.key, rule_state)
+        return kept(after, layout), {"loss": value, **record}
+
+    return _in_words(name, jit(step, donate=donate))
+
+
+def _by_gradients(net, loss, optimizer, rule, read, extra_args):
+    """The update by a tree of gradients.
+
+    It is `update(state, inputs, targets, how) -> (value, params, opt_state, record, move)`.
+    """
+    sweep = backprop(net, loss, read={GRADS: mean, **(read or {})}, rule=rule)
+    mean_sweep = value_and_grad(net, loss, rule=rule)
+
+    def update(state, inputs, targets, how):
+        key = how["key"]
         if read:
             values, record = sweep(state.params, inputs, targets, **how)
-            value, grads = jnp.mean(values), record.pop("grads")
+            value, grads = jnp.mean(values), record.pop(GRADS)
         else:  # faster: the mean over examples is taken once, in delta, and not per parameter
             value, grads = mean_sweep(state.params, inputs, targets, **how)
             record = {}
-        for own, measure in (measures or {}).items():
-            record[own] = measure(state.params, inputs, targets, **how)
 
         def value_fn(params):  # for optimizers with a line search
             outputs, _ = net.forward(params, inputs, key=key)
@@ -204,7 +250,7 @@ def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, don
 
         extra = {
             own: function(state.params, inputs, targets, key=key)
-            for own, function in (extra_args or {}).items()
+            for own, function in extra_args.items()
         }
 
         def move(tree):
@@ -214,13 +260,26 @@ def _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, don
             return optax.apply_updates(tree, updates), opt_state
 
         params, opt_state = move(state.params)
-        rule_state = rule.update(
-            state.rule_state, params, move=lambda tree: move(tree)[0], key=update_key
-        )
-        after = TrainState(params, opt_state, state.step + 1, state.key, rule_state)
-        return kept(after, layout), {"loss": value, **record}
+        return value, params, opt_state, record, lambda tree: move(tree)[0]
 
-    return _in_words(name, jit(step, donate=donate))
+    return update
+
+
+def _fused(name, net, loss, optimizer, rule, read, max_norm):
+    """The update inside the sweep, as `_by_gradients` returns it."""
+    sweep = fused_update(name, net, loss, optimizer, rule, read, max_norm)
+
+    def move(tree):
+        del tree
+        raise ValueError(
+            f"{name}: the rule {rule.name} updates its state by the gradients of all parameters, "
+            "which a fused step does not have. Leave fused out?"
+        )
+
+    def update(state, inputs, targets, how):
+        return *sweep(state.params, state.opt_state, inputs, targets, **how), move
+
+    return update
 
 
 def _in_words(name, jitted):
@@ -291,6 +350,8 @@ def make_epoch(
     read: Mapping[str, Reading] | None = None,
     measures: Mapping[str, Callable[..., Any]] | None = None,
     extra_args: Mapping[str, Callable[..., Any]] | None = None,
+    fused: bool = False,
+    max_norm: float | None = None,
 ) -> Callable[[TrainState, PyTree, PyTree], tuple[TrainState, dict[str, Any]]]:
     """An epoch: every example once, in batches drawn at random, as one `lax.scan` of steps.
 
@@ -310,6 +371,8 @@ def make_epoch(
       read: as in `make_step`. The shapes of readings must not depend on N.
       measures: as in `make_step`. Their shapes must not depend on N.
       extra_args: as in `make_step`.
+      fused: as in `make_step`.
+      max_norm: as in `make_step`.
 
     Returns:
       `epoch(state, inputs, targets) -> (state, record)`. The record is the mean, over all examples,
@@ -331,7 +394,8 @@ def make_epoch(
     """
     name = "make_epoch"
     require_count(name, "batch_size", batch_size)
-    step = _make_step(name, net, loss, optimizer, rule, read, measures, extra_args, donate=True)
+    options = _Options(read, measures, extra_args, fused, max_norm)
+    step = _make_step(name, net, loss, optimizer, rule, options)
     run = _on_batches(step, batch_size)
 
     def epoch(state, inputs, targets, layout=None):
@@ -344,13 +408,13 @@ def make_epoch(
     return _in_words(name, jit(epoch))
 
 
-def make_part(net, loss, optimizer, *, batch_size, rule, read, measures, extra_args):
+def make_part(net, loss, optimizer, *, batch_size, rule, **options):
     """A part of an epoch, `part(state, inputs, targets, indices) -> (state, sums)`, jit-compiled.
 
     It takes the examples at these indices in batches, or if they are None, all examples in the
     random order of the next epoch. The sums are those of the records over these examples.
     """
-    step = _make_step("fit", net, loss, optimizer, rule, read, measures, extra_args, donate=True)
+    step = _make_step("fit", net, loss, optimizer, rule, _Options(**options))
     run = _on_batches(step, batch_size)
 
     def part(state, inputs, targets, indices, layout=None):
@@ -432,7 +496,7 @@ def evaluate(
 
 # Names that readings and measures may not use: the other entries of records, and the optimizer's
 # own reading.
-RESERVED = {"epoch", "loss", "held_out_loss", "metric", "grads"}
+RESERVED = {"epoch", "loss", "held_out_loss", "metric", GRADS}
 
 
 # Arguments that the optimizer's update gets in any case.
@@ -461,6 +525,28 @@ def _require_whole_batches(name, n, batch_size):
             f"{name}: the number of examples is {n}, which batches of {batch_size} may not divide. "
             f'Take a multiple, such as jax.export.symbolic_shape("{batch_size}*b")?'
         )
+
+
+def _require_options(name, options):
+    """Raises unless the arguments of a step are right, and go together."""
+    _require_names(name, "read", "readings", options.read, RESERVED)
+    taken = RESERVED | set(options.read or {})
+    _require_names(name, "measures", "measures", options.measures, taken)
+    _require_names(name, "extra_args", "arguments", options.extra_args, PASSED)
+    if not isinstance(options.fused, bool):
+        raise ValueError(f"{name}: fused is {options.fused!r}; it takes True or False.")
+    if options.fused and options.extra_args:
+        raise ValueError(
+            f"{name}: extra_args are computed from all parameters, before the backward pass that "
+            "updates them. A fused step has none. Leave one of the two out?"
+        )
+    if options.max_norm is not None:
+        require_positive(name, "max_norm", options.max_norm)
+        if not options.fused:
+            raise ValueError(
+                f"{name}: max_norm is for a step with fused=True. Without it, put "
+                f"optax.clip_by_global_norm({options.max_norm}) before the optimizer?"
+            )
 
 
 def _require_names(name, argument, what, functions, reserved):
