@@ -84,7 +84,7 @@ def test_autodiff_stays_in_the_check(module):
         "sweeps.curvature": {"jvp"},
         "sweeps.differentiable": {"custom_vjp"},
         "lift.examples": {"vjp"},
-        "lift.operation": {"vjp"},
+        "lift.operation": {"vjp", "linear_transpose"},
         "signals.conv_products": {"custom_jvp"},
     }
     assert autodiff_in(MODULES[module].read_text()) == allowed.get(module, set())

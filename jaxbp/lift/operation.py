@@ -17,6 +17,8 @@ from jaxbp.lift.uses import Recipe, recipe_of
 
 # Their derivatives, and the signals they make, do not depend on the operands of the example.
 _NEED_NO_OPERANDS = ("add", "sub", "add_any")
+# Linear in each of their operands.
+_LINEAR = ("dot_general", "conv_general_dilated", "mul")
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,24 +72,41 @@ class Operation:
         outs = [j for j, v in enumerate(self.equation.outvars) if is_float(v.aval)]
         errors = [errors[j] for j in outs]
         dxs = [None] * len(operands)
-        if wanted:
-
-            def results(xs, carriers):
-                inputs = list(carriers)
-                for i, x in zip(wanted, xs, strict=True):
-                    inputs[i] = x
-                results = self._mapped(sweep.examples)(*inputs)
-                return [results[j] for j in outs], ()
-
-            _, vjp, _ = sweep.examples.vjp(results, [operands[i] for i in wanted], carriers)
-            for i, dx in zip(wanted, vjp(errors)[0], strict=True):
-                dxs[i] = dx
+        derivatives = self._carried(wanted, operands, carriers, errors, outs, sweep.examples)
+        for i, dx in zip(wanted, derivatives, strict=True):
+            dxs[i] = dx
         if self.recipe is not None:
             v, make = self.recipe
             found = [(v, in_dtype(make(operands, errors[0]), v.aval.dtype))]
         else:
             found = self._formed(operands, errors, outs, sweep.examples)
         return dxs, found
+
+    def _carried(self, wanted, operands, carriers, errors, outs, examples):
+        """The derivatives at the wanted operands of the example."""
+        name = self.equation.primitive.name
+        if name in _NEED_NO_OPERANDS:
+            return [-errors[0] if name == "sub" and i == 1 else errors[0] for i in wanted]
+
+        def results(xs, carriers):
+            inputs = list(carriers)
+            for i, x in zip(wanted, xs, strict=True):
+                inputs[i] = x
+            results = self._mapped(examples)(*inputs)
+            return [results[j] for j in outs]
+
+        xs = [operands[i] for i in wanted]
+        if name in _LINEAR and len(wanted) == 1:  # a transpose is traced sooner than a derivative
+
+            def transposed(errors, carriers):
+                like = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in xs]
+                return jax.linear_transpose(lambda xs: results(xs, carriers), like)(errors)[0]
+
+            return examples.run(transposed, errors, carriers)
+        if not wanted:
+            return []
+        _, vjp, _ = examples.vjp(lambda xs, carriers: (results(xs, carriers), ()), xs, carriers)
+        return vjp(errors)[0]
 
     def _mapped(self, examples):
         """The operation on all examples."""

@@ -179,7 +179,7 @@ class Sweep:
         self.program, self.examples, self.log = program, examples, log
         self.fixed, self.values, self.carriers = fixed, fixed | saved, carrier | saved
         self.readers = dict(zip(program.leaves, readers, strict=True))
-        self.errors, self.signals, self.answers = {}, {}, {}
+        self.errors, self.signals, self.answers, self._zeros = {}, {}, {}, {}
 
     def add(self, v, error):
         """Adds an error at a value of the example."""
@@ -199,11 +199,18 @@ class Sweep:
     def operands(self, variables, values):
         """Values as the forward pass had them, zeros for those of the example that nobody needs."""
         return [
-            self.examples.zeros(v.aval.shape, v.aval.dtype)
+            self._zeros_like(v)
             if self.program.kind_of(v) == EXAMPLE and v not in values
             else value_of(v, values)
             for v in variables
         ]
+
+    def _zeros_like(self, v):
+        """Zeros for a value of the example, one array for all values of a shape."""
+        kind = v.aval.shape, v.aval.dtype
+        if kind not in self._zeros:
+            self._zeros[kind] = self.examples.zeros(*kind)
+        return self._zeros[kind]
 
     def reader_of(self, v):
         """The reading of a parameter that is used here and nowhere else, or None."""
