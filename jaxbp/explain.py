@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxbp.combinators.compose import Chained
+from jaxbp.combinators.compose import parts_of
 from jaxbp.forward import forward_and_loss
 from jaxbp.outputs.regression import squared_error
 from jaxbp.outputs.softmax import softmax_cross_entropy
@@ -219,10 +219,11 @@ class _Step(NamedTuple):
 
 def _parts(net: Layer, params: Params, place: str = "") -> Iterator[tuple[str, Layer, Params]]:
     """The place, layer and parameters of each part of a chain, and of the chains inside it."""
-    if not isinstance(net.forward, Chained):
+    parts = parts_of(net)
+    if parts is None:
         yield place or OUTPUTS, net, params
         return
-    for i, (layer, own) in enumerate(zip(net.forward.layers, params, strict=True)):
+    for i, (layer, own) in enumerate(zip(parts, params, strict=True)):
         yield from _parts(layer, own, f"{place}.{i}" if place else f"{i}")
 
 

@@ -4,7 +4,6 @@ The backward pass visits the parts in reverse order: the dx of one part is the d
 it. Nothing else passes between layers.
 """
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -30,7 +29,6 @@ from jaxbp.require import (
 )
 from jaxbp.signals.kinds import keep
 from jaxbp.types import (
-    Forward,
     Layer,
     LayerError,
     Params,
@@ -60,6 +58,9 @@ class Direct(NamedTuple):
 
     parts: tuple[Params, ...]
     matrices: tuple[jax.Array, ...]
+
+
+PARTS = "parts"  # an attribute of a chain's forward function
 
 
 def chain(*layers: Layer) -> Layer:
@@ -133,24 +134,13 @@ def chain(*layers: Layer) -> Layer:
             readings.append(reading)
         return dx, tuple(reversed(readings))
 
-    return Layer(name, init, Chained(layers, forward), backward)
+    setattr(forward, PARTS, layers)
+    return Layer(name, init, forward, backward)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # JAX keeps weak references to functions
-class Chained:
-    """The forward function of a chain, which knows its parts.
-
-    Attributes:
-      layers: the parts.
-      forward: what it does when it is called.
-    """
-
-    layers: tuple[Layer, ...]
-    forward: Forward
-
-    def __call__(self, params, x, /, *, key=None):
-        """The outputs and the cache, as of any layer."""
-        return self.forward(params, x, key=key)
+def parts_of(net: Layer) -> tuple[Layer, ...] | None:
+    """The parts of a chain, or None for any other layer."""
+    return getattr(net.forward, PARTS, None)
 
 
 def residual(*layers: Layer, at: int | str | None = None) -> Layer:
