@@ -58,7 +58,7 @@ from matplotlib.ticker import PercentFormatter
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import data, figures
+from experiments.common import data, figures, files
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from experiments.common.resume import NOT_RESUMED, Resumed
 from experiments.common.tables import spread
@@ -185,11 +185,15 @@ class Reader(NamedTuple):
       held_out: the validation accuracy after each epoch, [seeds, epochs].
       test: the test accuracy at the end, [seeds].
       angles: the mean angles in each epoch, [seeds, epochs].
+      params: the parameters at the end, with the seeds as first axis.
+      outputs: the outputs for the test set, [seeds, N, C].
     """
 
     held_out: np.ndarray
     test: np.ndarray
     angles: Angles
+    params: Any = ()
+    outputs: Any = ()
 
 
 class Results(NamedTuple):
@@ -216,6 +220,11 @@ def main(config: Config) -> Results:
     print_digits(digits)
     print_order(digits)
     figures.save(draw_digits(digits, config), config.out / "alignment_digits.png")
+    files.save_trained(
+        config.out / "alignment_digits.npz",
+        {name: reader.params for name, reader in digits.items()},
+        {f"outputs/{name}": reader.outputs for name, reader in digits.items()},
+    )
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return Results(linear, digits)
 
@@ -335,14 +344,15 @@ def draw_linear(lines, config):
     errors, angles = figure.subplots(1, 2)
     seen = np.arange(config.examples)
     for name, line in lines.items():
-        draw_runs(errors.semilogy, seen, line.errors, name)
+        draw_runs(errors.plot, seen, line.errors, name)
+    figures.log_where_wide(errors)
     draw_runs(angles.plot, seen, lines[RANDOM].angles, RANDOM)
-    errors.set(title="Feedback alignment learns", xlabel="examples")
+    errors.set(title="Error of a linear network", xlabel="examples")
     errors.set_ylabel("squared error / that of predicting zero")
-    errors.legend()
+    errors.legend(title="thick: median; thin: each draw")
     angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
     angles.set(
-        title="Its error turns towards the exact error",
+        title="Feedback alignment: angle of its error to the exact one",
         xlabel="examples",
         ylabel="angle at the hidden layer, degrees",
         ylim=(0, None),
@@ -414,7 +424,9 @@ def learn_to_read(blocks, way, dataset, config):
 
     def learn(state):
         state, (held_out, angles) = jax.lax.scan(go, state, length=config.epochs)
-        return Reader(held_out, measure(state.params, *dataset.test)["metric"], angles)
+        test = measure(state.params, *dataset.test)["metric"]
+        outputs, _ = net.forward(state.params, dataset.test[0])
+        return Reader(held_out, test, angles, state.params, outputs)
 
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     states = start(net, optimizer, way.rule, dataset.train[0].shape[1:], keys)

@@ -25,7 +25,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,14 @@ import optax
 import tyro
 from matplotlib.figure import Figure
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import digits, gpt
-from experiments.common import data, figures, lifted
+from experiments.common import data, figures, files, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.progress import Bar
 from experiments.common.resume import Resumed
+from experiments.common.tables import aligned
 
 MOMENTUM = 0.9
 
@@ -107,12 +108,14 @@ class Result(NamedTuple):
       rate: the best of them.
       losses: the losses above the floor, before each step, [runs, steps].
       seconds: the time of a step without compilation, [runs].
+      params: the parameters at the end of each run.
     """
 
     rates: np.ndarray
     rate: float
     losses: np.ndarray
     seconds: np.ndarray
+    params: Any = ()
 
 
 def main(config: Config) -> dict[str, Result]:
@@ -128,6 +131,12 @@ def main(config: Config) -> dict[str, Result]:
         results = stored.part("results", lambda: measure(problem, config))
     print_table(results, problem.target)
     figures.save(draw(results, problem.target, config), config.out / "curvature.png")
+    forward = jax.jit(lambda params: problem.net.forward(params, problem.inputs)[0])
+    files.save_trained(
+        config.out / "curvature.npz",
+        {name: tuple(result.params) for name, result in results.items()},
+        {f"outputs/{name}": forward(result.params[0]) for name, result in results.items()},
+    )
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return results
 
@@ -231,8 +240,9 @@ def make_descent(name, problem, config):
     """Compiles the training on all data, once for all learning rates.
 
     Returns:
-      `descend(rate, key, target, limit) -> losses [steps]`, the losses above the floor before each
-      step. It stops at the target or after `limit` losses; the entries after that are nan.
+      `descend(rate, key, target, limit) -> (losses [steps], params)`, the losses above the floor
+      before each step, and the last parameters. It stops at the target or after `limit` losses; the
+      entries after that are nan.
     """
     net, loss, inputs, targets = problem.net, problem.loss, problem.inputs, problem.targets
     factors = bp.kfac_factors(net, loss)
@@ -255,7 +265,9 @@ def make_descent(name, problem, config):
             return after, losses.at[state.step].set(record["loss"] - problem.floor)
 
         state = bp.init_state(net, optimizer, key, inputs.shape[1:])
-        return jax.lax.while_loop(go_on, go, (state, jnp.full(config.steps, jnp.nan)))[1]
+        start = state, jnp.full(config.steps, jnp.nan)
+        state, losses = jax.lax.while_loop(go_on, go, start)
+        return losses, state.params
 
     arguments = 1.0, jax.random.key(0), 1.0, 1
     return jax.jit(descend).lower(*arguments).compile()
@@ -265,20 +277,22 @@ def measure(problem, config):
     """Chooses the learning rates, then trains with them; returns a `Result` per optimizer."""
     first, *keys = jax.random.split(jax.random.key(config.seed), 1 + config.runs)
     results = {}
-    with tqdm(total=len(problem.grids) * (config.rates + config.runs), unit="run") as bar:
+    with Bar("tuning", len(problem.grids) * (config.rates + config.runs), "run") as bar:
         descents = {name: make_descent(name, problem, config) for name in problem.grids}
         for name, descend in descents.items():
-            bar.set_description(f"tuning {name}")
+            bar.label = f"tuning {name}"
             rates = np.geomspace(*problem.grids[name], config.rates)
             rate = choose(descend, rates, first, problem.target, config.steps, bar)
             empty = np.empty((config.runs, config.steps)), np.empty(config.runs)
-            results[name] = Result(rates, rate, *empty)
-        bar.set_description("measuring")
+            results[name] = Result(rates, rate, *empty, [])
+        bar.label = "measuring"
         for n, key in enumerate(keys):  # optimizers take turns, so that other load affects all
             for name, descend in descents.items():
                 started = perf_counter()
-                results[name].losses[n] = descend(results[name].rate, key, -math.inf, config.steps)
+                losses, params = descend(results[name].rate, key, -math.inf, config.steps)
+                results[name].losses[n] = losses
                 results[name].seconds[n] = (perf_counter() - started) / config.steps
+                results[name].params.append(jax.tree.map(np.asarray, params))
                 bar.update()
     return results
 
@@ -291,7 +305,7 @@ def choose(descend, rates, key, target, limit, bar):
     """
     best, chosen = (math.inf, math.inf), rates[0]
     for rate in map(float, rates):
-        losses = np.asarray(descend(rate, key, target, limit))
+        losses = np.asarray(descend(rate, key, target, limit)[0])
         reached = steps_to(losses, target)
         limit = int(min(limit, reached))
         rank = reached, float(np.nan_to_num(losses[-1], nan=math.inf))
@@ -325,20 +339,17 @@ def print_problem(problem, config):
 
 
 def print_table(results, target):
-    print(
-        f"\n{'':6}{'best rate':>10}{'grid':>16}{'steps to target':>20}{'ms a step':>11}"
-        f"{'s to target':>13}{'final loss':>12}"
-    )
+    heads = "best rate", "grid", "steps to target", "ms a step", "s to target", "final loss"
+    rows = [("", *heads)]
     for name, result in results.items():
         steps, second = steps_to(result.losses, target), np.median(result.seconds)
         low, median, high = (shown(f(steps), ".0f") for f in (np.min, np.median, np.max))
         reached = median if low == "never" else f"{median} ({low}-{high})"
         of = f"{result.rates[0]:.2g} ... {result.rates[-1]:.2g}"
-        print(
-            f"{name:6}{result.rate:>10.2g}{of:>16}{reached:>20}"
-            f"{1e3 * second:>11.1f}{shown(np.median(steps) * second, '.2f'):>13}"
-            f"{np.median(result.losses[:, -1]):>12.3g}"
-        )
+        seconds = shown(np.median(steps) * second, ".2f")
+        last = f"{np.median(result.losses[:, -1]):.3g}"
+        rows.append((name, f"{result.rate:.2g}", of, reached, f"{1e3 * second:.1f}", seconds, last))
+    print(f"\n{aligned(rows)}")
     for name, result in results.items():
         if result.rate in result.rates[[0, -1]]:
             print(f"{name}'s best rate is at an end of its grid: a better one may lie outside.")
@@ -359,11 +370,12 @@ def draw(results, target, config):
         labels = shown(reached, ".0f", " steps"), shown(reached * second, ".2f", " s")
         for axes, scale, label in zip(panels, (1, second), labels, strict=True):
             x, median = scale * steps, np.median(result.losses, axis=0)
-            axes.semilogy(x, result.losses.T, color=color, linewidth=0.6, alpha=0.5)
-            axes.semilogy(x, median, color=color, linewidth=1.8, label=f"{name}: {label}")
+            axes.plot(x, result.losses.T, color=color, linewidth=0.6, alpha=0.5)
+            axes.plot(x, median, color=color, linewidth=1.8, label=f"{name}: {label}")
     for axes in panels:
         axes.axhline(target, color=figures.BLACK, linestyle="--", linewidth=1)
-        axes.legend(title=f"to reach the target, {target:g}")
+        axes.legend(title=f"to reach the target, {target:g}\n(thick: median; thin: each draw)")
+    figures.log_where_wide(by_step)  # the panels share their y axis
     by_step.set(title="Loss by step", xlabel="step", ylabel="training loss above the floor")
     by_second.set(title="Loss by time", xlabel="seconds, without compilation")
     return figure

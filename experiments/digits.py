@@ -26,12 +26,13 @@ import numpy as np
 import optax
 import tyro
 from matplotlib import pyplot as plt
-from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import data, figures
+from experiments.common import data, figures, files
 from experiments.common.flags import raise_wrong, wrong_flags
+from experiments.common.progress import Bar
 from experiments.common.resume import Resumed
+from experiments.common.tables import aligned
 
 LOSS = bp.softmax_cross_entropy
 CLASSES_COUNTED = 30  # in a confusion matrix with numbers; with more they are too small to read
@@ -93,7 +94,7 @@ class Config:
     predict: Literal["auto", "class", "number"] = "auto"
     """What the target is. A number by default if it has decimals and more than 20 values."""
     out: Path = Path("out")
-    """The folder for the figure."""
+    """The folder for the figure, and for the parameters and the test set's outputs (.npz)."""
     resume: bool = False
     """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
@@ -143,6 +144,11 @@ def main(config: Config) -> float:
     figure = draw(run.records, np.asarray(outputs), dataset, parts)
     figures.save(figure, config.out / f"{dataset.name}.png")
     plt.close(figure)
+    files.save_trained(
+        config.out / f"{dataset.name}.npz",
+        run.params,
+        {"inputs": dataset.test[0], "targets": dataset.test[1], "outputs": outputs},
+    )
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return measure
 
@@ -190,13 +196,13 @@ def make_network(config, outputs):
 def print_network(parts, shape):
     """Prints the name, the output shape and the number of parameters of each part."""
     total = 0
-    print(f"{'part':18}{'output':>10}{'parameters':>14}")
+    rows = [("part", "output", "parameters")]
     for part in parts:
         params, shape = part.init(jax.random.key(0), shape)
         count = sum(p.size for p in jax.tree.leaves(params))
         total += count
-        print(f"{part.name:18}{'x'.join(map(str, shape)):>10}{count:>14,}")
-    print(f"{'all':18}{'':>10}{total:>14,}")
+        rows.append((part.name, "x".join(map(str, shape)), f"{count:,}"))
+    print(aligned([*rows, ("all", "", f"{total:,}")]))
 
 
 def error_size(signal):
@@ -207,7 +213,7 @@ def error_size(signal):
 def train(net, loss, dataset, config, checkpoints=None):
     """Trains the network with early stopping, and shows a progress bar."""
     measured = "validation_R2" if dataset.quantity else "validation_accuracy"
-    with tqdm(total=config.epochs, unit="epoch") as bar:
+    with Bar("training", config.epochs, "epoch") as bar:
 
         def show(state, record):
             del state
@@ -250,25 +256,49 @@ def draw(records, outputs, dataset, parts):
 
 def draw_curves(axes, records, rate):
     epochs = [record["epoch"] for record in records]
-    axes.semilogy(epochs, [r["loss"] for r in records], label="training loss")
-    axes.semilogy(
+    axes.plot(epochs, [r["loss"] for r in records], label="training loss")
+    axes.plot(
         epochs, [r["held_out_loss"] for r in records], label="validation loss", linestyle="--"
     )
     # An error rate, not an accuracy: on a logarithmic axis the last differences stay visible.
     wrong = [max(1 - float(r["metric"]), 1e-4) for r in records]
-    axes.semilogy(epochs, wrong, label=f"validation {rate}", linestyle=":", linewidth=2)
-    axes.set(title=f"Loss and {rate} during training", ylabel=f"loss, {rate}")
+    axes.plot(epochs, wrong, label=f"validation {rate}", linestyle=":", linewidth=2)
+    figures.log_where_wide(axes)
+    best = int(np.argmin(wrong))
+    first, last = records[0]["loss"], records[-1]["loss"]
+    axes.set_title(
+        f"The training loss went from {first:.2g} to {last:.2g};\n"
+        f"the best validation {rate} was {wrong[best]:.2g}, in epoch {epochs[best]}",
+        fontsize=10,
+    )
+    axes.set_ylabel(f"loss, {rate}")
     axes.legend(fontsize=8)
 
 
 def draw_signals(axes, records, parts):
     epochs = [record["epoch"] for record in records]
     layers = [i for i, part in enumerate(parts) if part.name.startswith(("conv", "dense"))]
+    shrank = 0
     for depth, i in enumerate(layers, 1):
-        sizes = [record["error_size"][i]["bias"] for record in records]
-        axes.semilogy(epochs, sizes, label=f"layer {depth}, {parts[i].name}")
-    axes.set(title="Error signals during training", xlabel="epoch", ylabel="rms of delta")
+        sizes = [float(record["error_size"][i]["bias"]) for record in records]
+        shrank += sizes[-1] < sizes[0]
+        change = f"{sizes[0]:.2g} to {sizes[-1]:.2g}"
+        axes.plot(epochs, sizes, label=f"layer {depth}, {parts[i].name}: {change}")
+    figures.log_where_wide(axes)
+    axes.set_title(told(shrank, len(layers)), fontsize=10)
+    axes.set(xlabel="epoch", ylabel="rms of delta")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=8)
+
+
+def told(shrank, layers):
+    """Says what the error signals did between the first epoch and the last."""
+    if layers == 1:
+        return f"The error signal {'shrank' if shrank else 'did not shrink'} during training"
+    if shrank in (0, layers):
+        did = "shrank" if shrank else "did not shrink"
+        return f"Error signals {did} in {'all' if shrank else 'any of the'} {layers} layers"
+    return f"Error signals shrank in {shrank} of {layers} layers, and not in the others"
 
 
 def draw_most_wrong(figure, outputs, dataset, rows=4):
@@ -276,7 +306,10 @@ def draw_most_wrong(figure, outputs, dataset, rows=4):
     values = np.asarray(LOSS(jnp.asarray(outputs), labels)[0])
     probabilities = np.asarray(jax.nn.softmax(outputs))
     worst = np.argsort(-values)[: rows**2]
-    figure.suptitle("Test examples with the highest loss: label, prediction (probability)")
+    figure.suptitle(
+        "Test examples with the highest loss:\nlabel, prediction (probability); red if wrong",
+        fontsize=10,
+    )
     for axes, n in zip(figure.subplots(rows, rows).flat, worst, strict=False):
         guess = int(outputs[n].argmax())
         axes.imshow(inputs[n].reshape(dataset.image_shape), cmap="gray_r")

@@ -330,7 +330,7 @@ def print_times(ways):
 def draw(outcome, rates):
     """Draws the validation loss of every network, one panel per rule, and marks the best."""
     figure = Figure(figsize=(10, 6.6))
-    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
     best_rule, best_rate = best_of(outcome)
     for rule, (axes, name) in enumerate(zip(panels, RULES, strict=True)):
         draw_curves(axes, outcome.losses[rule], outcome.test[rule], rates)
@@ -338,9 +338,11 @@ def draw(outcome, rates):
             draw_star(axes, outcome.losses[rule, best_rate], figures.CYCLE[best_rate])
         axes.legend(title="learning rate: test accuracy, %", fontsize=9, title_fontsize=9)
         axes.set_title(name.replace("_", " "))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    if figures.log_where_wide(*panels):
+        for axes in panels:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
     figure.suptitle(
         f"{outcome.test.size} networks trained at once by one compiled program; "
         f"each line is a network, with {outcome.test.shape[-1]} seeds per rate"
@@ -353,7 +355,7 @@ def draw(outcome, rates):
 def draw_curves(axes, losses, tests, rates):
     epochs = np.arange(1, losses.shape[-1] + 1)
     for color, rate, curves, test in zip(figures.CYCLE, rates, losses, tests, strict=False):
-        lines = axes.semilogy(epochs, curves.T, color=color, linewidth=1, alpha=0.8)
+        lines = axes.plot(epochs, curves.T, color=color, linewidth=1, alpha=0.8)
         lines[0].set_label(f"{rate:g}: {show_test(test)}")
 
 

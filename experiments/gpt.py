@@ -52,7 +52,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import devices, figures
+from experiments.common import devices, figures, files
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
 from experiments.common.resume import NOT_RESUMED, Resumed
 from jaxbp.training.nonfinite import is_finite
@@ -210,6 +210,8 @@ def main(config: Config) -> Result:
     print_sample(prompt, sample, config)
     if jax.process_index() == 0:
         figures.save(draw(points, losses, config), config.out / "gpt.png")
+        written = {"characters": list(characters), "sample": sample}
+        files.save_trained(config.out / "gpt.npz", params, written)
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return Result(points, losses, sample)
 
@@ -695,11 +697,12 @@ def draw_noise(axes, points, config):
     looks = [point for point in points if point.whole_noise is not None]
     norms = noise_scales([p.noise for p in points], smoothing=SMOOTHING)
     whole = noise_scales([p.whole_noise for p in looks])
-    axes.semilogy([p.step for p in points], norms, label="from normalisation layers, smoothed")
+    axes.plot([p.step for p in points], norms, label="from normalisation layers, smoothed")
     label = f"from all parameters, over {config.chunk} steps"
-    axes.semilogy([p.step for p in looks], whole, "o", color=figures.RED, label=label)
+    axes.plot([p.step for p in looks], whole, "o", color=figures.RED, label=label)
     axes.axhline(config.batch_size, color="gray", linestyle=":", label="batch size")
-    axes.set(title="Normalisation layers predict the noise scale")
+    axes.set(title="Gradient noise scale, estimated in two ways")
+    figures.log_where_wide(axes)
     axes.set_ylabel(f"noise scale, sequences of {config.positions} characters")
     axes.legend()
 

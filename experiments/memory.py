@@ -48,17 +48,18 @@ import numpy as np
 import optax
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 import jaxbp as bp
-from experiments.common import figures
+from experiments.common import figures, files
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.progress import Bar
 from experiments.common.resume import Resumed
-from experiments.common.tables import spread
+from experiments.common.tables import aligned, spread
 
 CELLS = {"simple_rnn": bp.simple_rnn, "lstm": bp.lstm, "gru": bp.gru}
 ALPHABET = 4  # different symbols
 MEASURED = 512  # sequences to measure the score
+SHOWN = 8  # of these, the sequences whose outputs are saved
 CLIP = 1.0  # the norm to which the gradient is clipped
 EPROP, SNAP, RTRL, BPTT, CUT = "e-prop", "SnAp-1", "RTRL", "BPTT", "truncated BPTT"
 STYLES = {
@@ -131,6 +132,22 @@ class Problem(NamedTuple):
     baseline: float
 
 
+class Learned(NamedTuple):
+    """The result of training a network per seed.
+
+    Attributes:
+      scores: the scores, [seeds].
+      params: the parameters, with the seeds as first axis.
+      outputs: the outputs for the first sequences of the measurement, [seeds, SHOWN, T, outputs].
+      inputs: these sequences, [seeds, SHOWN, T, I].
+    """
+
+    scores: np.ndarray
+    params: Any
+    outputs: np.ndarray
+    inputs: np.ndarray
+
+
 class Results(NamedTuple):
     """The results.
 
@@ -155,14 +172,26 @@ def main(config: Config) -> Results:
     all_problems, all_ways = problems(config), ways(config)
     todo = list(itertools.product(all_problems, all_ways, config.delays))
     known = {problem: {way: [] for way in all_ways} for problem in all_problems}
-    for problem, way, delay in tqdm(todo, desc="memory", unit="training", disable=None):
-        train = functools.partial(learn, all_problems[problem], all_ways[way], delay, config)
-        known[problem][way].append(stored.part(f"{problem}, {way}, {delay}", train))
+    learned = {}
+    with Bar("training", len(todo), "training") as bar:
+        for problem, way, delay in todo:
+            name = f"{problem}, {way}, {delay}"
+            bar.set_postfix_str(f"compiling and training: {name}")
+            train = functools.partial(learn, all_problems[problem], all_ways[way], delay, config)
+            learned[name] = stored.part(name, train)
+            known[problem][way].append(learned[name].scores)
+            bar.update()
     known = {p: {w: np.array(rows) for w, rows in by.items()} for p, by in known.items()}
     signals = error_signals(jax.random.key(config.seed))
     print_known(known, config)
     print_signals(signals)
     figures.save(draw(known, signals, config), config.out / "memory.png")
+    files.save_trained(
+        config.out / "memory.npz",
+        {name: one.params for name, one in learned.items()},
+        {f"outputs/{name}": one.outputs for name, one in learned.items()}
+        | {f"inputs/{name}": one.inputs for name, one in learned.items()},
+    )
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return Results(known, signals)
 
@@ -243,7 +272,7 @@ def make_network(config, way, outputs):
 
 
 def learn(problem, way, delay, config):
-    """Trains a network per seed and returns their scores, [seeds]."""
+    """Trains a network per seed; returns the `Learned`."""
     net = make_network(config, way, problem.outputs)
     rates = optax.linear_schedule(config.learning_rate, 0.0, config.steps)
     optimizer = optax.chain(optax.clip_by_global_norm(CLIP), optax.adam(rates))
@@ -264,11 +293,13 @@ def learn(problem, way, delay, config):
         start = params, optimizer.init(params)
         (params, _), _ = jax.lax.scan(step, start, jax.random.split(train_key, config.steps))
         x, targets = problem.draw(measure_key, MEASURED, delay)
-        values, _ = problem.loss(net.forward(params, x)[0], targets)
-        return 1 - jnp.mean(values) / problem.baseline
+        outputs, _ = net.forward(params, x)
+        values, _ = problem.loss(outputs, targets)
+        score = 1 - jnp.mean(values) / problem.baseline
+        return Learned(score, params, outputs[:SHOWN], x[:SHOWN])
 
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    return np.asarray(jax.jit(lambda keys: jax.lax.map(run, keys))(keys))
+    return jax.tree.map(np.asarray, jax.jit(lambda keys: jax.lax.map(run, keys))(keys))
 
 
 # The error on its way back.
@@ -307,11 +338,9 @@ def signal_sizes(layer, key):
 
 def print_known(known, config):
     for problem, by_way in known.items():
-        delays = "".join(f"{f'delay {delay}':>20}" for delay in config.delays)
-        print(f"{problem:16}{delays}    score, median (lowest-highest)")
-        for way, rows in by_way.items():
-            print(f"  {way:14}" + "".join(f"{spread(row, '.2f'):>20}" for row in rows))
-        print()
+        table = [(problem, *(f"delay {delay}" for delay in config.delays))]
+        table += [(way, *(spread(row, ".2f") for row in rows)) for way, rows in by_way.items()]
+        print(f"score, median (lowest-highest)\n{aligned(table)}\n")
 
 
 def print_signals(signals):
@@ -339,7 +368,8 @@ def draw(known, signals, config):
     panels[0].set_ylabel("score, 1 - loss / loss of chance")
     panels[1].legend()
     for name, sizes in signals.items():
-        right.semilogy(sizes / sizes[0], label=name)
+        right.plot(sizes / sizes[0], label=name)
+    figures.log_where_wide(right)
     right.set(title="Error signal before training", xlabel="steps back in time")
     right.set_ylabel("size of delta / size at the last step")
     right.legend(fontsize=8)

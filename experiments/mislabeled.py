@@ -49,9 +49,10 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import digits
-from experiments.common import data, figures, lifted
+from experiments.common import data, figures, files, lifted
 from experiments.common.files import whole
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.progress import Bar
 from experiments.common.resume import NOT_RESUMED, Resumed
 
 LOSS = bp.softmax_cross_entropy
@@ -165,6 +166,12 @@ def main(config: Config) -> Ranking:
     write_table(path, ranking, top, config.rank_by, dataset)
     figures.save(figure, path.with_suffix(".png"))
     plt.close(figure)
+    files.save_trained(
+        path.with_suffix(".npz"),
+        kept[-1],
+        {"labels": given, "suggested": ranking.suggested, "probabilities": probabilities}
+        | {f"scores/{name}": scores for name, scores in ranking.scores.items()},
+    )
     return ranking
 
 
@@ -197,7 +204,7 @@ def flip_labels(labels, classes, share, seed):
 def checkpoints(net, train, held_out, config):
     """Trains one network and returns its parameters after every few epochs, as a list."""
     kept = []
-    with tqdm(total=config.epochs, unit="epoch") as bar:
+    with Bar("training", config.epochs, "epoch") as bar:
 
         def keep(state, record):
             bar.update()

@@ -31,11 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 
 import jaxbp as bp
-from experiments.common import figures
+from experiments.common import figures, files
 from experiments.common.flags import require_flags
 from experiments.common.resume import Resumed
 
@@ -62,7 +63,8 @@ def main(
       hidden: the number of units of the hidden layer, at most 9, because each one is drawn.
       learning_rate: the learning rate of gradient descent with momentum 0.9.
       steps: the number of steps, each on all points.
-      out: the folder for the figures, multilayer_regions.png and multilayer_weights.png.
+      out: the folder for the figures, multilayer_path.png, multilayer_regions.png and
+        multilayer_weights.png, and for the parameters and predictions, multilayer.npz.
       resume: whether to store what is trained in `out`, and to go on from what is stored there.
     """
     flags = locals()
@@ -84,10 +86,18 @@ def main(
         )
         print_training(net, before, after, errors, inputs, targets)
 
+        n = worst(net, before, inputs, targets)
+        path = draw_path(before, inputs[n], targets[n])
         regions = draw_regions(net, before, after, inputs, targets)
         weights = draw_weights(before, after, errors)
+        figures.save(path, out / "multilayer_path.png")
         figures.save(regions, out / "multilayer_regions.png")
         figures.save(weights, out / "multilayer_weights.png")
+        files.save_trained(
+            out / "multilayer.npz",
+            after,
+            {"inputs": inputs, "targets": targets, "predictions": predict(net, after, inputs)},
+        )
 
 
 def moons(seed, n):
@@ -147,10 +157,16 @@ def factors(params, x, y):
     }
 
 
+def worst(net, params, inputs, targets):
+    """Returns the index of the example with the highest loss."""
+    values, _ = LOSS(net.forward(params, inputs)[0], targets)
+    return jnp.argmax(values)
+
+
 def print_chain_rule(net, params, inputs, targets):
     """Prints the factors for one weight and one example, and checks their product in two ways."""
-    values, grads = bp.backprop(net, LOSS, read=bp.per_example)(params, inputs, targets)
-    n = jnp.argmax(values)
+    _, grads = bp.backprop(net, LOSS, read=bp.per_example)(params, inputs, targets)
+    n = worst(net, params, inputs, targets)
 
     def error(params):
         z, _ = net.forward(params, inputs[n][None])
@@ -181,25 +197,113 @@ def print_training(net, before, after, errors, inputs, targets):
         print(f"  {name:8} {value:8.4f}   {accuracy(net, params, inputs, targets):8.1%}")
 
 
+def draw_path(params, x, y):
+    """Draws the chain rule of one weight: its path to the error, with a factor at each step."""
+    numbers = factors(params, x, y)
+    names = (
+        r"\partial E / \partial\hat y = \frac{\hat y - y}{\hat y (1 - \hat y)}",
+        r"\partial\hat y / \partial z_2 = \hat y (1 - \hat y)",
+        r"\partial z_2 / \partial h_1 = w_{2,1}",
+        r"\partial h_1 / \partial z_{1,1} = h_1 (1 - h_1)",
+        r"\partial z_{1,1} / \partial w_{1,11} = x_1",
+    )
+    figure = Figure(figsize=(10, 5.4))
+    axes = figure.subplots()
+    hidden = len(params[2]["weight"])
+    units = {  # the name of each unit, by its place
+        **{(0, i): name for i, name in enumerate(("$x_1$", "$x_2$", "$1$"))},
+        **{(1, j): f"$h_{{{j + 1}}}$" for j in range(hidden)},
+        (1, hidden): "$1$",
+        (2, 0): r"$\hat y$",
+        (3, 0): "$E$",
+    }
+    counts = [3, hidden + 1, 1, 1]
+    places = {(k, i): (3.0 * k, _height(i, counts[k])) for k, i in units}
+    edges = [((0, i), (1, j)) for i in range(3) for j in range(hidden)]
+    edges += [((1, j), (2, 0)) for j in range(hidden + 1)] + [((2, 0), (3, 0))]
+    path = [((0, 0), (1, 0)), ((1, 0), (2, 0)), ((2, 0), (3, 0))]
+    for edge in edges:
+        ends = np.array([places[unit] for unit in edge]).T
+        on_path = edge in path
+        color, width = (figures.RED, 4) if on_path else ("#BBBBBB", 1)
+        axes.plot(*ends, color=color, linewidth=width, zorder=2 if on_path else 1)
+    for unit, name in units.items():
+        on_path = any(unit in edge for edge in path)
+        look = {"boxstyle": "circle", "facecolor": "white"}
+        look |= {"edgecolor": figures.RED, "linewidth": 2.5} if on_path else {"edgecolor": "gray"}
+        axes.text(*places[unit], name, ha="center", va="center", bbox=look, zorder=3)
+
+    def middle(start, end):
+        return (np.array(places[start]) + places[end]) / 2
+
+    anchors = (  # where each factor belongs, and where its text stands
+        (middle((2, 0), (3, 0)), (7.5, 0.55)),
+        (np.array(places[(2, 0)]), (6.0, 1.15)),
+        (middle((1, 0), (2, 0)), (5.1, 1.72)),
+        (np.array(places[(1, 0)]), (2.6, 2.05)),
+        (middle((0, 0), (1, 0)), (0.55, 1.72)),
+    )
+    for name, value, (at, text) in zip(names, numbers.values(), anchors, strict=True):
+        axes.annotate(
+            f"${name}$\n$= {value:.3g}$",
+            xy=at,
+            xytext=text,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round", "facecolor": "white", "edgecolor": figures.RED},
+            arrowprops={"arrowstyle": "-", "color": figures.RED, "linestyle": ":"},
+            zorder=4,
+        )
+    product = r" \cdot ".join(
+        f"({value:.3g})" if value < 0 else f"{value:.3g}" for value in numbers.values()
+    )
+    axes.set_title(
+        "One weight reaches the error along one path; its derivative is the product of the "
+        f"factors:\n$\\partial E / \\partial w_{{1,11}} = {product}"
+        f" = {math.prod(numbers.values()):.3g}$"
+    )
+    y_hat = jax.nn.sigmoid(x @ params[0]["weight"] + params[0]["bias"]) @ params[2]["weight"]
+    y_hat = jax.nn.sigmoid(y_hat + params[2]["bias"]).item()
+    axes.text(
+        9.6,
+        -1.3,
+        f"the worst predicted point, before training:\n$x$ = ({x[0]:.2f}, {x[1]:.2f}), "
+        f"$y$ = {y.item():g}, $\\hat y$ = {y_hat:.2f}\n\n"
+        "backward, the error follows the red path to the weight\n"
+        "from $x_1$ to $h_1$; each grey weight has a path of its own",
+        ha="right",
+        va="bottom",
+    )
+    axes.set(xlim=(-0.6, 9.6), ylim=(-1.45, 2.4))
+    axes.set_axis_off()
+    return figure
+
+
+def _height(i, count):
+    """Heights from 1.2 down to -1.2, the middle for a single unit."""
+    return 0.0 if count == 1 else 1.2 - 2.4 * i / (count - 1)
+
+
 def draw_regions(net, before, after, inputs, targets):
-    """Draws the hidden units' lines and the regions of the output, before and after training."""
-    figure = Figure(figsize=(8, 4.8))
-    panels = figure.subplots(1, 2, subplot_kw={"aspect": "equal"})
+    """Draws the lines and regions before and after training, and how the units combine."""
+    figure = Figure(figsize=(9, 7.4))
+    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 2.4))
+    panels = top.subplots(1, 2, subplot_kw={"aspect": "equal"})
     for axes, params in zip(panels, (before, after), strict=True):
         figures.draw_plane(axes, inputs, targets, functools.partial(predict, net, params))
         draw_hidden_lines(axes, *map(np.asarray, (params[0]["weight"], params[0]["bias"])))
     right = [accuracy(net, params, inputs, targets) for params in (before, after)]
-    panels[0].set_title(
-        f"Before training: the lines of the hidden\nunits are random, accuracy {right[0]:.1%}"
-    )
-    panels[1].set_title(f"After training: they combine to\nthe boundary, accuracy {right[1]:.1%}")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    steps = ("Before training: the hidden lines are random", "After training: the lines combine")
+    for axes, step, share in zip(panels, steps, right, strict=True):
+        axes.set_title(f"{step}\naccuracy {share:.1%}", fontsize=10)
+    top.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    draw_combination(bottom, after, inputs)
     return figure
 
 
 def draw_hidden_lines(axes, weights, biases):
     """Draws each hidden unit's line z1_j = 0, with an arrow to the side where h_j is near 1."""
-    style = {"color": figures.BLACK, "linestyle": "--", "linewidth": 0.8}
+    style = {"color": figures.PURPLE, "linestyle": "--", "linewidth": 1.5, "zorder": 2.5}
     for j, (weight, bias) in enumerate(zip(weights.T, biases, strict=True), 1):
         figures.draw_line(axes, weight, bias, **style)
         nearest = -bias * weight / (weight @ weight)
@@ -211,8 +315,40 @@ def draw_hidden_lines(axes, weights, biases):
             va="center",
             arrowprops={"arrowstyle": "<-"},
             bbox={"boxstyle": "circle,pad=0.05", "color": "white", "alpha": 0.7},
+            zorder=4,
         )
     axes.plot([], [], label=r"hidden unit's line, arrow to $h_j \to 1$", **style)
+
+
+def draw_combination(figure, params, inputs):
+    """Draws what each hidden unit adds to z2 over the plane, and their sum with its boundary."""
+    first, _, second = jax.tree.map(np.asarray, params)
+    low, high = np.min(inputs, axis=0) - 0.4, np.max(inputs, axis=0) + 0.4
+    u, v = np.meshgrid(*np.linspace(low, high, 120).T)
+    h = jax.nn.sigmoid(np.stack([u, v], axis=-1) @ first["weight"] + first["bias"])
+    parts = np.moveaxis(np.asarray(h * second["weight"][:, 0]), -1, 0)
+    total = parts.sum(axis=0) + second["bias"].item()
+    largest = np.abs(second["weight"]).max()
+    colours = LinearSegmentedColormap.from_list("sides", [figures.RED, "white", figures.BLUE])
+    terms = [f"${w:+.1f}\\,h_{{{j}}}$" for j, w in enumerate(second["weight"][:, 0], 1)]
+    bias = f"${second['bias'].item():+.1f}$"
+    panels = figure.subplots(1, len(parts) + 1, subplot_kw={"aspect": "equal"})
+    titles = [*terms, f"sum {bias} $= z_2$"]
+    for axes, values, title in zip(panels, (*parts, total), titles, strict=True):
+        image = axes.pcolormesh(
+            u, v, values, cmap=colours, vmin=-largest, vmax=largest, rasterized=True
+        )
+        axes.set_title(title, fontsize=10)
+        axes.set(xticks=[], yticks=[], xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+    for axes, weight, b in zip(panels, first["weight"].T, first["bias"], strict=False):
+        figures.draw_line(axes, weight, b, color=figures.PURPLE, linestyle="--", linewidth=1.5)
+    if total.min() < 0 < total.max():
+        panels[-1].contour(u, v, total, levels=[0], colors=figures.BLACK, linewidths=2)
+    figure.colorbar(image, ax=panels, shrink=0.6, label="toward red | toward blue")
+    figure.suptitle(
+        "Each hidden unit is a half-plane, times its weight; the sum is 0 on the boundary (black)",
+        fontsize=11,
+    )
 
 
 def draw_weights(before, after, errors):
@@ -225,11 +361,13 @@ def draw_weights(before, after, errors):
     panels["A"].set_title("Before training")
     panels["B"].set_title("After training")
     figure.suptitle(
-        "Weights: blue is positive, red is negative, wide is large; lines from 1 are biases"
+        "Weights: blue is positive, red is negative; the thicker a line, the larger the weight;\n"
+        f"the thickest is {largest:.1f}. Lines from 1 are biases"
     )
 
-    panels["C"].semilogy(errors)
-    title = f"The error falls from {errors[0]:.3f} to {errors[-1]:.3g}"
+    panels["C"].plot(errors)
+    figures.log_where_wide(panels["C"])
+    title = f"The mean error was {errors[0]:.3g} before training and {errors[-1]:.3g} after it"
     panels["C"].set(xlabel="step", ylabel="$E$", title=title)
     return figure
 

@@ -31,7 +31,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import jaxbp as bp
-from experiments.common import figures
+from experiments.common import figures, files
 from experiments.common.flags import require_flags
 from experiments.common.resume import Resumed
 
@@ -58,7 +58,8 @@ def main(
       points: the number of points, half of them blue.
       learning_rate: the learning rate, for the single step and for training.
       steps: the number of steps of gradient descent on all points.
-      out: the folder for the figures, perceptron_step.png and perceptron_training.png.
+      out: the folder for the figures, perceptron_step.png and perceptron_training.png, and for the
+        parameters and predictions, perceptron.npz.
       resume: whether to store what is trained in `out`, and to go on from what is stored there.
     """
     flags = locals()
@@ -83,6 +84,12 @@ def main(
 
         figures.save(step_figure, out / "perceptron_step.png")
         figures.save(training_figure, out / "perceptron_training.png")
+        trained = at(path, -1)
+        files.save_trained(
+            out / "perceptron.npz",
+            trained,
+            {"inputs": inputs, "targets": targets, "predictions": predict(trained, inputs)},
+        )
 
 
 def make_points(key, n):
@@ -225,22 +232,23 @@ def draw_step(before, after, x, inputs, targets):
 
 def draw_training(path, held, inputs, targets):
     """Draws the line before, during and after training, and the path on the error surface."""
-    figure = Figure(figsize=(8, 5.1))
-    plane = figure.add_subplot(1, 2, 1, aspect="equal")
+    figure = Figure(figsize=(12, 6.2))
+    left, right = figure.subfigures(1, 2, width_ratios=(5, 7))
+    plane = left.subplots(subplot_kw={"aspect": "equal"})
     last = len(path["bias"]) - 1
     figures.draw_plane(plane, inputs, targets, functools.partial(predict, at(path, last)))
     draw_line(plane, at(path, 0), **BEFORE)
     for k in np.unique(np.geomspace(1, last, 7).astype(int)):
         draw_line(plane, at(path, k), **DURING)
-    plane.plot([], [], label="during training", **DURING)
+    plane.plot([], [], label="thin: during training", **DURING)
 
     wrong = [misclassified(at(path, k), inputs, targets) for k in (0, last)]
     plane.set_title(
         f"{last} steps on all {len(inputs)} points:\n"
         f"{wrong[0]} misclassified before, {wrong[1]} after"
     )
-    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=5)
-    draw_mountain(figure.add_subplot(1, 2, 2, projection="3d"), held, inputs, targets)
+    left.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    draw_mountain(right.add_subplot(projection="3d"), held, inputs, targets)
     return figure
 
 
@@ -261,17 +269,28 @@ def draw_mountain(axes, path, inputs, targets):
         return error({"weight": weight[:, None], "bias": bias}, inputs, targets)
 
     surface = np.asarray(height(np.stack([w1, w2], axis=-1).reshape(-1, 2))).reshape(w1.shape)
+    heights = np.asarray(height(weights))
     axes.computed_zorder = False  # else the surface would hide parts of the path
     axes.plot_surface(w1, w2, surface, cmap="cividis", shade=False, antialiased=False, zorder=1)
     axes.contour(w1, w2, surface, levels=12, colors="white", linewidths=0.5, zorder=2)
-    axes.plot(*weights.T, height(weights), color=figures.RED, linewidth=2.5, zorder=3)
-    axes.plot(*weights[-1], height(weights[-1:]), "o", color=figures.RED, zorder=3)
+    label = f"path of {len(weights) - 1} steps"
+    axes.plot(*weights.T, heights, color="white", linewidth=5, zorder=3)
+    axes.plot(*weights.T, heights, color=figures.RED, linewidth=3, label=label, zorder=4)
+    for k, name, marker in ((0, "start", "o"), (-1, "end", "*")):
+        w, e = weights[k], heights[k]
+        style = {"color": figures.RED, "markeredgecolor": "white", "markersize": 15, "zorder": 5}
+        where = f"$w$ = ({w[0]:.2f}, {w[1]:.2f})"
+        label = f"{name}: {where}, $E$ = {e:.3f}"
+        axes.plot(*w, e, marker, linestyle="none", label=label, **style)
+        axes.text(*w, e + 0.09 * np.ptp(surface), name, color="white", weight="bold", zorder=6)
     axes.locator_params(nbins=5)
-    axes.view_init(elev=30, azim=50)
-    axes.set_box_aspect((1, 1, 0.75), zoom=0.82)
+    axes.view_init(elev=32, azim=50)
+    axes.set_box_aspect((1, 1, 0.75), zoom=1.0)
     axes.set(xlabel="$w_1$", ylabel="$w_2$", zlabel="$E$")
+    axes.legend(loc="upper left", fontsize=9)
     axes.set_title(
-        f"The path down the error surface\n$E(w_1, w_2)$, with $b$ fixed at {bias.item():.2f}"
+        "Gradient descent on the error surface $E(w_1, w_2)$\n"
+        f"all heights are at $b$ = {bias.item():.2f}, the bias after training"
     )
 
 

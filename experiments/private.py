@@ -49,14 +49,16 @@ import optax
 import tyro
 from dp_accounting.pld import PLDAccountant
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy import stats
-from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import digits
-from experiments.common import data, figures, lifted
+from experiments.common import data, figures, files, lifted
 from experiments.common.flags import raise_wrong, too_small, wrong_flags
+from experiments.common.progress import Bar
 from experiments.common.resume import Resumed
+from experiments.common.tables import aligned
 
 LOSS = digits.LOSS
 EPSILONS = 0.01, 10.0  # e^10 guarantees almost nothing; for more the accountant takes longer
@@ -97,7 +99,7 @@ class Config:
     drop_missing: bool = False
     """Whether to leave out the rows of the .csv file that have missing cells."""
     out: Path = Path("out")
-    """The folder for the figure."""
+    """The folder for the figure, and for the parameters and the test set's outputs (.npz)."""
     resume: bool = False
     """Whether to store what is trained in `out`, and to go on from what is stored there."""
 
@@ -180,7 +182,7 @@ def main(config: Config) -> list[float]:
         ),
         PLAIN: plain_gradient(net, loss, batch_size=config.batch_size),
     }
-    with tqdm(total=len(gradients) * config.epochs, unit="epoch") as bar:
+    with Bar("training", len(gradients) * config.epochs, "epoch") as bar:
         runs = {
             name: stored.part(
                 name.replace(" ", "_"),
@@ -195,7 +197,7 @@ def main(config: Config) -> list[float]:
             "": runs,
             "epsilon": [f"{epsilons[-1]:.4f}", "none"],
             "noise multiplier": [f"{noise_multiplier:.{DECIMALS}f}", "none"],
-            "examples clipped": [f"{run.clipped:.0%}" for run in runs.values()],
+            "clipped, of the whole run": [f"{run.clipped:.0%}" for run in runs.values()],
             "steps": [steps * config.epochs] * 2,
             "validation accuracy": [f"{run.accuracies[-1]:.2%}" for run in runs.values()],
             "test accuracy": [f"{accuracy:.2%}" for accuracy in tests],
@@ -205,9 +207,24 @@ def main(config: Config) -> list[float]:
     sweep = jax.jit(bp.backprop(net, LOSS, read=bp.sq_norms))
     _, squares = sweep(runs[PRIVATE].params, *dataset.train)
     norms = np.asarray(bp.example_norms(squares))
+    print(
+        f"The table counts clipped examples in the batches of the whole run. At its end, which the "
+        f"figure shows, {np.mean(norms > config.max_norm):.0%} of the training set would be "
+        "clipped.\n"
+    )
     figure = draw(runs, (marks, epsilons), norms, config)
     figures.save(figure, config.out / f"private_{dataset.name}.png")
     plt.close(figure)
+    forward = jax.jit(net.forward)
+    files.save_trained(
+        config.out / f"private_{dataset.name}.npz",
+        {name.replace(" ", "_"): run.params for name, run in runs.items()},
+        {"inputs": dataset.test[0], "targets": dataset.test[1]}
+        | {
+            f"outputs/{name.replace(' ', '_')}": forward(run.params, dataset.test[0])[0]
+            for name, run in runs.items()
+        },
+    )
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
     return tests
 
@@ -330,8 +347,7 @@ def make_epoch(gradient, optimizer, sampling):
 
 
 def print_table(rows):
-    for name, (first, second) in rows.items():
-        print(f"{name:22}{first:>14}{second:>14}")
+    print(aligned([(name, *map(str, cells)) for name, cells in rows.items()]))
 
 
 def draw(runs, budget, norms, config):
@@ -374,15 +390,19 @@ def draw_norms(axes, norms, max_norm):
         (within, figures.SKY, "not clipped"),
         (~within, figures.RED, "clipped"),
     ):
-        axes.hist(norms[part], edges, color=color, label=f"{name}: {np.mean(part):.0%}")
+        axes.hist(norms[part], edges, color=color, label=f"{name} now: {np.mean(part):.0%}")
     axes.axvline(max_norm, color=figures.BLACK, linestyle="--", label=f"threshold {max_norm:g}")
     axes.set(
-        title="Norms of the gradients after private training",
+        title="Gradients of the training set, at the end of private training",
         xlabel="norm of an example's gradient",
         ylabel="training examples",
         xscale="log",
         xlim=(min(norms.min(), max_norm) / 2, max(norms.max(), max_norm) * 2),
     )
+    axes.title.set_fontsize(10)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.2)  # room for the legend
     axes.legend(loc="upper left")
 

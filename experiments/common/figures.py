@@ -1,6 +1,7 @@
 """Helpers for figures: colours that colour-blind readers can tell apart, saving, and the plane.
 
-Source of the colours: "Color Universal Design", Okabe, Ito, 2008.
+Source of the colours: "Color Universal Design", Okabe, Ito, 2008; but red is a red, and darker than
+their green, from which it differs for every reader.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from experiments.common.files import whole
 mpl.use("Agg")  # figures are written to files, so no screen is needed
 
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
-RED, SKY, PURPLE, BLACK = "#D55E00", "#56B4E9", "#CC79A7", "#000000"
+RED, SKY, PURPLE, BLACK = "#C4122F", "#56B4E9", "#CC79A7", "#000000"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 
 mpl.rcParams.update(
@@ -65,6 +66,22 @@ def draw_plane(
     axes.scatter(*inputs[~blue].T, color=RED, marker="^", label="red, $y = 0$", **shared)
     axes.plot([], [], color=BLACK, linewidth=2, label=r"boundary, $\hat y = 1/2$")
     axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), xlabel="$x_1$", ylabel="$x_2$")
+
+
+def log_where_wide(*panels: Axes) -> bool:
+    """Makes the y axes logarithmic if their lines span a decade or more, and linear otherwise.
+
+    Returns whether they are logarithmic.
+    """
+    lines = [line for axes in panels for line in axes.get_lines()]
+    values = np.concatenate([np.ravel(np.asarray(line.get_ydata(), float)) for line in lines])
+    values = values[np.isfinite(values) & (values > 0)]
+    wide = values.size > 0 and bool(values.max() >= 10 * values.min())
+    for axes in panels:
+        axes.set_yscale("log" if wide else "linear")
+        if not wide:
+            axes.set_ylim(bottom=0)
+    return wide
 
 
 def draw_line(axes: Axes, weight: np.ndarray, bias: ArrayLike, **style: Any) -> None:

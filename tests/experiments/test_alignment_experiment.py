@@ -103,10 +103,11 @@ def test_every_rule_reads_digits_and_only_the_figures_are_written(small):
         assert reader.test.shape == (2,)
         assert all(angles.shape == (2, config.epochs) for angles in reader.angles)
     assert sorted(path.name for path in config.out.iterdir()) == [
+        "alignment_digits.npz",
         "alignment_digits.png",
         "alignment_linear.png",
     ]
-    for path in config.out.iterdir():
+    for path in config.out.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 

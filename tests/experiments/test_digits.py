@@ -28,10 +28,10 @@ def test_it_learns_reports_and_draws(tmp_path, capsys):
     assert accuracy > 0.8
     assert f"test accuracy {accuracy:.2%}" in printed
     # 64 x 16 + 16 and 16 x 10 + 10.
-    assert "dense(16)                 16         1,040" in printed
-    assert "all                                  1,210" in printed
+    assert "dense(16)      16       1,040" in printed
+    assert "all                     1,210" in printed
     assert "largest relative error" in printed
-    assert files_in(tmp_path) == ["digits.png"]
+    assert files_in(tmp_path) == ["digits.npz", "digits.png"]
     assert (tmp_path / "out" / "digits.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -102,7 +102,7 @@ def test_a_table_of_ones_own(tmp_path, capsys):
     config = digits.Config(**SMALL, data=path, target="species", out=tmp_path / "out")
     assert digits.main(config) > 0.7
     assert "flowers: " in capsys.readouterr().out
-    assert files_in(tmp_path / "out") == ["flowers.png"]
+    assert files_in(tmp_path / "out") == ["flowers.npz", "flowers.png"]
 
 
 def test_a_quantity_in_a_table_with_semicolons_text_and_missing_cells(tmp_path, capsys):
@@ -128,7 +128,7 @@ def test_a_quantity_in_a_table_with_semicolons_text_and_missing_cells(tmp_path, 
     assert float(found[1]) == pytest.approx(r2, abs=1e-4)
     # The standard deviation of the price is about 150, so the error in its units is this.
     assert float(found[2]) == pytest.approx(150 * (1 - r2) ** 0.5, rel=0.3)
-    assert files_in(tmp_path / "out") == ["houses.png"]
+    assert files_in(tmp_path / "out") == ["houses.npz", "houses.png"]
 
 
 def test_r2_is_that_of_the_set():
@@ -174,11 +174,9 @@ def test_a_folder_of_images(model, tmp_path, capsys):
                 file.write(header + array.tobytes())
     options = {"model": model, "channels": (5,), "data": tmp_path, "out": tmp_path / "out"}
     assert digits.main(digits.Config(**SMALL, **options)) > 0.9
-    assert files_in(tmp_path / "out") == [f"{tmp_path.name}.png"]
+    assert files_in(tmp_path / "out") == [f"{tmp_path.name}.{kind}" for kind in ("npz", "png")]
     # 3 x 3 x 5 + 5 parameters on images of 4 x 3, which pooling reduces to 2 x 1.
-    assert ("conv(5, (3, 3))        4x3x5            50" in capsys.readouterr().out) == (
-        model == "conv"
-    )
+    assert ("conv(5, (3, 3))   4x3x5          50" in capsys.readouterr().out) == (model == "conv")
 
 
 @pytest.mark.parametrize(

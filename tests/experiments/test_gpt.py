@@ -280,7 +280,7 @@ def test_it_learns_writes_and_draws(tmp_path, capsys):
     assert f"the {result.sample}\n" in printed
     assert [point.step for point in result.points] == [10, 20, 30, 40, 50, 60]
     assert [point.held_out is None for point in result.points] == [True] * 4 + [False] * 2
-    assert files_in(tmp_path) == ["gpt.png", "text.txt"]
+    assert files_in(tmp_path) == ["gpt.npz", "gpt.png", "text.txt"]
     assert (tmp_path / "out" / "gpt.png").read_bytes().startswith(b"\x89PNG")
 
 

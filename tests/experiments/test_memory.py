@@ -56,7 +56,8 @@ def test_the_signal_of_a_linear_cell_has_its_gain_at_every_step(key):
 
 def known(problem, way):
     config = memory.Config(**TINY)
-    return memory.learn(memory.problems(config)[problem], memory.ways(config)[way], 4, config)
+    problem, way = memory.problems(config)[problem], memory.ways(config)[way]
+    return memory.learn(problem, way, 4, config).scores
 
 
 def test_the_same_gradient_forwards_comes_to_the_same():
@@ -73,7 +74,7 @@ def test_main_asks_for_every_way_and_saves_its_figure_alone(tmp_path, capsys, mo
 
     def learn(problem, way, delay, config):
         asked.append((problem.outputs, way.rule.name, way.horizon, delay))
-        return np.array([0.25])
+        return memory.Learned(np.array([0.25]), {"w": np.zeros((1, 3))}, *[np.zeros((1, 8))] * 2)
 
     monkeypatch.setattr(memory, "learn", learn)
     known, signals = memory.main(memory.Config(**TINY, out=tmp_path / "new"))
@@ -83,7 +84,8 @@ def test_main_asks_for_every_way_and_saves_its_figure_alone(tmp_path, capsys, mo
         assert set(by_way) == set(memory.STYLES)
         assert all(rows.shape == (1, 1) for rows in by_way.values())
     assert [len(sizes) for sizes in signals.values()] == [5] * 5
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["memory.png"]
+    saved = sorted(path.name for path in (tmp_path / "new").iterdir())
+    assert saved == ["memory.npz", "memory.png"]
     printed = capsys.readouterr().out
     assert "0.25 (0.25-0.25)" in printed
     assert "4 steps back" in printed

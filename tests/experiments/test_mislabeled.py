@@ -170,7 +170,11 @@ def test_flipped_digits_are_found(tmp_path, capsys):
         }
         for n in top
     ]
-    assert files_in(tmp_path) == ["mislabeled_digits.csv", "mislabeled_digits.png"]
+    assert files_in(tmp_path) == [
+        "mislabeled_digits.csv",
+        "mislabeled_digits.npz",
+        "mislabeled_digits.png",
+    ]
     assert (tmp_path / "out" / "mislabeled_digits.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -207,7 +211,11 @@ def test_wrong_labels_in_a_table_of_ones_own_come_first(tmp_path, capsys):
     for row in table:
         kind = int(row["index"]) % 2
         assert (row["suggested"], row["given"]) == (kinds[kind], kinds[1 - kind])
-    assert files_in(tmp_path / "out") == ["mislabeled_flowers.csv", "mislabeled_flowers.png"]
+    assert files_in(tmp_path / "out") == [
+        "mislabeled_flowers.csv",
+        "mislabeled_flowers.npz",
+        "mislabeled_flowers.png",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 from matplotlib.figure import Figure
+from oracles import assert_close
 
 import jaxbp as bp
 from experiments import multilayer
-from experiments.common import figures
+from experiments.common import figures, files
 
 
 def network(hidden, seed=0):
@@ -98,13 +99,23 @@ def test_main_tells_the_story_and_saves_its_figures_alone(data, tmp_path, capsys
     assert "dh_1/dz1_1" in printed
     assert "All 20 points, 30 steps" in printed
     saved = sorted((tmp_path / "new").iterdir())
-    assert [path.name for path in saved] == ["multilayer_regions.png", "multilayer_weights.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved)
+    assert [path.name for path in saved] == [
+        "multilayer.npz",
+        "multilayer_path.png",
+        "multilayer_regions.png",
+        "multilayer_weights.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved[1:])
+    params = files.load_params(saved[0], network(3)[1])
+    net, (inputs, targets) = network(3)[0], getattr(multilayer, data)(0, 20)
+    with np.load(saved[0]) as stored:
+        assert_close(jnp.asarray(stored["predictions"]), multilayer.predict(net, params, inputs))
+        assert_close(jnp.asarray(stored["targets"]), targets)
 
 
 def test_main_takes_the_smallest_settings(tmp_path):
     multilayer.main(points=4, hidden=1, steps=1, out=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,18 @@ def test_main_tells_the_story_and_saves_its_figures_alone(tmp_path, capsys):
     assert "All 20 points, 30 steps" in printed
     assert "distance to the line" in printed
     figures = sorted((tmp_path / "new").iterdir())
-    assert [path.name for path in figures] == ["perceptron_step.png", "perceptron_training.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+    assert [path.name for path in figures] == [
+        "perceptron.npz",
+        "perceptron_step.png",
+        "perceptron_training.png",
+    ]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures[1:])
 
 
 @pytest.mark.parametrize("points", [2, 3])
 def test_main_takes_the_smallest_settings(points, tmp_path):
     perceptron.main(points=points, steps=1, out=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Private: the noise suffices, the steps are those that the accountant assumes, in small."""
 
 import math
+import re
 
 import dp_accounting
 import jax
@@ -172,7 +173,8 @@ def test_private_steps_have_noise_of_their_own_and_batches_that_vary():
 def test_it_trains_both_reports_and_draws(tmp_path, capsys):
     accuracies = private.main(private.Config(**SMALL, out=tmp_path / "out"))
     printed = capsys.readouterr().out
-    rows = {line[:22].strip(): line[22:].split() for line in printed.splitlines()}
+    table = (re.split(r"  +", line.strip()) for line in printed.splitlines())
+    rows = {row[0]: row[1:] for row in table}
     assert accuracies[1] > max(0.85, accuracies[0] + 0.05)
     assert rows["test accuracy"] == [f"{accuracy:.2%}" for accuracy in accuracies]
     assert rows["steps"] == ["18", "18"]  # round(1257 / 200) = 6 in an epoch
@@ -181,10 +183,11 @@ def test_it_trains_both_reports_and_draws(tmp_path, capsys):
     assert none == "none"
     noise = rows["noise multiplier"][0]
     assert f"noise multiplier {noise}: 18 steps spend epsilon {spent} of 0.5 at delta 0." in printed
-    clipped, unclipped = (int(share.rstrip("%")) for share in rows["examples clipped"])
+    clipped, unclipped = (int(share.rstrip("%")) for share in rows["clipped, of the whole run"])
     assert clipped > unclipped == 0
+    assert "of the whole run. At its end, which the figure shows," in printed
     assert "standardised" not in printed
-    assert files_in(tmp_path) == ["private_digits.png"]
+    assert files_in(tmp_path) == ["private_digits.npz", "private_digits.png"]
     assert (tmp_path / "out" / "private_digits.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -196,7 +199,7 @@ def test_of_a_table_it_says_what_is_not_private(tmp_path, capsys):
     config = private.Config(**{**SMALL, "batch_size": 100}, data=path, out=tmp_path / "out")
     assert private.main(config)[1] > 0.9
     assert "standardised by the mean and deviation of the training set" in capsys.readouterr().out
-    assert files_in(tmp_path / "out") == ["private_points.png"]
+    assert files_in(tmp_path / "out") == ["private_points.npz", "private_points.png"]
 
 
 @pytest.mark.parametrize(
