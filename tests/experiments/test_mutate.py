@@ -67,7 +67,7 @@ def test_a_mistake_is_seen_by_the_tests_and_no_file_is_changed(monkeypatch):
         if m.operator == "off by one" and "reshaped(x, math.prod(x.shape[(2):]))" in m.source
     )
     monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/layers/test_layers.py"])
-    outcome = mutate.try_tests("layers.shapes", mutation, float("inf"))
+    outcome = mutate.try_tests("layers.shapes", mutation, float("inf"), thorough=False)
     assert outcome.seen
     assert "tests/layers/test_layers.py" in outcome.by
     assert path.read_bytes() == before
@@ -111,4 +111,4 @@ def test_a_change_that_changes_nothing_survives(monkeypatch):
     source = mutate.path_of("layers.shapes").read_text(encoding="utf-8") + "# nothing"
     monkeypatch.setattr(mutate, "tests_of", lambda name: ["tests/experiments/test_programs.py"])
     same = mutations("1 + 2")[0]._replace(source=source)
-    assert mutate.try_tests("layers.shapes", same, float("inf")).seen is False
+    assert mutate.try_tests("layers.shapes", same, float("inf"), thorough=False).seen is False
