@@ -9,6 +9,7 @@ import pytest
 from oracles import value_and_grad_function
 
 import jaxbp as bp
+from jaxbp.training.kfac.inverses import natural
 
 pytestmark = pytest.mark.usefixtures("as_shipped")
 SIZES, N = (784, 512, 512, 10), 128
@@ -174,6 +175,43 @@ def test_two_sweeps_take_no_more_memory_than_the_gradient_and_one_keeps_the_delt
     assert one <= plain + deltas + SQUARES
 
 
+SEQUENCE, WIDTH, LAYERS = 256, 64, 3
+
+
+def test_norms_and_clipped_sums_of_long_sequences_form_the_gradients_once():
+    """The sums add up the gradients that the norms are computed from."""
+    net = bp.chain(bp.flatten(), bp.reshape(SEQUENCE, WIDTH), *[bp.dense(WIDTH)] * LAYERS)
+    net = bp.chain(net, bp.flatten(), bp.dense(CLASSES))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), (SEQUENCE, WIDTH))[0])
+    inputs = jax.ShapeDtypeStruct((N, SEQUENCE, WIDTH), jnp.float32)
+    labels = jax.ShapeDtypeStruct((N,), jnp.int32)
+
+    def flop(function):
+        return jax.jit(function).lower(params, inputs, labels).compile().cost_analysis()["flops"]
+
+    gradient = flop(explicit(net))
+    formed = N * LAYERS * WIDTH**2  # entries, of which each is measured and summed
+    assert flop(explicit(net, {"grads": bp.mean, "norms": bp.sq_norms})) <= gradient + 12 * formed
+    assert flop(clip(net, 1)) <= gradient + 12 * formed
+
+
+def test_norms_of_kernels_beside_their_sum_need_no_memory():
+    """On a CPU there is one example's gradient at a time, and one sweep keeps no deltas."""
+    net = bp.chain(bp.conv(32, (3, 3)), bp.relu(), bp.conv(32, (3, 3)), bp.flatten(), bp.dense(2))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), (16, 16, 8))[0])
+    inputs = jax.ShapeDtypeStruct((32, 16, 16, 8), jnp.float32)
+    labels = jax.ShapeDtypeStruct((32,), jnp.int32)
+
+    def temporary(function):
+        compiled = jax.jit(function).lower(params, inputs, labels).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    gradient = temporary(explicit(net))
+    patches = 4 * 9 * 16 * 16 * 32  # of one example, in two layouts
+    joint = temporary(explicit(net, {"grads": bp.mean, "norms": bp.sq_norms}))
+    assert joint <= gradient + 2.1 * patches
+
+
 def test_health_forms_nothing_and_reads_each_array_a_few_times():
     net = network()
     sweep, watched = explicit(net, {"g": bp.mean}), explicit(net, {"g": bp.mean, "h": bp.health})
@@ -184,6 +222,61 @@ def test_health_forms_nothing_and_reads_each_array_a_few_times():
     assert flop <= plain + 16 * entries
     # What is compared is stored as 8 bits, and the deltas stay until they are read.
     assert temporary <= 4 * N * sum(SIZES[1:]) + 2 * sum(WEIGHTS)
+
+
+def test_a_natural_gradient_is_two_products_with_each_weight():
+    params = jax.eval_shape(lambda: network().init(jax.random.key(0), SIZES[:1])[0])
+    sizes = [(i + 1, o) for i, o in itertools.pairwise(SIZES)]
+    pairs = iter(
+        bp.Kronecker(*(jax.ShapeDtypeStruct((k, k), jnp.float32) for k in size)) for size in sizes
+    )
+    inverses = tuple(next(pairs) if part else () for part in params)
+    compiled = jax.jit(natural).lower(inverses, params).compile()
+    products = sum(2 * i * o * (i + o) for i, o in sizes)
+    assert products <= compiled.cost_analysis()["flops"] <= 1.001 * products
+
+
+def equations(function, *args):
+    """The primitives of a program, as it is traced."""
+    return [equation.primitive.name for equation in jax.make_jaxpr(function)(*args).jaxpr.eqns]
+
+
+def test_a_gradient_is_traced_in_fewer_equations_than_by_autodiff():
+    block = bp.chain(
+        bp.residual(bp.layer_norm(), bp.attention(8, 2, causal=True)),
+        bp.residual(bp.layer_norm(), bp.dense(16), bp.gelu(), bp.dense(8)),
+    )
+    net = bp.chain(bp.embedding(5, 8), bp.learned_positions(4), block, bp.layer_norm(), bp.dense(5))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), (4,))[0])
+    tokens = jax.ShapeDtypeStruct((2, 4), jnp.int32)
+    ours, theirs = (
+        equations(make(net), params, tokens, tokens) for make in (explicit, autodiff_of_sequences)
+    )
+    assert len(ours) <= 0.85 * len(theirs)
+    assert ours.count("dot_general") <= theirs.count("dot_general")
+
+
+def autodiff_of_sequences(net):
+    def values_of(logits, labels):
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits, labels), axis=-1)
+
+    return value_and_grad_function(net, values_of)
+
+
+def test_a_lifted_product_is_traced_once_for_each_pass():
+    sizes = (5, 4, 3, 2)
+    params = [(jnp.ones((i, o)), jnp.ones(o)) for i, o in itertools.pairwise(sizes)]
+
+    def model(params, x):
+        for weight, bias in params:
+            x = jnp.tanh(x @ weight + bias)
+        return x
+
+    lifted, params = bp.lift(model, params, jnp.ones((6, 5)))
+    batch = jnp.ones((6, 5)), jnp.zeros(6, jnp.int32)
+    traced = equations(explicit(lifted), params, *batch)
+    layers = len(sizes) - 1
+    assert traced.count("dot_general") <= 3 * layers  # forward, dx and dW
 
 
 def test_columns_at_positions_hold_the_inputs_once():

@@ -6,6 +6,9 @@ import importlib
 import importlib.metadata
 import inspect
 import itertools
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,29 @@ CHAPTERS = {
 }
 
 
+# What `import jaxbp` loads beyond its own modules, JAX, optax and chex.
+ALSO_LOADED = {"jax.experimental.shard_alike", "jax.extend", "numpy.typing"}
+IMPORT = """
+import json, sys
+import jax, optax, chex
+before = set(sys.modules)
+import jaxbp
+print(json.dumps([jax._src.xla_bridge.backends_are_initialized(), *set(sys.modules) - before]))
+"""
+
+
 def chapter_of(module):
     return module.split(".")[0]
+
+
+def test_the_import_loads_little_and_computes_nothing():
+    command = [sys.executable, "-c", IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    has_device, *loaded = json.loads(done.stdout)
+    assert not has_device  # an array at the top of a module would start the device
+    public = (m for m in loaded if "._" not in m and m.partition(".")[0] != "jaxbp")
+    others = {m for m in public if m.partition(".")[0] not in sys.stdlib_module_names}
+    assert {m for m in others if not m.startswith("jax.extend.")} <= ALSO_LOADED
 
 
 def names_of_jax(tree):

@@ -175,7 +175,7 @@ def test_steps_of_kfac_jax_lower_the_loss():
 ROWS = {
     "gradient": [*["jax.grad"] * 3, "jax.vmap(jax.grad)", "jax.grad"],
     "private": [],
-    "kfac": ["bp.make_step, optax.sgd"],
+    "kfac": ["bp.make_step, optax.sgd", "bp.make_step, optax.adam"],
 }
 PEERS = ("jax_privacy", "kfac_jax", "torch", "opacus")
 

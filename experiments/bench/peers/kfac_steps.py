@@ -1,7 +1,8 @@
 """Steps of KFAC, by the library and by kfac-jax, on the same model from the same parameters.
 
 Both draw one label from the model for each example, average the factors over steps, and invert them
-in every `EVERY`-th step. A run is `EVERY` steps, and so has one inversion.
+in every `EVERY`-th step. A run is `EVERY` steps, and so has one inversion. The library can also
+compute the factors only in the steps that invert them.
 """
 
 import jax
@@ -33,20 +34,24 @@ def make_run(net, data, optimizer=SGD, **options):
     return run
 
 
-def ours(net, data):
+def ours(net, data, *, factors_every=1):
+    """A run of the library's steps, with the factors of every so many batches."""
     _, *batch = data
     factors_of = bp.kfac_factors(net, LOSS)
 
     def like(params):
         return factors_of(params, *batch, key=jax.random.key(0))
 
-    kfac = bp.scale_by_kfac(like, damping=DAMPING, decay=DECAY, every=EVERY)
-    return make_run(net, data, optax.chain(kfac, SGD), extra_args={"factors": factors_of})
+    kfac = bp.scale_by_kfac(
+        like, damping=DAMPING, decay=DECAY, every=EVERY, factors_every=factors_every
+    )
+    extra_args = {"factors": bp.deferred(factors_of)}
+    return make_run(net, data, optax.chain(kfac, SGD), extra_args=extra_args)
 
 
-def plain(net, data):
-    """The same steps by SGD with momentum, without curvature."""
-    return make_run(net, data)
+def plain(net, data, optimizer=SGD):
+    """The same steps without curvature, by default by SGD with momentum."""
+    return make_run(net, data, optimizer)
 
 
 def kfac_jax(model):

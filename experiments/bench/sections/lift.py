@@ -3,7 +3,7 @@
   gradient  the gradient, alone and with the norm of every example's, and the sum of clipped
             gradients, against `jax.grad`; the norms also against `jax.vmap(jax.grad)`
   private   private gradients against jax_privacy, and Opacus where PyTorch has the network
-  kfac      steps of KFAC against kfac-jax
+  kfac      steps of KFAC against kfac-jax, and against SGD and Adam without curvature
 
 Both sides of a row have the same parameters and batch.
 """
@@ -12,6 +12,7 @@ import functools
 import operator
 
 import jax
+import optax
 
 import jaxbp as bp
 from experiments.bench.comparing import (
@@ -115,20 +116,28 @@ def private(case, model, lifted, repeats):
 
 @or_problem
 def kfac(case, model, lifted, repeats):
-    """A row against kfac-jax, and one against SGD without curvature."""
+    """Rows against kfac-jax and SGD, and one with fewer batches of factors against Adam."""
     net, data, _ = lifted
-    peers = {
-        "kfac-jax": functools.partial(kfac_steps.kfac_jax, model),
-        "bp.make_step, optax.sgd": functools.partial(kfac_steps.plain, net, data),
+    adam = optax.adam(kfac_steps.LEARNING_RATE)
+    sides = {
+        "kfac-jax": (1, functools.partial(kfac_steps.kfac_jax, model), ""),
+        "bp.make_step, optax.sgd": (1, functools.partial(kfac_steps.plain, net, data), ""),
+        "bp.make_step, optax.adam": (
+            kfac_steps.EVERY,
+            functools.partial(kfac_steps.plain, net, data, adam),
+            "<= 1.20",
+        ),
     }
-    for peer, make in peers.items():
-        row = Row(str(case), peer, "")
+    for peer, (factors_every, make, wanted) in sides.items():
+        row = Row(
+            str(case), peer, wanted, "1 step" if factors_every == 1 else f"{factors_every} steps"
+        )
         try:
-            seconds = measure([kfac_steps.ours(net, data), make()], repeats) / kfac_steps.EVERY
+            runs = [kfac_steps.ours(net, data, factors_every=factors_every), make()]
+            ours, theirs = measure(runs, repeats) / kfac_steps.EVERY
         except Exception as error:
             yield row._replace(problem=describe_problem(error))
             continue
-        ours, theirs = seconds
         yield fill(row, ours / theirs, ours, theirs)
 
 
@@ -169,8 +178,9 @@ TABLES = {
         "A step of KFAC on a lifted model",
         "lifted / against",
         kfac,
-        flax(MLP, CONVNET),
+        flax(MLP, CONVNET, Gpt(2, 128, 4, 128, 16)),
         flax(MLP_ON_GPU, CONVNET_ON_GPU),
         f"The mean over {kfac_steps.EVERY} steps, in one of which the factors are inverted.",
+        "factors every",
     ),
 }

@@ -23,6 +23,17 @@ or choose a larger lambda, for all digits.
 A parameter without factors, such as a gain or a table, has a diagonal instead, the second moment v
 of its gradient: its natural gradient is g / (v + lambda).
 
+A step multiplies each gradient by both inverses, and the gradient itself takes three products. With
+one matrix product counted as one multiplication per pair of operands, a weight [I, O] at T
+positions of N examples takes
+
+    3 N T I O    the gradient
+    (I + O) I O  the natural gradient, in every step
+
+So a step costs little more than one of Adam only where N T is several times I + O, such as for
+sequences. The factors take N T (I^2 + O^2) and another backward pass, when `factors_every` makes
+them due. The inverses take about 7 / 6 of I^3 + O^3, when `every` makes them due.
+
 `factors` computes the factors of a batch, `inverses` inverts them and multiplies gradients by the
 inverses, and `optimizer` is the transformation. `layers` finds the layers in a tree of factors.
 
