@@ -17,6 +17,18 @@ const svg = (name, attributes = {}, ...children) =>
 // The element of a part of the page, by its `data-part`.
 const partOf = (section, name) => document.querySelector(`#${section} [data-part="${name}"]`);
 
+// Replaces what an element holds. What has the focus keeps it, by its `data-key`.
+function refill(holder, ...children) {
+  const key = focusedIn(holder);
+  holder.replaceChildren(...children);
+  focusAgain(holder, key);
+}
+const focusedIn = (holder) =>
+  (holder.contains(document.activeElement) ? document.activeElement.dataset.key : undefined);
+function focusAgain(holder, key) {
+  if (key) holder.querySelector(`[data-key="${key}"]`)?.focus({ preventScroll: true });
+}
+
 // Numbers: a true minus sign, and no "-0.00".
 function shown(number, digits = 3) {
   if (number !== 0 && Math.abs(number) < 0.5 * 10 ** -digits) {

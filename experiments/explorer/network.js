@@ -70,6 +70,7 @@ function startNetwork(problems) {
   }
 
   function drawPlane() {
+    const focused = focusedIn(at("plane"));
     const plane = new Plane(at("plane"), now().low, now().high,
       "The points, the regions that the network predicts, and the lines of the first hidden units");
     const region = now().region.at(state.stage).data, s = state.stage;
@@ -83,7 +84,7 @@ function startNetwork(problems) {
     const marks = Array.from({ length: many }, (_, n) => {
       const x = [...now().inputs.at(n).data], inside = n < now().examples;
       const attributes = inside ? { class: n === state.example ? "point picked" : "point", tabindex: 0,
-        role: "button", "aria-label": `Example ${n + 1}, of class ${named(n)}`, onclick: () => look(n),
+        "data-key": n, role: "button", "aria-label": `Example ${n + 1}, of class ${named(n)}`, onclick: () => look(n),
         onkeydown: (event) => { if (event.key === "Enter") look(n); } } : { opacity: 0.4 };
       if (two()) return plane.mark(x, now().labels.at(n) === 1, attributes, inside ? 6.5 : 4);
       const [u, v] = plane.px(x), size = n === state.example ? 26 : inside ? 17 : 11;
@@ -92,6 +93,7 @@ function startNetwork(problems) {
     });
     marks.push(marks.splice(state.example, 1)[0]); // the chosen one lies on top
     plane.svg.append(...marks);
+    focusAgain(at("plane"), focused);
     const n = state.example, label = now().labels.at(n);
     at("status").textContent = `Chosen: example ${n + 1}, of class ${named(n)}; the network gives this class ` +
       `the probability ${shown(now().probabilities.at(s, n, label))}. E = ${shown(now().losses.at(s, n))}, ` +
@@ -165,7 +167,7 @@ function startNetwork(problems) {
 
   function drawWire() {
     const { l, i, o } = state.wire, sizes = now().sizes, output = isOutput(l + 1), s = state.stage, n = state.example;
-    const select = html("select", { "aria-label": "Weight", onchange: (event) =>
+    const select = html("select", { "aria-label": "Weight", "data-key": "weight", onchange: (event) =>
       wire(...event.target.value.split(",").map(Number)) });
     for (let layer = 0; layer < layers(); layer++) {
       const group = html("optgroup", { label: `layer ${layer + 1}` });
@@ -193,21 +195,21 @@ function startNetwork(problems) {
         ...(terms.length ? [html("div", { class: "table" }, html("table", {},
           html("tr", {}, ...["to", "w", "δ", "w δ"].map((t) => html("th", {}, t))),
           ...terms.map(([name, w, d]) => html("tr", {}, ...[name, shown(w), shown(d), shown(w * d)].map((t) => html("td", {}, t))))))] : []))]);
-    at("wire").replaceChildren(
+    refill(at("wire"),
       html("div", { class: "buttons" }, select, html("span", {}, `w = ${shown(weight(l, i, o), 6)}`)),
-      html("div", { class: "factors" }, ...blocks),
-      html("div", { class: "table" }, html("table", { class: "result numbers" },
-        html("tr", {}, html("td", {}, "their product"), html("td", { "data-product": product }, precise(product))),
-        html("tr", {}, html("td", {}, "jax.grad"), html("td", { "data-autodiff": witness }, precise(witness))),
-        html("tr", {}, html("td", {}, "difference"), html("td", {}, (product - witness).toExponential(0).replaceAll("-", "−"))))),
+      html("div", { class: "factors" }, ...blocks, html("span", { class: "times" }, "="),
+        html("div", { class: "table" }, html("table", { class: "result numbers" },
+          html("tr", {}, html("td", {}, "their product"), html("td", { "data-product": product }, precise(product))),
+          html("tr", {}, html("td", {}, "jax.grad"), html("td", { "data-autodiff": witness }, precise(witness))),
+          html("tr", {}, html("td", {}, "difference"), html("td", {}, (product - witness).toExponential(0).replaceAll("-", "−")))))),
       html("p", {}, product === 0 ? "The derivative is zero: this example leaves the weight alone."
         : `A step against the gradient makes this weight ${product > 0 ? "lower" : "higher"}.`));
   }
 
   function drawExamples() {
-    at("examples").replaceChildren(...order().map((n) => {
+    refill(at("examples"), ...order().map((n) => {
       const label = now().labels.at(n), mark = two() ? (label ? "● " : "▲ ") : "";
-      return html("button", { "aria-pressed": String(n === state.example), "data-example": n, onclick: () => look(n) },
+      return html("button", { "aria-pressed": String(n === state.example), "data-example": n, "data-key": n, onclick: () => look(n) },
         `${mark}${now().classNames[label]}`, html("br"), `ŷ ${short(now().probabilities.at(state.stage, n, label))}`,
         html("br"), `|g| ${brief(now().norms.at(state.stage, n))}`);
     }));

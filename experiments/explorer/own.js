@@ -24,13 +24,13 @@ function startOwn(run) {
     at("about").replaceChildren(
       html("p", {}, `${run.title}, by bp.explain. Shown are the ${count} examples with the largest gradients of ${run.candidates}.`),
       ...(run.code ? [html("pre", { tabindex: 0, "aria-label": "Its program" }, run.code.trim())] : []));
-    at("examples").replaceChildren(...run.examples.map((place, k) => {
+    refill(at("examples"), ...run.examples.map((place, k) => {
       const picture = html("canvas", { "aria-hidden": "true" });
       if (run.image) {
         const pixels = run.places[0].values.at(k).data, most = Math.max(...pixels);
         paint(picture, run.image[1], run.image[0], (i) => mixed(palette.paper, palette.ink, pixels[i] / most));
       }
-      return html("button", { "aria-pressed": String(k === n), "data-example": k, onclick: () => {
+      return html("button", { "aria-pressed": String(k === n), "data-example": k, "data-key": k, onclick: () => {
         state.example = k;
         draw();
       } }, ...(run.image ? [picture] : []), `no. ${place}`, html("br"), `target ${target(k)}`, html("br"), `|g| ${brief(run.norms.at(k))}`);
@@ -58,7 +58,7 @@ function startOwn(run) {
   function drawRule() {
     if (!run.parameters.length) return at("rule").replaceChildren(html("p", {}, "This network has no parameters."));
     const rule = run.rules[state.example][state.parameter];
-    const select = html("select", { "aria-label": "Parameter", onchange: (event) => {
+    const select = html("select", { "aria-label": "Parameter", "data-key": "parameter", onchange: (event) => {
       state.parameter = Number(event.target.value);
       drawRule();
     } }, ...run.parameters.map((p, k) => html("option", { value: k, selected: k === state.parameter }, p.path)));
@@ -72,13 +72,13 @@ function startOwn(run) {
       return [...(k ? [html("span", { class: "times" }, "×")] : []), html("div", { class: "factor" },
         html("b", {}, `${factor.name}${rows * columns > 1 ? `, ${rows} × ${columns}` : ""}`), body)];
     });
-    at("rule").replaceChildren(
+    refill(at("rule"),
       html("div", { class: "buttons" }, select, html("span", {}, `the weight at [${rule.at.join(", ")}], which has the largest derivative in ${rule.path}`)),
-      html("div", { class: "factors" }, ...blocks),
-      html("div", { class: "table" }, html("table", { class: "result numbers" },
-        html("tr", {}, html("td", {}, "their matrix product"), html("td", { "data-product": rule.gradient }, precise(rule.gradient))),
-        html("tr", {}, html("td", {}, "jax.grad"), html("td", {}, precise(rule.autodiff))),
-        html("tr", {}, html("td", {}, "difference"), html("td", {}, (rule.gradient - rule.autodiff).toExponential(0).replaceAll("-", "−"))))));
+      html("div", { class: "factors" }, ...blocks, html("span", { class: "times" }, "="),
+        html("div", { class: "table" }, html("table", { class: "result numbers" },
+          html("tr", {}, html("td", {}, "their matrix product"), html("td", { "data-product": rule.gradient }, precise(rule.gradient))),
+          html("tr", {}, html("td", {}, "jax.grad"), html("td", {}, precise(rule.autodiff))),
+          html("tr", {}, html("td", {}, "difference"), html("td", {}, (rule.gradient - rule.autodiff).toExponential(0).replaceAll("-", "−")))))));
   }
   whenShown(draw);
 }

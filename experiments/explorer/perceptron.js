@@ -213,6 +213,8 @@ function draggable(element, pick, move, key) {
     element.focus({ preventScroll: true });
     pick();
   });
+  // Without this a finger scrolls the page, and the drag is cancelled.
+  element.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
   element.addEventListener("pointermove", (event) => {
     if (element.hasPointerCapture(event.pointerId)) move(event);
   });

@@ -25,7 +25,7 @@ def small_page(tmp_path_factory):
         patch.setattr(networks, "EXAMPLES", 4)
         patch.setattr(carriers, "learn", learned)
         problems = networks.problems(0)
-        two = {name: problems[name]._replace(hidden=(2, 2), steps=30) for name in ("xor", "digits")}
+        two = {name: problems[name]._replace(hidden=(2, 2), steps=30) for name in ("xor", "moons")}
         patch.setattr(networks, "problems", lambda seed: two)
         runs = [{"name": name, **networks.record(problem, 0)} for name, problem in two.items()]
         run = {
@@ -133,10 +133,34 @@ def test_run_goes_on_until_pause(opened):
 
 @pytest.mark.parametrize("kind", ["mouse", "touch"])
 def test_a_drag_moves_the_line_and_the_printed_gradient_is_the_librarys(opened, small_page, kind):
-    before = state_of(opened)["w"]
-    opened.drag("#perceptron .handle", 40, -30, kind=kind)
-    assert state_of(opened)["w"] != before
-    check_gradient(opened, small_page)
+    """The line follows the pointer: it goes through the place to which a handle was dragged."""
+    for handle, by in (("nth-child", (40, -30)), ("nth-last-child", (-20, -50))):
+        selector = f"#perceptron .handle:{handle}(1 of .handle)"
+        before, place = state_of(opened)["w"], centre_of(opened, selector) + by
+        opened.drag(selector, *by, kind=kind)
+        assert state_of(opened)["w"] != before
+        assert distance_of_line(opened, *place) < 1.5  # a pointer is at whole pixels
+        check_gradient(opened, small_page)
+
+
+def centre_of(browser, selector):
+    """The place of an element on the screen, in pixels."""
+    script = """const box = document.querySelector(arguments[0]).getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2]"""
+    return np.array(browser.run(script, selector))
+
+
+def distance_of_line(browser, x, y):
+    """How far the drawn line is from a place on the screen, in pixels."""
+    script = """
+      const line = document.querySelector("#perceptron .boundary"), to = line.getScreenCTM();
+      return [["x1", "y1"], ["x2", "y2"]].map(([x, y]) => {
+        const end = new DOMPoint(+line.getAttribute(x), +line.getAttribute(y)).matrixTransform(to);
+        return [end.x, end.y];
+      });"""
+    first, second = np.array(browser.run(script))
+    normal = np.array([first[1] - second[1], second[0] - first[0]])
+    return abs(normal @ (np.array([x, y]) - first)) / np.linalg.norm(normal)
 
 
 def test_a_dragged_point_has_the_gradient_of_its_new_place(opened, small_page):
@@ -144,6 +168,19 @@ def test_a_dragged_point_has_the_gradient_of_its_new_place(opened, small_page):
     opened.drag("#perceptron .picked", -35, 20)
     assert numbers(opened, "#perceptron [data-gradient]", "gradient") != before
     check_gradient(opened, small_page)
+
+
+def test_what_is_chosen_by_the_keyboard_keeps_the_focus(opened):
+    focus = "const e = document.activeElement; return [e.dataset.key, e.ariaPressed, e.value]"
+    for section in ("network", "own"):
+        opened.keys(f"#{section} [data-example]:nth-child(2)", "\ue007")
+        assert opened.run(focus)[1] == "true"
+    product = numbers(opened, "#network [data-product]", "product")
+    opened.keys("#network select", "\ue015")  # the next weight
+    assert opened.run(focus)[0] == "weight"
+    assert numbers(opened, "#network [data-product]", "product") != product
+    opened.keys("#network .point:not(.picked)", "\ue007")
+    assert opened.run("return document.activeElement.classList.contains('picked')")
 
 
 def test_the_keyboard_moves_points_and_line(opened, small_page):
@@ -238,4 +275,6 @@ def test_the_whole_command_makes_a_page_under_the_limit(browser, tmp_path):
         (autodiff,) = numbers(browser, "#network [data-autodiff]", "autodiff")
         assert product == pytest.approx(autodiff, rel=1e-12, abs=1e-15)
     assert "ŷ 9" in of_section(browser, "network", "graph")
+    browser.resize(390, 900)
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
     assert browser.messages() == []
