@@ -111,12 +111,12 @@ def _alignment(subject: Subject):
     return functools.partial(measure, rule_state=state)
 
 
-def _steps(optimizer, make_arguments=lambda subject: None):
+def _steps(optimizer, make_arguments=lambda subject: None, **options):
     """Two training steps on the same batch: their parameters and their records."""
 
     def make(subject: Subject):
-        extra = make_arguments(subject)
-        step = bp.make_step(subject.net, subject.loss, optimizer, extra_args=extra, donate=False)
+        how = {"extra_args": make_arguments(subject), "donate": False, **options}
+        step = bp.make_step(subject.net, subject.loss, optimizer, **how)
 
         def call(params, inputs, targets):
             start = bp.TrainState(
@@ -170,6 +170,10 @@ CALLS: dict[str, Callable[[Subject], Callable]] = {
     "weight_mirror": _by_rule(bp.weight_mirror()),
     "alignment": _alignment,
     "as_function under jax.grad": _as_function,
-    "make_step, Adam": _steps(optax.adam(0.1)),
+    # Some gradients are zero but for rounding, such as those of the biases of attention keys. Adam
+    # would make steps of full size of them, were it not for eps.
+    "make_step, Adam": _steps(optax.adam(0.1, eps=1e-3)),
+    "make_step, fused": _steps(optax.adam(0.1, eps=1e-3), fused=True),
+    "make_step, fused with a clip": _steps(optax.sgd(0.1, 0.9), fused=True, max_norm=0.1),
     "make_step, KFAC": _kfac,
 }

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxbp.sharding import varying_with
 from jaxbp.signals.stacked import Stacked
 from jaxbp.types import PyTree, Reading
 
@@ -63,6 +64,8 @@ class Change(NamedTuple):
         arrays, structure = jax.tree.flatten(self.arrays)
         n, places = len(arrays[0]), {id(array): place for place, array in enumerate(arrays)}
         others = [array for array in inputs if id(array) not in places]
+        # In `jax.shard_map` the readings of a layer differ between devices, and so does the change.
+        arrays = varying_with((start, others), arrays)
 
         def one(carry, own):
             carry, arrays, changed = carry
@@ -74,7 +77,7 @@ class Change(NamedTuple):
             own_inputs = [here[places[id(a)]][0] if id(a) in places else next(rest) for a in inputs]
             carry, readings = step(carry, tuple(own_inputs))
             changed, answers = self.change(structure.unflatten(here), readings)
-            return (carry, arrays, jax.tree.leaves(changed)), answers
+            return (carry, arrays, varying_with(arrays, jax.tree.leaves(changed))), answers
 
         last = [array[-1:] for array in arrays]  # which the first round writes where they are
         (carry, arrays, changed), answers = jax.lax.scan(

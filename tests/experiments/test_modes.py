@@ -15,6 +15,7 @@ THOROUGH = [
     ["--networks", "convolutions", "--calls", "reweighted"],
     ["--networks", "GPT", "--calls", "backprop"],
     ["--networks", "GPT", "--calls", "as_function"],
+    ["--networks", "GPT", "--calls", "fused"],
     ["--networks", "LSTM", "--calls", "backprop"],
     ["--networks", "lifted", "--calls", "backprop"],
     ["--networks", "lifted", "--calls", "make_step"],
