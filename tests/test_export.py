@@ -168,6 +168,14 @@ def test_every_rule_takes_any_number_of_examples(rule, blocks, key):
 
 @pytest.mark.thorough
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.1}], ids=["plain", "clipped"])
+def test_a_fused_step_takes_any_number_of_examples(options, key):
+    net = bp.chain(bp.stack(bp.chain(bp.dense(3), bp.tanh()), 2), bp.dense(2))
+    takes_any_number_of_examples(net, (3,), bp.exact(), key, fused=True, **options)
+
+
+@pytest.mark.thorough
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("rule", sorted(OF_RECURRENT_LAYERS))
 def test_every_rule_of_recurrent_layers_takes_any_number_of_examples(rule, key):
     net = bp.chain(bp.recurrent(bp.lstm(3)), bp.dense(2))
