@@ -293,7 +293,7 @@ def draw_regions(net, before, after, inputs, targets):
         figures.draw_plane(axes, inputs, targets, functools.partial(predict, net, params))
         draw_hidden_lines(axes, *map(np.asarray, (params[0]["weight"], params[0]["bias"])))
     right = [accuracy(net, params, inputs, targets) for params in (before, after)]
-    steps = ("Before training: the hidden lines are random", "After training: the lines combine")
+    steps = ("Before training", "After training")
     for axes, step, share in zip(panels, steps, right, strict=True):
         axes.set_title(f"{step}\naccuracy {share:.1%}", fontsize=10)
     top.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
