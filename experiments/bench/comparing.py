@@ -4,6 +4,7 @@ A peer that is missing or fails gives a row that says so, and the other peers ar
 """
 
 import operator
+import time
 
 import jax
 import jax.numpy as jnp
@@ -141,6 +142,30 @@ def compare_compilation(row, wanted, sides, rounds):
         quartiles=(low, high),
         compile_s=tuple(float(np.median(s)) for s in seconds),
     )
+
+
+def compare_starting(row, wanted, sides, rounds):
+    """The rows for the times that two programs take to be traced, and to be lowered and compiled.
+
+    Args:
+      row: what the two programs are.
+      wanted: the wanted figure for each of the two rows.
+      sides: makers of a program, and their data. JAX's caches are cleared before each.
+      rounds: the number of rounds.
+    """
+    seconds = np.empty((2, 2, rounds))
+    for r in range(rounds):
+        for i in (0, 1) if r % 2 == 0 else (1, 0):
+            make, data = sides[i]
+            function, *args = make(*data)
+            jax.clear_caches()
+            start = time.perf_counter()
+            traced = jax.jit(function).trace(*args)
+            between = time.perf_counter()
+            traced.lower().compile()
+            seconds[:, i, r] = between - start, time.perf_counter() - between
+    for what, figure, (ours, theirs) in zip(("trace", "compile"), wanted, seconds, strict=True):
+        yield fill(row._replace(what=what, wanted=figure), ours / theirs, ours, theirs)
 
 
 def training_rows(training, ours, program, peers, repeats, *, items, products):

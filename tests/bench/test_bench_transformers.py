@@ -275,6 +275,7 @@ def cases_of(name):
 
 ROWS = {
     "gradient": ["jax.grad, the same layers", "jax.grad, plain jnp"],
+    "starting": [*["jax.grad, the same layers"] * 2, *["jax.grad, plain jnp"] * 2],
     "deep": ["jax.grad, the same layers"] * 3,
     "quantities": [*["bp.value_and_grad"] * 3, "jax.vmap(jax.grad)"],
     "training": [],

@@ -1,6 +1,7 @@
 """A GPT, against Flax, PyTorch and autodiff, from the same weights and tokens.
 
   gradient    the mean loss and its gradient
+  starting    how long its program takes to be traced and compiled
   deep        the same for many blocks in one loop, each recomputed in the backward pass
   quantities  the norm of every example's gradient, and clipped sums, against the gradient alone
   training    epochs of AdamW on random tokens, against the loops of Flax and PyTorch
@@ -16,6 +17,7 @@ import functools
 
 from experiments.bench.comparing import (
     compare_compilation,
+    compare_starting,
     gradient_rows,
     norms_rows,
     training_rows,
@@ -87,6 +89,18 @@ def deep(gpt, repeats, seed):
         yield compare_compilation(row, "1", sides, long_rounds(repeats))
 
 
+def starting(gpt, repeats, seed):
+    """Rows for tracing and for compiling the gradient, against autodiff."""
+    data = make_case(gpt, seed)
+    for peer, side in (
+        ("jax.grad, the same layers", same_layers),
+        ("jax.grad, plain jnp", plain),
+    ):
+        sides = [(functools.partial(make, gpt), data) for make in (explicit, side)]
+        row = Row(str(gpt), peer, "")
+        yield from compare_starting(row, ("<= 1.00", "<= 0.60"), sides, long_rounds(repeats))
+
+
 def compare_memory(row, wanted, ours, theirs):
     ratio = ours.temporary_bytes / theirs.temporary_bytes
     return row._replace(
@@ -138,6 +152,15 @@ TABLES = {
         (SMALL, MEDIUM, LARGE, Gpt(8, 256, 4, 256, 8)),
         (ON_GPU, WIDE_ON_GPU),
         "PyTorch's memory is the largest number of bytes allocated at a time.",
+    ),
+    "starting": Table(
+        "Tracing and compiling the gradient of a GPT",
+        "explicit / peer",
+        starting,
+        (SMALL, MEDIUM),
+        (ON_GPU,),
+        "Each time starts with empty caches. All blocks are unrolled.",
+        "to",
     ),
     "deep": Table(
         "Many blocks in one loop, recomputed in the backward pass",
