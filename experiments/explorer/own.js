@@ -37,10 +37,11 @@ function startOwn(run) {
     }));
     at("places").replaceChildren(
       html("p", {}, `Target ${target(n)}; E = ${shown(run.losses.at(n), 4)}. Blue is positive, orange negative.`),
-      html("div", { class: "place" }, html("b", {}, "place"), html("b", {}, "values"), html("b", {}, "deltas: dE/d(value)")),
+      html("div", { class: "place titles" }, html("b", {}, "place"), html("b", {}, "values"), html("b", {}, "deltas: dE/d(value)")),
       ...run.places.map((place, k) => {
         const image = k === 0 ? run.image : null;
-        const of = (numbers, what) => (numbers ? cells([...numbers.at(n).data], image, `${what} of ${place.name}`) : html("span", {}, "none"));
+        const of = (numbers, what) => html("div", { "data-label": what }, numbers
+          ? cells([...numbers.at(n).data], image, `${what} of ${place.name}`) : "none");
         return html("div", { class: "place" },
           html("span", {}, html("b", {}, place.name), ` ${place.layer} [${place.shape.join(", ")}]`),
           of(place.values, "values"), of(place.deltas, "deltas"));
