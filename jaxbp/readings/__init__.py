@@ -3,7 +3,8 @@
 `sums` computes the gradient, summed, averaged or per example, `norms` its norm per example,
 `moments` second moments and curvature factors, `inner_products` products of the gradients of
 different examples, and `summaries` a few numbers to watch training by. `costs` chooses between two
-ways to compute the same quantity.
+ways to compute the same quantity, and `formed` shares per-example gradients between a norm and a
+sum.
 
 Readings know signals, but no layers. Each is one function with an implementation for every kind of
 signal. Add a new reading to one of these modules.

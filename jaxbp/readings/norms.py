@@ -29,11 +29,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work
-from jaxbp.readings.sums import per_example
+from jaxbp.readings.costs import (
+    by_place_is_less_work,
+    forming_is_less_work,
+    gram_is_less_work,
+    one_by_one_is_less_work,
+)
+from jaxbp.readings.sums import per_example, sum_of, wide_total
 from jaxbp.sharding import placement
-from jaxbp.signals.conv_patches import map_place_gradients, patched
+from jaxbp.signals.conv_patches import map_examples, map_place_gradients, patched
 from jaxbp.signals.kinds import (
     Conv,
     Lookup,
@@ -173,11 +179,48 @@ def _(signal: Lookup):
 
 @_measured.register
 def _(signal: Conv):
+    if not one_by_one_is_less_work(signal):
+        return _measured_by_parts(signal)
+    return lax.platform_dependent(
+        signal,
+        cpu=lambda signal: _one_by_one(signal)[1],
+        default=_measured_by_parts,
+    )
+
+
+def _measured_by_parts(signal):
+    """The squared norms for a kernel, from those of its places or groups."""
     if by_place_is_less_work(signal):
         parts = map_place_gradients(lambda g: _measure(jnp.moveaxis(g, 1, 0)).norms, signal)
     else:
         parts = jax.vmap(lambda outer: _measured(outer).norms)(patched(signal))
     return _measure(parts.T)
+
+
+def summed_and_measured(signal: Signal) -> tuple[jax.Array, Measured] | None:
+    """The sum of the examples' gradients, and their squared norms, of operands of 32 bits or more.
+
+    The two share the gradients that the norms are computed from. None if there are none.
+    """
+    match signal:
+        case Outer() if forming_is_less_work(signal, with_sum=True):
+            gradients = per_example(signal)
+            return sum_of(gradients), _measure(gradients)
+        case Conv() if one_by_one_is_less_work(signal):
+            return lax.platform_dependent(
+                signal,
+                cpu=_one_by_one,
+                default=lambda signal: (wide_total(signal), _measured_by_parts(signal)),
+            )
+        case Through() if signal.back.moves and (both := summed_and_measured(signal.signal)):
+            return signal.back(both[0]), both[1]
+    return None
+
+
+def _one_by_one(signal):
+    """Both for a kernel, with the gradient of one example in memory at a time."""
+    total, measured = map_examples(lambda gradient: _measure(gradient[None]), signal)
+    return total, Measured(*(x[:, 0] for x in measured))
 
 
 @_measured.register

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from jaxbp.sharding import reshaped
-from jaxbp.signals.conv_products import exchanged, map_taps, placed, taps
+from jaxbp.sharding import reshaped, varying_with
+from jaxbp.signals.conv_products import block_gradient, exchanged, map_taps, placed, taps
 from jaxbp.signals.conv_windows import Geometry
 from jaxbp.signals.kinds import Conv, Outer, as_images, as_positions
+from jaxbp.types import PyTree
 
 
 def windowed(signal: Conv) -> tuple[jax.Array, jax.Array]:
@@ -73,6 +75,25 @@ def map_place_gradients(function: Callable[[jax.Array], jax.Array], signal: Conv
         return function(jnp.einsum("gnti,gnto->gnio", _in_groups(seen, signal.geometry), grouped))
 
     return map_taps(at, _folded(x), signal.geometry)
+
+
+def map_examples(function: Callable[[jax.Array], PyTree], signal: Conv) -> tuple[jax.Array, PyTree]:
+    """Forms the gradient of one example after another, [*K, I, O], in a loop; without groups.
+
+    Returns the sum of the gradients, and the results of a function of each, [N, ...].
+    """
+    x, y = windowed(signal)
+
+    def add(total, example):
+        images, windows = example
+        gradient = block_gradient(images, windows, signal.geometry)
+        if signal.geometry.transposed:
+            gradient = exchanged(gradient, 1)
+        return total + gradient, function(gradient)
+
+    shape = *signal.geometry.kernel, signal.inputs.shape[-1], signal.deltas.shape[-1]
+    zeros = varying_with((x, y), jnp.zeros(shape, jnp.result_type(x, y)))
+    return lax.scan(add, zeros, (x, y))
 
 
 def as_kernel(gradients: jax.Array, geometry: Geometry) -> jax.Array:

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.forward import forward_and_loss, scaled_for_mean
+from jaxbp.readings.formed import read_together
 from jaxbp.readings.sums import mean
 from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
@@ -226,7 +227,7 @@ def sweep(
     """One backward pass: for each reading by its name, a tree like params with its results."""
 
     def read(signal):
-        return {name: reading(signal) for name, reading in readings.items()}
+        return read_together(readings, signal)
 
     _, answers = net.backward(tree, cache, delta, read=read)
     trees = {

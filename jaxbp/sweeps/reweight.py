@@ -6,9 +6,13 @@ Clipping is the best-known case, `weigh = clip_weights(max_norm)`. It limits the
 outliers and, together with noise, makes the gradient differentially private (`private_gradient`).
 
 The norms are known only at the end of the backward pass, but the sum needs the weights. There are
-two ways, and neither forms a per-example gradient. Either one backward pass keeps the operands of
-all gradients and sums them at the end. Or two backward passes keep nothing: the first computes the
-norms, and the second starts from w_n delta_n, which gives w_n g_n because it is linear in delta.
+two ways. Either one backward pass keeps the operands of all gradients and sums them at the end. Or
+two backward passes keep nothing: the first computes the norms, and the second starts from
+w_n delta_n, which gives w_n g_n because it is linear in delta.
+
+Where the norms of a layer are computed from its gradients, as for kernels on large images, and the
+gradients are about as small as the operands, one pass keeps the gradients instead. Two passes keep
+them where they are far smaller than the operands.
 
 Sources:
   "Deep Learning with Differential Privacy", Abadi et al., 2016: clipping.
@@ -29,11 +33,12 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxbp.forward import forward_and_loss, has_short_range
+from jaxbp.readings.formed import formed, is_small_formed
 from jaxbp.readings.norms import by_layer, joint_norms, parameter_norms
 from jaxbp.readings.sums import wide_total
 from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
-from jaxbp.signals.kinds import map_signals
+from jaxbp.signals.kinds import is_signal, map_signals
 from jaxbp.signals.stacked import divided_like, map_layers
 from jaxbp.sweeps.gradients import SweepFunction
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, exportable, show_shape, weighed
@@ -235,14 +240,19 @@ def _wide_sums(
                     "float32, such as bfloat16; here a part of it is in float16, where an error "
                     "times a small weight cannot be represented. Take sweeps=1?"
                 )
-            _, lengths = net.backward(tree, cache, delta, read=parameter_norms)
-            norms = _whole_norms(lengths, values)
+            _, first = net.backward(tree, cache, delta, read=_norms_or_gradients)
+            norms = _whole_norms(map_signals(_norms_of, first), values)
             weights = weights_of(norms, make_weigh(1))
             delta = jax.tree.map(lambda d: weighed(d, weights).astype(d.dtype), delta)
-            _, grads = net.backward(tree, cache, delta, read=wide_total)
+            _, second = net.backward(tree, cache, delta, read=_total_or_none)
+
+            def weighed_total(kept, sums):
+                return wide_total(kept, weights=weights) if is_signal(kept) else sums
+
+            grads = map_signals(weighed_total, first, second)
             return Reweighted(values, norms, weights, divided_like(params, grads))
 
-        _, signals = net.backward(tree, cache, delta)
+        _, signals = net.backward(tree, cache, delta, read=formed)
         lengths = map_signals(parameter_norms, signals)
         norms = by_layer(joint_norms, lengths) if per_layer else _whole_norms(lengths, values)
         weigh = make_weigh(sum(leaf.size for leaf in jax.tree.leaves(norms)) // values.shape[0])
@@ -255,6 +265,26 @@ def _wide_sums(
         return Reweighted(values, norms, weights, divided_like(params, grads))
 
     return function
+
+
+# Two sweeps keep gradients that have so few numbers for each number of their operands. The second
+# sweep then ends at the last layer whose gradient is not kept.
+FEW = 1 / 8
+
+
+def _norms_or_gradients(signal):
+    """What the first of two sweeps reads: the norms, or the gradients that are kept."""
+    return formed(signal, FEW) if is_small_formed(signal, FEW) else parameter_norms(signal)
+
+
+def _norms_of(first):
+    """The norms of what the first sweep reads."""
+    return parameter_norms(first) if is_signal(first) else first
+
+
+def _total_or_none(signal):
+    """What the second of two sweeps reads: the sum, if the first has not kept the gradients."""
+    return None if is_small_formed(signal, FEW) else wide_total(signal)
 
 
 def _whole_norms(lengths: PyTree, values: jax.Array) -> jax.Array:

@@ -127,8 +127,13 @@ def along_the_kernel(signals, params):
 def every_way(signal):
     """What is read of a signal in more than one way, in each of them."""
     answers = []
-    for by_place, by_gram in ((True, False), (False, False), (False, True)):
+    ways = [(True, False, False), (False, False, False), (False, True, False)]
+    if signal.geometry.groups == 1:
+        ways.append((False, False, True))
+    for by_place, by_gram, one_by_one in ways:
         with pytest.MonkeyPatch.context() as patch:
+            for module in (sums, norms):
+                patch.setattr(module, "one_by_one_is_less_work", lambda _, yes=one_by_one: yes)
             for module in (sums, norms, inner):
                 patch.setattr(module, "by_place_is_less_work", lambda *_, yes=by_place: yes)
             for module in (norms, inner):
@@ -338,6 +343,49 @@ def test_the_way_is_chosen_by_the_shapes(kernel, size, i, o, groups, by_place):
     assert costs.by_place_is_less_work(signal) == by_place
 
 
+@pytest.mark.parametrize("make", [bp.conv, bp.conv_transpose])
+@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (3, 1))])
+def test_tiles_and_blocks_compute_what_convolutions_do(make, padding):
+    """Images of even and odd sizes, in blocks of two; the plain products are tested above."""
+    layer = make(4, (3, 3), padding=padding)
+    rng = np.random.default_rng(5)
+    params, _ = layer.init(jax.random.key(0), (5, 5, 5))
+    x = [jnp.asarray(rng.normal(size=(4, *sizes, 5))) for sizes in ((6, 7), (3, 4))]
+
+    def sweep(params, x):
+        y, cache = layer.forward(params, x)
+        return y, *layer.backward(params, cache, jnp.sin(y), read=bp.total)
+
+    def suits(_, weight, geometry):
+        return geometry.kernel == (3, 3) and weight.ndim == 4
+
+    def both_ways(params, xs):
+        plain = [sweep(params, x) for x in xs]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(products, "_is_small", lambda *_: False)
+            patch.setattr(products, "_suits_tiles", suits)
+            patch.setattr(products, "TILES", 1500)
+            patch.setattr(products, "POSITIONS", 50)
+            patch.setattr(products, "LARGE", 0)
+            return plain, [sweep(params, x) for x in xs]
+
+    plain, in_blocks = jax.jit(both_ways)(params, x)
+    assert_close(in_blocks, plain)
+    assert not np.array_equal(plain[0][0], in_blocks[0][0])
+
+
+def test_a_cpu_computes_convolutions_of_many_channels_in_tiles():
+    def kind(features, i, **options):
+        layer = bp.conv(features, (3, 3), **options)
+        shapes = jax.eval_shape(lambda key: layer.init(key, (16, 16, i))[0], jax.random.key(0))
+        x = jax.ShapeDtypeStruct((N, 16, 16, i), float)
+        return str(jax.make_jaxpr(lambda p, x: layer.forward(p, x)[0])(shapes, x)).count("scan[")
+
+    assert [kind(64, 32), kind(16, 64), kind(64, 32, strides=2), kind(64, 64, groups=2)] == [
+        *(1, 0, 0, 2)
+    ]
+
+
 def test_the_windows_of_a_transposed_convolution_are_those_on_its_outputs():
     """There are as many as inputs, and so few that Gram matrices are less work."""
     layer = bp.conv_transpose(64, (3, 3), strides=4, use_bias=False)
@@ -394,12 +442,12 @@ def test_a_signal_holds_the_images_and_no_patches(key):
 
 
 def test_norms_form_neither_patches_nor_gradients_of_all_places():
-    """By places, one of K places is there at a time."""
+    """One example at a time on a CPU: its patches, in two layouts, and its gradient."""
     n, size, i, o = 8, 16, 32, 32
     signal = signal_shapes(bp.conv(o, (5, 5), use_bias=False), (n, size, size, i))
     memory = jax.jit(bp.sq_norms).lower(signal).compile().memory_analysis()
     patches, gradients = 8 * 25 * n * size**2 * i, 8 * 25 * n * i * o
-    assert memory.temp_size_in_bytes < 0.2 * min(patches, gradients + patches)
+    assert memory.temp_size_in_bytes < 2.1 / n * (patches + gradients)
 
 
 def test_depthwise_sees_one_input_for_each_output(key):

@@ -19,6 +19,7 @@ from oracles import (
 
 import jaxbp as bp
 from jaxbp.readings import costs, norms
+from jaxbp.readings.formed import read_together
 from jaxbp.signals.views import View
 
 WEIGHTS = np.array([0.5, 0.0, 2.0])
@@ -56,6 +57,16 @@ def test_sq_norms_are_those_of_per_example(signal):
     got = jax.jit(bp.sq_norms)(signal)
     want = jnp.asarray([np.sum(np.square(g)) for g in signal_gradients(signal)])
     assert_close(got, want)
+
+
+def test_readings_together_are_those_alone(signal, monkeypatch):
+    alone = {"total": bp.total, "mean": bp.mean, "sq_norms": bp.sq_norms, "keep": bp.keep}
+    want = {name: reading(signal) for name, reading in alone.items()}
+    monkeypatch.setattr(norms, "forming_is_less_work", lambda *_, **__: True)
+    monkeypatch.setattr(norms, "one_by_one_is_less_work", lambda s: s.geometry.groups == 1)
+    assert_close(read_together(alone, signal), want)
+    if isinstance(signal, bp.Outer) or (isinstance(signal, bp.Conv) and signal.geometry.groups < 2):
+        assert norms.summed_and_measured(signal) is not None
 
 
 def test_keep_keeps(signal):

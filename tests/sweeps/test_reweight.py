@@ -23,9 +23,11 @@ from oracles import (
 )
 
 import jaxbp as bp
+from jaxbp.readings.formed import Formed
 from jaxbp.readings.norms import parameter_norms
 
 every_network = every("case", NETWORKS, soon=SOON_NETWORKS)
+TOTAL = Formed.total
 both_ways = pytest.mark.parametrize("sweeps", [1, 2])
 
 
@@ -49,6 +51,35 @@ def test_the_clipped_sum_is_that_of_clipped_gradients(case, sweeps, key):
     assert_close(got.norms, norms)
     assert_close(got.weights, weights)
     assert_close(got.grads, jax.tree.map(lambda g: jnp.einsum("n,n...->...", weights, g), grads))
+
+
+@both_ways
+def test_gradients_that_are_smaller_than_their_operands_are_kept(sweeps, key):
+    """Of a kernel on large images, and of matrices on long sequences in a stack."""
+    image = bp.chain(bp.conv(3, (3, 3)), bp.tanh(), bp.flatten(), bp.dense(2))
+    cases = [(image, (12, 12, 2)), (bp.stack(bp.chain(bp.dense(2), bp.tanh()), 3), (24, 2))]
+    data = []
+    for net, shape in cases:
+        params, out_shape = net.init(key, shape)
+        data.append((params, jax.random.normal(key, (N, *shape)), jnp.zeros((N, *out_shape))))
+    weigh = bp.automatic_weights()
+
+    def clip(data):
+        calls = [bp.reweighted(net, bp.squared_error, weigh, sweeps=sweeps) for net, _ in cases]
+        return [call(*batch) for call, batch in zip(calls, data, strict=True)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        kept = []
+        patch.setattr(Formed, "total", lambda self, w: (kept.append(1), TOTAL(self, w))[1])
+        answers = jax.jit(clip)(data)
+    assert len(kept) == 2  # a kernel, and the matrices of a stack, traced once
+    for (net, _), batch, got in zip(cases, data, answers, strict=True):
+        grads = per_example_grads(net, squared, *batch, None)
+        norms = jnp.linalg.norm(ravel_examples(grads), axis=1)
+        assert_close(got.norms, norms)
+        weights = weigh(norms)
+        want = jax.tree.map(lambda g, w=weights: jnp.einsum("n,n...->...", w, g), grads)
+        assert_close(got.grads, want)
 
 
 @every("case", NETWORKS, soon={"branching"})
