@@ -11,6 +11,7 @@ another; `--update` records the tables in experiments/README.md.
   convolutions  convolutional networks against the same
   recurrence    LSTM and GRU layers against the same
   lift          models of Flax and Equinox, lifted, against autodiff, jax_privacy and kfac-jax
+  fused         training steps that update inside the sweep, against ordinary ones
 
 How the modules depend on each other, each on those above it only:
 

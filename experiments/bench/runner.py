@@ -11,6 +11,7 @@ from experiments.bench import recorded
 from experiments.bench.machine import describe_machine, long_rounds
 from experiments.bench.sections import (
     convolutions,
+    fused,
     gradient,
     lift,
     quantities,
@@ -31,6 +32,7 @@ SECTIONS = {
     "convolutions": convolutions.TABLES,
     "recurrence": recurrence.TABLES,
     "lift": lift.TABLES,
+    "fused": fused.TABLES,
 }
 
 

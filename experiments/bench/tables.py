@@ -21,6 +21,7 @@ class Row(NamedTuple):
     gemm_share: float | None = None
     peak_share: tuple | None = None
     temporary_bytes: tuple | None = None
+    whole_bytes: tuple | None = None
     flop: tuple | None = None
     compile_s: tuple | None = None
     loss: tuple | None = None
@@ -97,6 +98,9 @@ def to_markdown(table, rows, *, quick=False):
         "of a GEMM's rate": [f"{row.gemm_share:.0%}" if row.gemm_share else "" for row in rows],
         "of the TF32 peak": [show_shares(row.peak_share) for row in rows],
         "temporary MB": [show_pair(row.temporary_bytes, 1e-6) for row in rows],
+        "arguments, outputs and temporaries, MB": [
+            show_pair(row.whole_bytes, 1e-6) for row in rows
+        ],
         "MFLOP": [show_pair(row.flop, 1e-6) for row in rows],
         "to compile, s": [show_pair(row.compile_s) for row in rows],
         "final loss": [show_pair(row.loss) for row in rows],

@@ -16,6 +16,7 @@ SECTIONS = (
     "convolutions",
     "recurrence",
     "lift",
+    "fused",
 )
 README = """# Experiments
 
