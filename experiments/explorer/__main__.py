@@ -41,15 +41,13 @@ def main(config: Config) -> Path:
         wrong.append("digits and run are both given; the last part shows one network")
     raise_wrong(wrong)
     with jax.enable_x64(True):  # so that gradients agree to the last digits
-        network = choose(config)
-        text = page(
-            {
-                "perceptron": perceptron.collect(config.seed),
-                "networks": networks.collect(config.seed),
-                "carriers": carriers.collect(config.seed),
-                "own": own.collect(network),
-            }
-        )
+        run = {
+            "own": own.collect(choose(config)),  # first: a file may be wrong
+            "perceptron": perceptron.collect(config.seed),
+            "networks": networks.collect(config.seed),
+            "carriers": carriers.collect(config.seed),
+        }
+    text = page(run)
     path = config.out / "explorer.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as unfinished:

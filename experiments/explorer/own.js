@@ -17,7 +17,8 @@ function startOwn(run) {
     const text = numbers.length <= 4 ? [...numbers].map((v) => shown(v)).join(", ") : `largest ${shown(largest)}`;
     return html("div", { class: "cells" }, canvas, html("span", { class: "numbers" }, text));
   }
-  const target = (n) => run.targets[n].map((t) => (Number.isInteger(t) ? String(t) : shown(t, 2))).slice(0, 3).join(", ");
+  const target = (n) => run.targets[n].map((t) => (Number.isInteger(t) ? String(t) : shown(t, 2))).slice(0, 3).join(", ") +
+    (run.targets[n].length > 3 ? ", …" : "");
 
   function draw() {
     const n = state.example;

@@ -110,7 +110,10 @@ def collect(network: Network) -> dict[str, Any]:
     net, params, loss = network.net, network.params, network.loss
     x, targets = network.inputs, network.targets
     x, targets = (jax.tree.map(lambda a: a[:CANDIDATES], tree) for tree in (x, targets))
-    norms = bp.explain(net, params, x, targets, loss=loss).example_norms
+    try:
+        norms = bp.explain(net, params, x, targets, loss=loss).example_norms
+    except TypeError as error:  # what the file calls `net` or `loss` is none
+        raise ValueError(f"{network.title}: {error}") from error
     order = np.argsort(-norms, kind="stable")[:EXAMPLES]
     x, targets = (jax.tree.map(lambda a: a[order], tree) for tree in (x, targets))
     shown = bp.explain(net, params, x, targets, loss=loss)

@@ -189,6 +189,13 @@ def test_a_file_makes_a_network(tmp_path):
     assert rule["autodiff"] == pytest.approx(rule["gradient"], rel=1e-6)
 
 
+def test_a_file_whose_net_is_none_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{RUN}net = 3")
+    with pytest.raises(ValueError, match=r"mine.py: explain: net is 3; it takes a Layer"):
+        own.collect(own.from_file(path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "no such file"), ("1 / 0", "raised ZeroDivisionError: division by zero"),

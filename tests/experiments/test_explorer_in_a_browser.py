@@ -22,10 +22,9 @@ def small_page(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, jax.enable_x64(True):
         patch.setattr(own, "EXAMPLES", 2)
         patch.setattr(networks, "STAGES", 5)
-        patch.setattr(networks, "EXAMPLES", 4)
         patch.setattr(carriers, "learn", learned)
         problems = networks.problems(0)
-        two = {name: problems[name]._replace(hidden=(2, 2), steps=30) for name in ("xor", "moons")}
+        two = {name: problems[name]._replace(hidden=(3, 2), steps=40) for name in ("xor", "moons")}
         patch.setattr(networks, "problems", lambda seed: two)
         runs = [{"name": name, **networks.record(problem, 0)} for name, problem in two.items()]
         run = {
@@ -239,10 +238,10 @@ def test_values_go_forward_and_deltas_come_back(opened):
     for _ in range(6):
         opened.click("#network [data-do=forward]")
         seen.append(lit())
-    # 2-2-2-1: the inputs and three layers; then the output's delta and those of two layers.
-    assert seen == [(2, 0), (4, 0), (6, 0), (7, 0), (7, 1), (7, 3), (7, 5)]
+    # 2-3-2-1: the inputs and three layers; then the output's delta and those of two layers.
+    assert seen == [(2, 0), (5, 0), (7, 0), (8, 0), (8, 1), (8, 3), (8, 6)]
     opened.click("#network [data-do=back]")
-    assert lit() == (7, 3)
+    assert lit() == (8, 3)
 
 
 def test_sliders_and_problems_and_examples_change_what_is_shown(opened):
