@@ -17,7 +17,7 @@ import jax
 from jaxbp.readings.costs import forming_is_less_work
 from jaxbp.readings.norms import sq_norms, summed_and_measured
 from jaxbp.readings.sums import mean, per_example, sum_of, total
-from jaxbp.signals.kinds import Conv, Outer, Signal, Through, widen
+from jaxbp.signals.kinds import Bias, Conv, Outer, Scale, Signal, Through, widen
 from jaxbp.signals.operands import count_examples, dtype_of, gradient_shape, require_signal
 from jaxbp.types import Reading
 
@@ -64,10 +64,15 @@ def is_small_formed(signal: Signal, share: float) -> bool:
     require_signal("formed", signal)
     if isinstance(signal, Through):
         return signal.back.moves and is_small_formed(signal.signal, share)
-    if not isinstance(signal, Outer | Conv) or not forming_is_less_work(signal, with_sum=True):
-        return False
-    operands = sum(math.prod(a.shape[1:]) for a in (signal.inputs, signal.deltas))
-    return math.prod(gradient_shape(signal) or ()) <= share * operands
+    match signal:
+        case Outer() | Conv() if forming_is_less_work(signal, with_sum=True):
+            operands = signal.inputs, signal.deltas
+        case Bias() | Scale() if signal.deltas.ndim > 2:
+            operands = tuple(signal)
+        case _:
+            return False
+    size = sum(math.prod(operand.shape[1:]) for operand in operands)
+    return math.prod(gradient_shape(signal) or ()) <= share * size
 
 
 def read_together(readings: Mapping[str, Reading], signal: Signal) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from jaxbp.readings.norms import by_layer, joint_norms, parameter_norms
 from jaxbp.readings.sums import wide_total
 from jaxbp.require import require_call, require_function, require_key
 from jaxbp.rules.feedback import exact, require_rule
-from jaxbp.signals.kinds import is_signal, map_signals
+from jaxbp.signals.kinds import Conv, is_signal, map_signals
 from jaxbp.signals.stacked import divided_like, map_layers
 from jaxbp.sweeps.gradients import SweepFunction
 from jaxbp.types import Layer, LossFunction, Params, PyTree, Rule, exportable, show_shape, weighed
@@ -267,14 +267,19 @@ def _wide_sums(
     return function
 
 
-# Two sweeps keep gradients that have so few numbers for each number of their operands. The second
-# sweep then ends at the last layer whose gradient is not kept.
-FEW = 1 / 8
+def _few_numbers(signal):
+    """How many numbers, for each of its operands', a gradient may have that two sweeps keep.
+
+    The second sweep ends at the last layer whose gradient is not kept. Matrices get a lower bound:
+    with `remat`, a stack of long sequences keeps none of the operands.
+    """
+    return 1 / 2 if isinstance(signal, Conv) else 1 / 8
 
 
 def _norms_or_gradients(signal):
     """What the first of two sweeps reads: the norms, or the gradients that are kept."""
-    return formed(signal, FEW) if is_small_formed(signal, FEW) else parameter_norms(signal)
+    few = _few_numbers(signal)
+    return formed(signal, few) if is_small_formed(signal, few) else parameter_norms(signal)
 
 
 def _norms_of(first):
@@ -284,7 +289,7 @@ def _norms_of(first):
 
 def _total_or_none(signal):
     """What the second of two sweeps reads: the sum, if the first has not kept the gradients."""
-    return None if is_small_formed(signal, FEW) else wide_total(signal)
+    return None if is_small_formed(signal, _few_numbers(signal)) else wide_total(signal)
 
 
 def _whole_norms(lengths: PyTree, values: jax.Array) -> jax.Array:

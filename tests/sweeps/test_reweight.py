@@ -55,7 +55,7 @@ def test_the_clipped_sum_is_that_of_clipped_gradients(case, sweeps, key):
 
 @both_ways
 def test_gradients_that_are_smaller_than_their_operands_are_kept(sweeps, key):
-    """Of a kernel on large images, and of matrices on long sequences in a stack."""
+    """Of a kernel on large images, of matrices on long sequences in a stack, and of their biases."""
     image = bp.chain(bp.conv(3, (3, 3)), bp.tanh(), bp.flatten(), bp.dense(2))
     cases = [(image, (12, 12, 2)), (bp.stack(bp.chain(bp.dense(2), bp.tanh()), 3), (24, 2))]
     data = []
@@ -72,7 +72,7 @@ def test_gradients_that_are_smaller_than_their_operands_are_kept(sweeps, key):
         kept = []
         patch.setattr(Formed, "total", lambda self, w: (kept.append(1), TOTAL(self, w))[1])
         answers = jax.jit(clip)(data)
-    assert len(kept) == 2  # a kernel, and the matrices of a stack, traced once
+    assert len(kept) == 4  # those of a stack are traced once
     for (net, _), batch, got in zip(cases, data, answers, strict=True):
         grads = per_example_grads(net, squared, *batch, None)
         norms = jnp.linalg.norm(ravel_examples(grads), axis=1)
