@@ -159,8 +159,9 @@ def reweighted(
       loss: a Loss, or any `loss(outputs, targets) -> (value [N], delta)`.
       weigh: `weigh(norms [N]) -> weights [N]`, such as `clip_weights(1.0)`.
       sweeps: the number of backward passes. 1 keeps the operands of all layers' gradients until the
-        weights are known. 2 needs less memory and takes a second backward pass. The result is the
-        same.
+        weights are known, or the gradients where they are about as small. 2 needs less memory and
+        takes a second backward pass, down to the last layer whose gradients are not far smaller
+        than their operands. The result is the same.
       per_layer: whether to compute norms and weights for each layer instead of the whole gradient.
         A layer is an innermost collection of parameters, such as a weight and its bias.
       rule: which weights carry the error back (see `feedback`). With another rule than `exact`, the

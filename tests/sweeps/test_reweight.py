@@ -55,7 +55,7 @@ def test_the_clipped_sum_is_that_of_clipped_gradients(case, sweeps, key):
 
 @both_ways
 def test_gradients_that_are_smaller_than_their_operands_are_kept(sweeps, key):
-    """Of a kernel on large images, of matrices on long sequences in a stack, and of their biases."""
+    """Of a kernel on large images, of matrices on long sequences in a stack, of their biases."""
     image = bp.chain(bp.conv(3, (3, 3)), bp.tanh(), bp.flatten(), bp.dense(2))
     cases = [(image, (12, 12, 2)), (bp.stack(bp.chain(bp.dense(2), bp.tanh()), 3), (24, 2))]
     data = []
