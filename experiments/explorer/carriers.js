@@ -47,13 +47,13 @@ function startCarriers(run) {
 
   function curves(rule, k) {
     const [width, height, left, bottom] = [270, 150, 30, 22], last = run.steps.at(-1);
-    const x = (i) => left + (width - left - 6) * run.steps[i] / last, y = (angle) => 8 + (height - 8 - bottom) * (1 - angle / 120);
-    const grid = [0, 30, 60, 90, 120].flatMap((angle) => [
+    const x = (i) => left + (width - left - 6) * run.steps[i] / last, y = (angle) => 8 + (height - 8 - bottom) * (1 - angle / 180);
+    const grid = [0, 45, 90, 135, 180].flatMap((angle) => [
       svg("line", { x1: left, y1: y(angle), x2: width - 6, y2: y(angle), stroke: "var(--line)",
         "stroke-width": angle === 90 ? 2 : 1, "stroke-dasharray": angle === 90 ? "5 4" : null }),
       svg("text", { x: left - 4, y: y(angle) + 4, "text-anchor": "end", class: "axis" }, `${angle}°`)]);
     const lines = run.layers.map((_, l) => svg("path", { fill: "none", stroke: `var(--${names[l]})`, "stroke-width": 2,
-      "stroke-dasharray": strokes[l], d: `M${run.steps.map((_, i) => `${x(i)} ${y(Math.min(120, rule.angles.at(i, l)))}`).join("L")}` }));
+      "stroke-dasharray": strokes[l], d: `M${run.steps.map((_, i) => `${x(i)} ${y(rule.angles.at(i, l))}`).join("L")}` }));
     const keys = run.layers.map((name, l) => svg("g", {},
       svg("line", { x1: 40 + 76 * l, y1: height + 10, x2: 60 + 76 * l, y2: height + 10, stroke: `var(--${names[l]})`,
         "stroke-width": 3, "stroke-dasharray": strokes[l] }),
