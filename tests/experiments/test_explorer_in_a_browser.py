@@ -262,6 +262,7 @@ def test_sliders_and_problems_and_examples_change_what_is_shown(opened):
 
 
 @pytest.mark.thorough
+@pytest.mark.usefixtures("standard_promotion")
 def test_the_whole_command_makes_a_page_under_the_limit(browser, tmp_path):
     path = command.main(command.Config(digits=True, out=tmp_path))
     assert path.stat().st_size < page.LARGEST
