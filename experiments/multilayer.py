@@ -40,6 +40,7 @@ from experiments.common import figures, files
 from experiments.common.flags import require_flags
 from experiments.common.resume import Resumed
 
+COLUMNS = 5  # pictures of hidden units in a row
 LOSS = bp.sigmoid_cross_entropy  # takes z2: the output's sigmoid is part of the loss
 
 
@@ -286,8 +287,10 @@ def _height(i, count):
 
 def draw_regions(net, before, after, inputs, targets):
     """Draws the lines and regions before and after training, and how the units combine."""
-    figure = Figure(figsize=(9, 7.4))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 2.4))
+    rows = math.ceil((len(after[2]["weight"]) + 1) / COLUMNS)
+    heights = 5.4, 2 * rows + 0.6
+    figure = Figure(figsize=(9, sum(heights)))
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     panels = top.subplots(1, 2, subplot_kw={"aspect": "equal"})
     for axes, params in zip(panels, (before, after), strict=True):
         figures.draw_plane(axes, inputs, targets, functools.partial(predict, net, params))
@@ -332,7 +335,11 @@ def draw_combination(figure, params, inputs):
     colours = LinearSegmentedColormap.from_list("sides", [figures.RED, "white", figures.BLUE])
     terms = [f"${w:+.1f}\\,h_{{{j}}}$" for j, w in enumerate(second["weight"][:, 0], 1)]
     bias = f"${second['bias'].item():+.1f}$"
-    panels = figure.subplots(1, len(parts) + 1, subplot_kw={"aspect": "equal"})
+    rows = math.ceil((len(parts) + 1) / COLUMNS)
+    panels = figure.subplots(rows, COLUMNS, squeeze=False, subplot_kw={"aspect": "equal"}).ravel()
+    for axes in panels[len(parts) + 1 :]:
+        axes.remove()
+    panels = panels[: len(parts) + 1]
     titles = [*terms, f"sum {bias} $= z_2$"]
     for axes, values, title in zip(panels, (*parts, total), titles, strict=True):
         image = axes.pcolormesh(
@@ -344,7 +351,7 @@ def draw_combination(figure, params, inputs):
         figures.draw_line(axes, weight, b, color=figures.PURPLE, linestyle="--", linewidth=1.5)
     if total.min() < 0 < total.max():
         panels[-1].contour(u, v, total, levels=[0], colors=figures.BLACK, linewidths=2)
-    figure.colorbar(image, ax=panels, shrink=0.6, label="toward red | toward blue")
+    figure.colorbar(image, ax=list(panels), shrink=0.8, label="toward red | toward blue")
     figure.suptitle(
         "Each hidden unit is a half-plane, times its weight; the sum is 0 on the boundary (black)",
         fontsize=11,

@@ -400,7 +400,8 @@ def draw_norms(axes, norms, max_norm):
         xlim=(min(norms.min(), max_norm) / 2, max(norms.max(), max_norm) * 2),
     )
     axes.title.set_fontsize(10)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.2)  # room for the legend
