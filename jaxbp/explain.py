@@ -36,7 +36,16 @@ from jaxbp.readings.sums import per_example
 from jaxbp.require import require_call
 from jaxbp.signals.kinds import Bias, Outer, Scale, keep, map_signals
 from jaxbp.signals.stacked import stack_axes
-from jaxbp.types import Layer, LossFunction, Params, PyTree, Reading, show_path, show_shape
+from jaxbp.types import (
+    Layer,
+    LossFunction,
+    Params,
+    PyTree,
+    Reading,
+    exportable,
+    show_path,
+    show_shape,
+)
 
 __all__ = ["ChainRule", "Explanation", "Factor", "explain"]
 
@@ -44,6 +53,7 @@ OUTPUTS = "outputs"  # the place of a network that is not a chain
 AXES = {Outer: 2, Bias: 1, Scale: 1}  # of one parameter, without those of a stack
 
 
+@exportable
 class Factor(NamedTuple):
     """One factor of the chain rule: the derivative of some values with respect to others.
 
@@ -59,6 +69,7 @@ class Factor(NamedTuple):
     units: np.ndarray
 
 
+@exportable
 class ChainRule(NamedTuple):
     """The derivative of one example's loss with respect to one weight, factor by factor.
 
@@ -77,6 +88,7 @@ class ChainRule(NamedTuple):
     gradient: float
 
 
+@exportable
 class Explanation(NamedTuple):
     """What a forward and a backward pass compute, in numpy arrays.
 

@@ -137,14 +137,14 @@ POSITIONS = 256
 def suits_blocks(x: jax.Array, geometry: Geometry) -> bool:
     """Whether a CPU may compute the gradient of x [N, ...] in a loop over images or examples.
 
-    The loop would gather arrays that are divided over devices.
+    The loop would gather arrays that are divided over devices, and in the automatic mode a program
+    does not know whether they are.
     """
     return (
         geometry.groups == 1
+        and jax.device_count() == 1
         and math.prod(geometry.kernel) <= 64  # the places of the kernel are traced one by one
         and not any(map(export.is_symbolic_dim, x.shape))
-        and placement(x) is None
-        and pieces_of(x) == 1
     )
 
 
