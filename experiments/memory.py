@@ -366,7 +366,7 @@ def draw(known, signals, config):
         axes.minorticks_off()
         axes.set(title=f"The {problem} problem", xlabel="delay, in steps", ylim=(-0.1, 1.05))
     panels[0].set_ylabel("score, 1 - loss / loss of chance")
-    panels[1].legend()
+    panels[1].legend(title="lines: median; faint: each draw")
     for name, sizes in signals.items():
         right.plot(sizes / sizes[0], label=name)
     figures.log_where_wide(right)

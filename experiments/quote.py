@@ -15,6 +15,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,10 +83,11 @@ def main(config: Config) -> None:
 def measured(name: str, out: Path) -> None:
     """Runs an experiment, records what it found, and replaces its pictures in the gallery."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    started = time.time()
     numbers = QUOTES[name].measure(out)
     about = {"date": datetime.date.today().isoformat(), "load": round(load), "cores": cores()}
     record({name: {**about, "numbers": numbers}})
-    replace_pictures(out)
+    replace_pictures(out, since=started)
 
 
 def records() -> dict[str, Any]:
@@ -100,11 +102,13 @@ def record(found: dict[str, Any]) -> None:
         unfinished.write_text(f"{text}\n", encoding="utf-8")
 
 
-def replace_pictures(out: Path) -> None:
-    """Copies the figures that an experiment wrote over those of the gallery."""
-    for picture in GALLERY.glob("*.png"):
-        if (out / picture.name).exists():
-            shutil.copy(out / picture.name, picture)
+def replace_pictures(out: Path, since: float) -> None:
+    """Copies the figures that were written since then over those of the gallery."""
+    for picture in out.glob("*.png"):
+        names = picture.name, picture.name.replace("_digits", "")
+        places = [GALLERY / name for name in names if (GALLERY / name).exists()]
+        if places and picture.stat().st_mtime >= since:
+            shutil.copy(picture, places[0])
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -314,7 +318,7 @@ def write_memory(found):
     rows = []
     for way, scores in found["copy"].items():
         name = f"{way}, {memory.Config().horizon} steps" if way == memory.CUT else way
-        rows.append((name, *(f"{s:.2f}" for s in (*scores, *found["adding"][way]))))
+        rows.append((name, *(f"{s:z.2f}" for s in (*scores, *found["adding"][way]))))
     return table(("", *columns), *rows) + "\n\nMeasured on DATE."
 
 

@@ -24,7 +24,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 def spread(values: ArrayLike, form: str) -> str:
     """Formats the median with the lowest and the highest value, such as `2.0 (1.0-3.0)`.
 
-    Where a number is negative, `to` stands between the two.
+    Where a number is negative, `to` stands between the two. What rounds to zero has no sign.
     """
-    low, median, high = (f"{f(values):{form}}" for f in (np.min, np.median, np.max))
+    low, median, high = (f"{f(values):z{form}}" for f in (np.min, np.median, np.max))
     return f"{median} ({low}{' to ' if '-' in (low[0], high[0]) else '-'}{high})"

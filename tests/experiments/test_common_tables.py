@@ -19,6 +19,7 @@ def test_columns_never_touch_and_are_no_wider_than_they_have_to_be():
 
 def test_a_spread_of_negative_numbers_is_readable():
     assert tables.spread([1.0, 2.0, 4.0], ".1f") == "2.0 (1.0-4.0)"
+    assert tables.spread(np.float32([-0.001, -0.001]), ".2f") == "0.00 (0.00-0.00)"
     assert tables.spread([-3.0, -2.0, 1.0], ".1f") == "-2.0 (-3.0 to 1.0)"
 
 

@@ -1,6 +1,7 @@
 """Quotes: what the README says is what was recorded, and records are what the experiments found."""
 
 import json
+import time
 
 import pytest
 
@@ -49,9 +50,14 @@ def test_pictures_of_the_same_run_replace_those_of_the_gallery(copied):
     for folder, text in (("gallery", "old"), ("out", "new")):
         (copied / folder / "curve.png").write_text(text)
     (copied / "out" / "other.png").write_text("new")
-    quote.replace_pictures(copied / "out")
-    assert [path.name for path in (copied / "gallery").iterdir()] == ["curve.png"]
-    assert (copied / "gallery" / "curve.png").read_text() == "new"
+    (copied / "gallery" / "private.png").write_text("old")
+    (copied / "out" / "private_digits.png").write_text("new")
+    quote.replace_pictures(copied / "out", since=time.time() + 60)
+    assert (copied / "gallery" / "curve.png").read_text() == "old"
+    quote.replace_pictures(copied / "out", since=time.time() - 60)
+    pictures = sorted((copied / "gallery").iterdir())
+    assert [path.name for path in pictures] == ["curve.png", "private.png"]
+    assert {path.read_text() for path in pictures} == {"new"}
 
 
 def test_what_is_no_quote_is_refused(copied):
