@@ -16,6 +16,7 @@ from experiments.common.files import whole
 from experiments.common.flags import raise_wrong, wrong_flags
 from experiments.explorer import carriers, networks, own, perceptron
 from experiments.explorer.page import page
+from experiments.explorer.still import require_browser, take_still
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Config:
     """The seed of the points and of all initial weights."""
     out: Path = Path("out")
     """The folder for the page, explorer.html."""
+    still: Path | None = None
+    """A file for a picture of the page, a PNG. Needs Chromium and its driver."""
 
 
 def main(config: Config) -> Path:
@@ -39,6 +42,10 @@ def main(config: Config) -> Path:
     wrong = wrong_flags(seed=config.seed, out=config.out)
     if config.digits and config.run is not None:
         wrong.append("digits and run are both given; the last part shows one network")
+    if config.still is not None:
+        wrong += require_browser()
+        if not config.still.parent.is_dir():
+            wrong.append(f"still is {config.still}; there is no folder {config.still.parent}")
     raise_wrong(wrong)
     with jax.enable_x64(True):  # so that gradients agree to the last digits
         run = {
@@ -53,6 +60,9 @@ def main(config: Config) -> Path:
     with whole(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     print(f"page saved as {path}, {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    if config.still is not None:
+        take_still(path, config.still)
+        print(f"still saved as {config.still}")
     return path
 
 

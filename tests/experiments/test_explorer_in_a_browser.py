@@ -3,16 +3,20 @@
 import json
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from browser import needs_browser, open_browser
 
 import jaxbp as bp
 from experiments import perceptron as unit
+from experiments.common.browser import MISSING, open_browser
 from experiments.explorer import __main__ as command
 from experiments.explorer import carriers, networks, own, page, perceptron
+from experiments.explorer.still import HEIGHT, WIDTH, take_still
 
-pytestmark = needs_browser
+pytestmark = pytest.mark.skipif(
+    bool(MISSING), reason=f"no {' and no '.join(MISSING)}: apt-get install chromium chromium-driver"
+)
 SECTIONS = "perceptron", "network", "carriers", "own"
 
 
@@ -278,3 +282,16 @@ def test_the_whole_command_makes_a_page_under_the_limit(browser, tmp_path):
     browser.resize(390, 900)
     assert browser.run("return document.documentElement.scrollWidth") <= 390
     assert browser.messages() == []
+
+
+def test_a_still_is_the_network_at_the_end_of_its_backward_pass(small_page, tmp_path):
+    still = tmp_path / "still.png"
+    take_still(small_page[0], still)
+    pixels = plt.imread(still)
+    assert pixels.shape[:2] == (HEIGHT, WIDTH)
+    assert pixels.std() > 0.05  # not one colour
+
+
+def test_a_still_needs_a_folder_that_is_there(tmp_path):
+    with pytest.raises(ValueError, match="there is no folder"):
+        command.main(command.Config(still=tmp_path / "missing" / "still.png"))

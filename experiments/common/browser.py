@@ -1,4 +1,4 @@
-"""A browser for tests of pages: Debian's chromium, driven over HTTP by its chromedriver.
+"""A browser, to look at pages: Debian's chromium, driven over HTTP by its chromedriver.
 
 The protocol is W3C's WebDriver, of which a few commands are enough; no package is needed.
 """
@@ -13,13 +13,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import pytest
-
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element, by the protocol
 MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
-needs_browser = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {' and no '.join(MISSING)}: apt-get install chromium chromium-driver"
-)
 
 
 class Browser:
@@ -87,9 +82,12 @@ class Browser:
         """Sends a command of Chromium's own protocol."""
         return self.command("/goog/cdp/execute", cmd=name, params=parameters)
 
-    def screenshot(self, path):
-        """Saves what is visible as a PNG."""
-        Path(path).write_bytes(base64.b64decode(self.command("/screenshot", "GET")))
+    def screenshot(self, path, *, height):
+        """Saves the visible part of a page as a PNG, from where it is scrolled to."""
+        width, top = self.run("return [innerWidth, scrollY]")
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
+        picture = self.devtools("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        Path(path).write_bytes(base64.b64decode(picture["data"]))
 
     def messages(self):
         """Warnings and errors of the console since the last call."""
