@@ -7,6 +7,7 @@ from cases import NETWORKS, prepare
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
+from jaxbp.combinators.broadcasting import expand, reduce_like
 
 
 def test_a_chain_is_its_parts_one_by_one(key):
@@ -151,6 +152,14 @@ def test_a_gate_multiplies(key):
     x = jax.random.normal(key, (5, 3))
     y, _ = net.forward(params, x)
     assert_close(y, layer.forward(params[0], x)[0] * gate.forward(params[1], x)[0])
+
+
+def test_a_gate_of_channels_is_summed_over_positions_even_where_all_sizes_are_equal():
+    dy = jax.random.normal(jax.random.key(0), (3, 3, 3, 3))
+    assert_close(reduce_like(dy, (3, 3)), jnp.sum(dy, axis=(1, 2)))
+    assert_close(reduce_like(dy, (3, 1, 3, 3)), jnp.sum(dy, axis=1, keepdims=True))
+    gate = jnp.arange(9.0).reshape(3, 3)
+    assert_close(jnp.broadcast_to(expand(gate, dy.shape), dy.shape)[:, 1, 2], gate)
 
 
 @pytest.mark.parametrize("combine", ["sum", "concatenate"])
