@@ -5,8 +5,9 @@ epochs, with validation and early stopping. It stands on `data`, the checks of w
 `epochs`, which run in parts; `runs`, how far a run is and when it stops; and `storage`, which keeps
 it in `checkpoints`, as the plain `arrays` of its trees. `interrupts` has Ctrl-C, and `nonfinite`
 finds the layer in which the first non-finite value appeared. `placing` keeps batches and the state
-divided among devices, and `processes` lets several processes decide alike. `kfac` is an optimizer
-that uses Kronecker factors.
+divided among devices, and `processes` lets several processes decide alike. `fused` updates inside
+the sweep: `leafwise` finds out whether an optimizer can, and `updates` calls it for one layer after
+another. `kfac` is an optimizer that uses Kronecker factors.
 
 This chapter stands on `sweeps`, and no other chapter imports it. A new way to train goes into
 `fitting`, a new optimizer that needs readings into a module of its own.

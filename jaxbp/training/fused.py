@@ -33,6 +33,7 @@ import optax
 
 from jaxbp.forward import forward_and_loss, scaled_for_mean
 from jaxbp.readings.costs import likely_size
+from jaxbp.readings.formed import read_together
 from jaxbp.readings.norms import sq_norms
 from jaxbp.readings.sums import mean
 from jaxbp.sharding import pieces_of
@@ -85,10 +86,10 @@ def fused_update(
             delta, scale = jax.lax.optimization_barrier((delta, scale))
 
         def read_each(signal):
-            grads = grads_of(signal)
+            answers = read_together({GRADS: grads_of, **read}, signal)
             if scale is not None:
-                grads = (scale * grads).astype(grads.dtype)
-            return {GRADS: grads, **{own: reading(signal) for own, reading in read.items()}}
+                answers[GRADS] = (scale * answers[GRADS]).astype(answers[GRADS].dtype)
+            return answers
 
         if signals is None:
             changing = ChangingReading(read_each, update.changes(tree))
