@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from jaxbp.readings.costs import by_place_is_less_work, gram_is_less_work, likely_size
 from jaxbp.readings.sums import per_example, total
-from jaxbp.sharding import everywhere
+from jaxbp.sharding import everywhere, placement
 from jaxbp.signals.conv_patches import patched, windowed
 from jaxbp.signals.conv_products import convolve, exchanged
 from jaxbp.signals.kinds import (
@@ -205,8 +205,10 @@ def _(signal: Outer, direction):
 
 @_along.register
 def _(signal: Lookup, direction):
-    rows = direction.at[rows_of(signal)].get(mode="fill", fill_value=0)
-    return jnp.sum(rows * as_positions(signal.deltas), axis=(1, 2))
+    deltas = as_positions(signal.deltas)
+    after = placement(deltas, (deltas, 0), None, (deltas, -1))
+    rows = direction.at[rows_of(signal)].get(mode="fill", fill_value=0, out_sharding=after)
+    return jnp.sum(rows * deltas, axis=(1, 2))
 
 
 @_along.register

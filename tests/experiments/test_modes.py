@@ -16,6 +16,7 @@ THOROUGH = [
     ["--networks", "GPT", "--calls", "backprop"],
     ["--networks", "GPT", "--calls", "as_function"],
     ["--networks", "GPT", "--calls", "fused"],
+    ["--networks", "GPT", "--calls", "directional_derivatives"],
     ["--networks", "LSTM", "--calls", "backprop"],
     ["--networks", "lifted", "--calls", "backprop"],
     ["--networks", "lifted", "--calls", "make_step"],
