@@ -23,6 +23,7 @@ EXAMPLES, WHOLE = PartitionSpec("data"), PartitionSpec()
 READINGS = {
     name: reading for name, reading in cases.READINGS.items() if name not in ("keep", "gram")
 }
+READINGS["along"] = lambda signal: bp.directional_derivatives(signal, bp.mean(signal))
 
 
 def trace(mode, function, whole, *divided):
