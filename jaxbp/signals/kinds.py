@@ -185,7 +185,8 @@ Signal: TypeAlias = Outer | Bias | Scale | Lookup | Conv | Through | Sum
 
 def is_signal(node: Any) -> TypeGuard[Signal]:
     """Whether a node of a tree is a signal; pass it as `is_leaf` for trees of signals."""
-    return isinstance(node, KINDS) or hasattr(node, "per_example")
+    # Of the class: a variable of Flax passes on the attributes of what it holds.
+    return isinstance(node, KINDS) or hasattr(type(node), "per_example")
 
 
 def map_signals(function: Callable[..., Any], signals: PyTree, *rest: PyTree) -> PyTree:

@@ -176,7 +176,8 @@ def test_a_folder_of_images(model, tmp_path, capsys):
     assert digits.main(digits.Config(**SMALL, **options)) > 0.9
     assert files_in(tmp_path / "out") == [f"{tmp_path.name}.{kind}" for kind in ("npz", "png")]
     # 3 x 3 x 5 + 5 parameters on images of 4 x 3, which pooling reduces to 2 x 1.
-    assert ("conv(5, (3, 3))   4x3x5          50" in capsys.readouterr().out) == (model == "conv")
+    shown = re.search(r"conv\(5, \(3, 3\)\) +4x3x5 +50\n", capsys.readouterr().out)
+    assert bool(shown) == (model == "conv")
 
 
 @pytest.mark.parametrize(
