@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import make_moons
 
 import jaxbp as bp
-from experiments.common import figures, files
+from experiments.common import descent, figures, files
 from experiments.common.flags import require_flags
 from experiments.common.resume import Resumed
 
@@ -131,17 +131,8 @@ def accuracy(net, params, inputs, targets):
 
 def train(net, params, inputs, targets, optimizer, steps):
     """Returns the trained parameters, and E before each step and after the last, [steps + 1]."""
-    value_and_grad = bp.value_and_grad(net, LOSS)
-
-    def step(carry, _):
-        params, state = carry
-        value, grads = value_and_grad(params, inputs, targets)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), value
-
-    (params, _), errors = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-    last, _ = value_and_grad(params, inputs, targets)
-    return params, jnp.append(errors, last)
+    path, errors = descent.descend(net, LOSS, params, inputs, targets, optimizer, steps)
+    return jax.tree.map(lambda of_steps: of_steps[-1], path), errors
 
 
 def factors(params, x, y):

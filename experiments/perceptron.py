@@ -31,7 +31,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import jaxbp as bp
-from experiments.common import figures, files
+from experiments.common import descent, figures, files
 from experiments.common.flags import require_flags
 from experiments.common.resume import Resumed
 
@@ -142,16 +142,8 @@ def distance(params, x):
 
 def descend(params, inputs, targets, optimizer, steps):
     """Runs gradient descent; returns the weights before every step and after the last, stacked."""
-    value_and_grad = bp.value_and_grad(NET, LOSS)
-
-    def step(carry, _):
-        params, state = carry
-        _, grads = value_and_grad(params, inputs, targets)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), params
-
-    (last, _), path = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-    return jax.tree.map(lambda befores, last: jnp.concatenate([befores, last[None]]), path, last)
+    path, _ = descent.descend(NET, LOSS, params, inputs, targets, optimizer, steps)
+    return path
 
 
 def hold_bias(path, inputs, targets, optimizer):

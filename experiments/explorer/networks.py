@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import jaxbp as bp
 from experiments import multilayer
-from experiments.common import data
+from experiments.common import data, descent
 
 POINTS = 160
 EXAMPLES = 32  # that can be looked at one by one
@@ -152,16 +152,8 @@ def train(
     net: bp.Layer, loss: bp.Loss, params: Any, x: jax.Array, targets: jax.Array, steps: int
 ) -> Any:
     """Runs Adam on all points; returns the parameters before each step and after the last."""
-    value_and_grad, optimizer = bp.value_and_grad(net, loss), optax.adam(0.02)
-
-    def step(carry, _):
-        params, state = carry
-        _, grads = value_and_grad(params, x, targets)
-        updates, state = optimizer.update(grads, state)
-        return (optax.apply_updates(params, updates), state), params
-
-    (last, _), path = jax.lax.scan(step, (params, optimizer.init(params)), length=steps)
-    return jax.tree.map(lambda befores, last: jnp.concatenate([befores, last[None]]), path, last)
+    path, _ = descent.descend(net, loss, params, x, targets, optax.adam(0.02), steps)
+    return path
 
 
 def stage(
