@@ -177,24 +177,24 @@ def stack(layer: Layer, n: int) -> Layer:
             )
         arrays, whole = _distinct((params.layers, caches))
 
-        whole_answers = []
-
         def step(dy, arrays):
             layer_params, cache = whole(arrays)
             with placed("stack", layer):
                 dx, readings = layer.backward(layer_params, cache, dy, read=read)
             return dx, divided_like(layer_params, readings, dy)
 
-        def step_of_distinct(dy, arrays):
-            dx, readings = step(dy, arrays)
-            own, put_back = _distinct(readings)  # of kept signals, several have the same deltas
-            whole_answers.append(put_back)
-            return dx, own
-
         if change := change_of(read, params):
             return change.run(step, dy, arrays)
+        put_back = []
+
+        def step_of_distinct(dy, arrays):
+            dx, readings = step(dy, arrays)
+            own, like = _distinct(readings)  # of kept signals, several have the same deltas
+            put_back.append(like)
+            return dx, own
+
         dx, readings = jax.lax.scan(step_of_distinct, dy, arrays, length=n, reverse=True)
-        return dx, Stacked(whole_answers[-1](readings))
+        return dx, Stacked(put_back[-1](readings))
 
     return Layer(name, init, forward, backward)
 

@@ -23,10 +23,10 @@ from jaxbp.types import PyTree, show_path
 
 # Operations that compute each entry of the result from the same entry of their operands.
 ENTRY_BY_ENTRY = frozenset(
-    "abs add and atan2 cbrt ceil clamp convert_element_type copy copy_p cos div eq erf erf_inv exp "
-    "exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic lt max min mul ne neg "
-    "nextafter not optimization_barrier or pow reduce_precision rem round rsqrt select_n sign sin "
-    "sqrt square stop_gradient sub tan tanh xor".split()
+    "abs add and atan2 broadcast_in_dim cbrt ceil clamp convert_element_type copy copy_p cos "
+    "div eq erf erf_inv exp exp2 expm1 floor ge gt integer_pow is_finite le log log1p logistic "
+    "lt max min mul ne neg nextafter not optimization_barrier or pow reduce_precision rem round "
+    "rsqrt select_n sign sin sqrt square stop_gradient sub tan tanh xor".split()
 )
 # Operations that call a program of their own on their operands.
 CALLS = frozenset(["closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2"])
@@ -179,13 +179,12 @@ def _program_of(equation) -> Jaxpr | None:
 
 def _is_entry_by_entry(equation) -> bool:
     """Whether each entry of the outputs is computed from the same entry of the operands."""
-    name = equation.primitive.name
-    shapes = {atom.aval.shape for atom in equation.invars if hasattr(atom.aval, "shape")}
     if all(atom.aval.shape == () for atom in (*equation.invars, *equation.outvars)):
         return True  # numbers, such as a count of steps
-    if name == "broadcast_in_dim":
-        return shapes <= {(), equation.outvars[0].aval.shape}
-    return name in ENTRY_BY_ENTRY and shapes <= {(), equation.outvars[0].aval.shape}
+    shapes = {atom.aval.shape for atom in equation.invars}
+    return equation.primitive.name in ENTRY_BY_ENTRY and (
+        shapes <= {(), equation.outvars[0].aval.shape}  # a number goes to all entries
+    )
 
 
 def _operations(closed: ClosedJaxpr) -> list[str]:

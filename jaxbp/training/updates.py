@@ -64,15 +64,13 @@ class LeafwiseUpdate:
             self._nodes.append(_Node(tree, list(range(start, end)), states))
         self._shared = [j for j, owner in enumerate(owners) if owner is None]
 
-        cut_params, cut_states = dict(enumerate(self._params)), dict(enumerate(self._states))
+        one = list(self._params), list(self._states)
         for node in self._stacks:
-            cut_params |= {k: self._params[k][:1] for k in node.leaves}
-            cut_states |= {j: self._states[j][:1] for j in node.states}
-        one = list(cut_params.values()), list(cut_states.values())
-        whole = self._params, self._states
-        require_same_program(
-            name, update, *((self._tree(p), self._state(s), self._tree(p)) for p, s in (whole, one))
-        )
+            _put(one[0], node.leaves, [self._params[k][:1] for k in node.leaves])
+            _put(one[1], node.states, [self._states[j][:1] for j in node.states])
+        both = (self._params, self._states), one
+        arguments = [(self._tree(p), self._state(s), self._tree(p)) for p, s in both]
+        require_same_program(name, update, *arguments)
 
     @property
     def _stacks(self):
