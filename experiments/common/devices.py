@@ -7,8 +7,10 @@ start the program on each and say by the three variables in `VARIABLES` which pr
 A machine without an accelerator simulates as many devices as a program asks for.
 """
 
+import codecs
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import ExitStack
+from typing import IO, Any, TypeVar
 
 import jax
 import numpy as np
@@ -69,24 +72,27 @@ def join() -> None:
 def run_together(command: list[str], count: int) -> int:
     """Runs processes of one program on this machine until all are done or one has failed.
 
+    Process 0 writes to the terminal, errors of the others are printed only if they failed first. An
+    error that process 0 has printed too is not repeated.
+
     Returns:
-      The exit status of the first that failed, or 0; after Ctrl-C that of an interrupt. Errors of
-      other processes than 0 are printed only if they failed first.
+      The exit status of the first that failed, or 0; after Ctrl-C that of an interrupt.
     """
-    with socket.socket() as free, tempfile.TemporaryFile() as errors:
+    with socket.socket() as free, ExitStack() as files:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
         free.close()
-        processes = []
+        processes, errors = [], []
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        columns, lines = shutil.get_terminal_size()
         try:
             for index in range(count):
                 values = (address, str(count), str(index))
-                # Each process would take all accelerators.
-                environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-                environment |= dict(zip(VARIABLES, values, strict=True))
-                stderr = errors if index else None
-                processes.append(subprocess.Popen(command, env=environment, stderr=stderr))
+                # Each process would take all accelerators, and none sees the terminal.
+                environment = {"COLUMNS": str(columns), "LINES": str(lines), **os.environ}
+                environment |= {"JAX_PLATFORMS": "cpu", **dict(zip(VARIABLES, values, strict=True))}
+                errors.append(files.enter_context(tempfile.TemporaryFile()))
+                processes.append(subprocess.Popen(command, env=environment, stderr=errors[-1]))
             return wait(processes, errors)
         except KeyboardInterrupt:
             return 128 + signal.SIGINT
@@ -94,18 +100,32 @@ def run_together(command: list[str], count: int) -> int:
             end(processes)
 
 
-def wait(processes: list[subprocess.Popen], errors: Any) -> int:
-    """Waits for all processes, or for the first that fails; returns its exit status, or 0."""
+def wait(processes: list[subprocess.Popen], errors: list[IO[bytes]]) -> int:
+    """Waits for all processes, or for the first that fails; returns its exit status, or 0.
+
+    What process 0 writes to its file of errors is printed meanwhile.
+    """
+    printed, decoder = b"", codecs.getincrementaldecoder("utf-8")("replace")
     while True:
         states = [process.poll() for process in processes]
+        while news := written(errors[0], len(printed)):
+            printed += news
+            sys.stderr.write(decoder.decode(news))
+            sys.stderr.flush()
         if all(state == 0 for state in states):
             return 0
         if failed := [index for index, state in enumerate(states) if state]:
-            if failed[0] != 0:
-                errors.seek(0)
-                sys.stderr.write(errors.read().decode(errors="replace"))
+            said = printed.splitlines()
+            lines = written(errors[failed[0]]).splitlines(keepends=True)
+            others = b"".join(line for line in lines if line.rstrip() not in said)
+            sys.stderr.write(others.decode(errors="replace"))
             return states[failed[0]] if states[failed[0]] > 0 else 1
         time.sleep(0.05)
+
+
+def written(file: IO[bytes], start: int = 0) -> bytes:
+    """What a process has written to a file from a position on; where it writes does not change."""
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size - start, start)
 
 
 def end(processes: list[subprocess.Popen]) -> None:

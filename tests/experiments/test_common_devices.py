@@ -88,8 +88,22 @@ def test_where_one_process_fails_all_end(failing, shown, monkeypatch):
     started = time.monotonic()
     status = devices.run_together([sys.executable, "-S", "-c", code], 2)
     assert status == (3 if failing == 0 else 1)
-    assert printed.getvalue() == shown  # process 0 prints by itself
+    assert printed.getvalue() == shown
     assert time.monotonic() - started < 50
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("last", [0, 1])
+def test_an_error_of_all_processes_is_printed_once_whoever_fails_first(last, monkeypatch):
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", printed)
+    code = (
+        "import os, sys, time; index = os.environ['JAX_PROCESS_ID'];"
+        "sys.stderr.write('only ' + index + '\\nall\\n'); sys.stderr.flush();"
+        f"time.sleep(60 * (index == '{last}')); sys.exit(1)"
+    )
+    assert devices.run_together([sys.executable, "-S", "-c", code], 2) == 1
+    assert printed.getvalue().count("all\n") == 1
 
 
 def test_processes_end_at_the_latest_by_a_kill(monkeypatch):
