@@ -425,6 +425,11 @@ def every(argument, cases, soon):
     return pytest.mark.parametrize(argument, params)
 
 
+def late(value):
+    """A value of a parameter that is left to the thorough run."""
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
 class LossCase(NamedTuple):
     """A loss, the shape of one example's outputs, and targets for it of shape [N, ...].
 
@@ -531,7 +536,17 @@ LOSSES = {
 }
 
 # Those of which every property is tested in the default run.
-SOON_LOSSES = set(LOSSES)
+SOON_LOSSES = {
+    "softmax_cross_entropy at positions",
+    "softmax_cross_entropy of probabilities",
+    "softmax_cross_entropy, weighted",
+    "softmax_cross_entropy, ignoring a label",
+    "sigmoid_cross_entropy",
+    "sigmoid_cross_entropy of many labels",
+    "squared_error",
+    "squared_error, weighted",
+    "huber of another threshold at positions",
+}
 
 CLASS_WEIGHTS = [1.0, 2.0, 0.5, 0.25]
 LOSSES |= {

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from cases import SIGNALS, SIGNALS_AT_POSITIONS
 
+from jaxbp.layers import dot_product
+
 # Small programs, compiled once and run once: the less is done for their speed, the sooner the suite
 # is through. What is asserted of cost (FLOP, bytes) is decided before that.
 SOON_AND_SLOW = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": "false"}
@@ -47,6 +49,14 @@ def forgetful():
     """A process can map only so many pieces of memory, and every program has some."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_bands():
+    """Attention to the few positions of a test is divided as that to many."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dot_product, "BAND_ROWS", 1)
+        yield
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import pytest
-from cases import N
+from cases import N, late
 from processes import assert_succeed, started
 
 SCRIPT = Path(__file__).with_name("traces_on_devices.py")
@@ -17,7 +17,7 @@ def assert_traces(*arguments):
     assert_succeed(started(SCRIPT, *arguments, devices=N))
 
 
-@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+@pytest.mark.parametrize("mode", ["explicit", late("shard_map")])
 def test_some_layers_trace_on_several_devices(mode):
     assert_traces(mode, "layers", *SOON)
 

@@ -47,6 +47,9 @@ from jaxbp.types import exportable, wide_dtype, widened
 # their products are smaller and there are more sums. XLA's CPU compiler uses one core for all
 # products of a batch and runs bands in parallel, so bands are faster without causal attention too.
 BANDS = 2
+# A band has at least so many positions: a program for smaller ones runs no faster and takes longer
+# to compile.
+BAND_ROWS = 64
 # The largest number of bands with a window, which more bands save more of.
 WINDOW_BANDS = 8
 # The number of query rows whose probabilities the lean form holds at a time.
@@ -131,7 +134,7 @@ def attend_backward(
 def _bands(q, k, scores, group) -> Iterator[tuple[slice, Rows]]:
     """Each band of queries: its rows as a slice, and as `Rows` with the keys that they may see."""
     t, groups, s = q.shape[2] // group, k.shape[1], k.shape[2]
-    size = math.ceil(t / BANDS)
+    size = max(math.ceil(t / BANDS), BAND_ROWS)
     if scores.window is not None:
         size = min(size, max(scores.window, math.ceil(t / WINDOW_BANDS)))
     for start in range(0, t, size):

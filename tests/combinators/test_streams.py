@@ -70,7 +70,7 @@ NETWORKS = {
         (3, 4),
     ),
 }
-SOON = {"encoder-decoder", "siamese", "routed"}
+SOON = {"encoder-decoder", "siamese"}
 
 
 @pytest.mark.parametrize(

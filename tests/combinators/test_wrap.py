@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import READINGS, N, every
+from cases import READINGS, N, every, late
 from oracles import assert_close, in_dtype, layer_vjp
 
 import jaxbp as bp
@@ -116,7 +116,9 @@ def test_norms_join_the_layers_of_a_stack_and_tell_them_apart(key):
 
 
 @pytest.mark.parametrize(
-    "options", [{"sweeps": 1}, {"sweeps": 2}, {"per_layer": True}], ids=["one", "two", "per layer"]
+    "options",
+    [{"sweeps": 1}, late({"sweeps": 2}), {"per_layer": True}],
+    ids=["one", "two", "per layer"],
 )
 def test_reweighted_sums(options, key):
     stacked, chained, params, x, targets = two_ways(key)

@@ -14,9 +14,13 @@ from experiments.explorer import __main__ as command
 from experiments.explorer import carriers, networks, own, page, perceptron
 from experiments.explorer.still import HEIGHT, WIDTH, take_still
 
-pytestmark = pytest.mark.skipif(
-    bool(MISSING), reason=f"no {' and no '.join(MISSING)}: apt-get install chromium chromium-driver"
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        bool(MISSING),
+        reason=f"no {' and no '.join(MISSING)}: apt-get install chromium chromium-driver",
+    ),
+]
 SECTIONS = "perceptron", "network", "carriers", "own"
 
 

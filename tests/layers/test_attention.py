@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import late
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_close, layer_vjp
@@ -137,7 +138,16 @@ def test_bands_and_blocks_change_nothing(causal, bands, key, monkeypatch):
         assert_close(run(bp.dot_product_attention(H, lean=lean, **how), *inputs_for(key, 2)), want)
 
 
-@pytest.mark.parametrize("holds", [7.0, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize(("t", "bands"), [(64, 1), (65, 2), (128, 2)])
+def test_few_positions_are_one_band(t, bands, monkeypatch):
+    monkeypatch.setattr(dot_product, "BAND_ROWS", 64)
+    layer = bp.dot_product_attention(1)
+    qkv = jax.ShapeDtypeStruct((2, t, 9), jnp.float32)
+    _, ((*_, kept), _) = jax.eval_shape(layer.forward, (), qkv)
+    assert len(kept.of_bands) == bands
+
+
+@pytest.mark.parametrize("holds", [late(7.0), late(1e30), late(np.inf), np.nan])
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 @pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 def test_what_a_padded_position_holds_changes_nothing(causal, lean, holds, key):
@@ -216,7 +226,7 @@ def test_large_scores_do_not_overflow(lean, key):
     assert bool(jnp.all(jnp.isfinite(y)) & jnp.all(jnp.isfinite(dx)))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, late(jnp.float16)])
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 def test_sums_of_16_bits_are_in_32(lean, dtype, monkeypatch):
     """Of 4096 equal numbers; one by one, a sum in bfloat16 ends at 256 of them."""
@@ -228,7 +238,7 @@ def test_sums_of_16_bits_are_in_32(lean, dtype, monkeypatch):
     np.testing.assert_allclose(np.float32(dx[..., 2]), 1, rtol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, late(jnp.float16)])
 @pytest.mark.parametrize("lean", [False, True], ids=["plain", "lean"])
 def test_16_bits_are_close_to_32(lean, dtype, key):
     layer = bp.dot_product_attention(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import RULES, SIGNALS
+from cases import RULES, SIGNALS, late
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -344,7 +344,7 @@ def test_the_way_is_chosen_by_the_shapes(kernel, size, i, o, groups, by_place):
 
 
 @pytest.mark.parametrize("make", [bp.conv, bp.conv_transpose])
-@pytest.mark.parametrize("padding", ["SAME", "VALID", ((0, 2), (3, 1))])
+@pytest.mark.parametrize("padding", [late("SAME"), late("VALID"), ((0, 2), (3, 1))])
 def test_tiles_and_blocks_compute_what_convolutions_do(make, padding):
     """Images of even and odd sizes, in blocks of two; the plain products are tested above."""
     layer = make(4, (3, 3), padding=padding)
@@ -486,11 +486,11 @@ def convnet():
 @pytest.mark.parametrize(
     "name",
     [
-        "random_feedback",
+        late("random_feedback"),
         "sign_symmetric, batchwise",
-        "kolen_pollack",
-        "weight_mirror",
-        "direct_feedback",
+        late("kolen_pollack"),
+        late("weight_mirror"),
+        late("direct_feedback"),
     ],
 )
 def test_a_step_under_every_rule(name, convnet, key):

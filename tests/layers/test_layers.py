@@ -15,6 +15,7 @@ from cases import (
     VARIANTS,
     N,
     every,
+    late,
     make_inputs,
     normal,
     output_shape,
@@ -58,7 +59,10 @@ STRUCTURES = {
 every_layer = every(
     "case", CASES, soon=PLAIN.keys() - MAPS.keys() | STRUCTURES | FEW_NETWORKS.keys()
 )
-every_plain_layer = every("case", PLAIN, soon=SOON)
+# A layer of each kind of derivative: by entries, by products, at positions, in time, in a scan.
+every_plain_layer = every(
+    "case", PLAIN, soon={"gelu", "dense", "layer_norm", "conv", "attention", "recurrent", "stack"}
+)
 every_layer_thoroughly = every("case", CASES, soon=SOON)
 
 
@@ -212,7 +216,7 @@ def test_init_says_what_forward_gives(case, key):
 
 
 @every_layer
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, late(jnp.float32), late(jnp.float16)])
 def test_dtypes_and_structure_are_kept(case, key, dtype):
     layer, params, x, draw_key = prepare(case, key)
     params, x = in_dtype((params, x), dtype)
@@ -277,7 +281,7 @@ def test_another_tree_changes_what_is_carried_and_nothing_above(case, key):
     ],
     ids=lambda a: getattr(a, "name", None),
 )
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, late(jnp.float64), late(jnp.float32)])
 def test_activations_are_those_of_jax(layer, function, dtype):
     # Far out too, where an exponential could overflow into a value that is not finite.
     x = jnp.asarray(

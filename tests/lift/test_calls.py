@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from cases import ERRORS, READINGS, every
+from cases import ERRORS, READINGS, every, late
 from jax import lax
 from opened import N, assert_agree, normal
 from oracles import assert_close, is_float
@@ -101,7 +101,7 @@ def drop_residual(tree):
     return (stack[0], *rest) if isinstance(stack, tuple) else tree
 
 
-@pytest.fixture(scope="module", params=TWINS)
+@pytest.fixture(scope="module", params=[late("plain"), "scanned"])
 def pair(request):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         yield Pair(request.param)

@@ -24,6 +24,7 @@ def assert_equal_on_devices(*names):
     assert_succeed(started(SCRIPT, *names))
 
 
+@pytest.mark.thorough
 def test_some_lifted_functions_on_devices():
     assert_equal_on_devices(*SOON)
 

@@ -156,7 +156,12 @@ def test_a_sigmoid_at_infinite_logits(logit, target, value, delta, dtype):
     ("loss", "outputs", "targets"),
     [
         (bp.softmax_cross_entropy, [[0, -INF, 1.0], [40, 0, 0], [0, 0, 0]], [0, 0, 2]),
-        (bp.softmax_cross_entropy, [[0, -INF, 1.0], [40, 0, 0]], [[0.5, 0, 0.5], [1.0, 0, 0]]),
+        pytest.param(
+            bp.softmax_cross_entropy,
+            [[0, -INF, 1.0], [40, 0, 0]],
+            [[0.5, 0, 0.5], [1.0, 0, 0]],
+            marks=pytest.mark.thorough,
+        ),
         (bp.softmax_cross_entropy, [[0, 0, 0.0], [1, 1, 0]], [[0.5, 0.5, 0], [1.0, 0, 0]]),
         (bp.sigmoid_cross_entropy, [[0.0, 40, -INF]], [[1.0, 1, 0]]),
         (bp.sigmoid_cross_entropy, [[0.0, -40, INF]], [[0.0, 1, 1]]),

@@ -8,9 +8,9 @@ from cases import (
     FEW_NETWORKS,
     SIGNALS,
     SIGNALS_AT_POSITIONS,
-    SOON_NETWORKS,
     N,
     every,
+    late,
     output_shape,
     prepare,
 )
@@ -28,7 +28,7 @@ import jaxbp as bp
 from jaxbp.readings import costs
 from jaxbp.readings import inner_products as inner
 
-every_network = every("case", FEW_NETWORKS, soon=SOON_NETWORKS)
+every_network = every("case", FEW_NETWORKS, soon={"classifier", "convolutional"})
 
 
 def flat(signal):
@@ -44,7 +44,7 @@ def test_its_diagonal_is_the_squared_norms(signal):
     assert_close(jnp.diagonal(jax.jit(bp.gram)(signal)), jax.jit(bp.sq_norms)(signal))
 
 
-@pytest.mark.parametrize("s", [(), (3,)])
+@pytest.mark.parametrize("s", [late(()), (3,)])
 @pytest.mark.parametrize(
     ("kind", "t"), [case for case in SIGNALS_AT_POSITIONS if "pull-back" not in case[0]]
 )

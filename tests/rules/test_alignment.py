@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BLOCKS, N
+from cases import BLOCKS, N, late
 from oracles import angle, assert_close, per_example_grads_by_rule, squared
 
 import jaxbp as bp
@@ -28,9 +28,9 @@ def measure(rule, params, x, targets, **how):
 @pytest.mark.parametrize(
     "rule",
     [
-        bp.random_feedback(scale=2.0),
+        late(bp.random_feedback(scale=2.0)),
         bp.sign_symmetric("batchwise"),
-        bp.direct_feedback(*BLOCK_CASE.parts),
+        late(bp.direct_feedback(*BLOCK_CASE.parts)),
         bp.direct_feedback(*BLOCK_CASE.parts, rules=[bp.random_feedback(), bp.exact()]),
     ],
     ids=["random", "batchwise", "direct", "direct and random"],

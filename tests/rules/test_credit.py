@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import late
 from oracles import assert_close, credit_by_definition
 from sequences import CELLS, PADDED, every_cell, problem
 
@@ -25,7 +26,7 @@ def read_by(layer, rule, params, x, dy, read=bp.per_example):
     return function(params, x, dy)
 
 
-@every_rule
+@pytest.mark.parametrize("rule", [name if name == "rtrl" else late(name) for name in RULES])
 @every_cell
 def test_every_example_s_gradient_is_that_of_the_definition(kind, rule, key):
     layer = bp.recurrent(CELLS[kind](H), learn_initial=True)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BLOCKS, READINGS, RULES, N, every
+from cases import BLOCKS, READINGS, RULES, N, every, late
 from oracles import angle, assert_close, per_example_grads_by_rule, squared
 
 import jaxbp as bp
@@ -24,7 +24,8 @@ SOME = {
 }
 # Of every rule, what takes long to compile only for these soon.
 every_rule_thoroughly = every("make_rule", RULES, soon=SOME)
-some_rules = pytest.mark.parametrize("make_rule", SOME.values(), ids=SOME.keys())
+DRAWS = {"sign_symmetric, batchwise", "direct_feedback of what learns and draws"}
+some_rules = every("make_rule", SOME, soon=DRAWS)
 every_blocks = every("blocks", BLOCKS, soon=("positions that end",))
 
 VECTORS = BLOCKS["vectors"]
@@ -214,7 +215,7 @@ def test_making_a_rule_by_the_key_of_the_parameters_does_not_draw_them_again(mak
             assert angle(own, carrier) > 5
 
 
-@every_rule
+@every_rule_thoroughly
 def test_a_rule_is_pure_and_jit_compiles_and_keeps_its_trees(make_rule, key):
     blocks = BLOCKS["positions that end"]
     rule = make_rule(*blocks.parts)
@@ -324,9 +325,10 @@ DECAYS = {
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize(("optimizer", "rate"), DECAYS.values(), ids=DECAYS.keys())
-@pytest.mark.parametrize("inside", [False, True], ids=["", "inside direct feedback"])
-def test_kolen_pollacks_difference_shrinks_at_the_rate_of_the_decay(inside, optimizer, rate, key):
+@every("case", DECAYS, soon={"sgd", "momentum, decay behind it", "clipped"})
+@every("inside", {"": False, "inside direct feedback": True}, soon={"inside direct feedback"})
+def test_kolen_pollacks_difference_shrinks_at_the_rate_of_the_decay(inside, case, key):
+    optimizer, rate = case
     rule = bp.kolen_pollack()
     if inside:
         rule = bp.direct_feedback(*VECTORS.parts, rules=[rule] * 3)
@@ -355,9 +357,9 @@ def test_kolen_pollacks_difference_shrinks_at_the_rate_of_the_decay(inside, opti
         optax.sgd(0.1, momentum=0.9, nesterov=True),
         optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, momentum=0.9)),
         optax.lamb(0.01, weight_decay=0.1),
-        optax.MultiSteps(optax.adamw(0.1, weight_decay=0.1), 2),
+        late(optax.MultiSteps(optax.adamw(0.1, weight_decay=0.1), 2)),
         optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
-        optax.lbfgs(),
+        late(optax.lbfgs()),
     ],
     ids=["nesterov", "coupled decay", "lamb", "accumulated", "plateau", "lbfgs"],
 )
@@ -560,7 +562,7 @@ def test_one_block_of_direct_feedback_is_exact(key):
     chex.assert_trees_all_equal(got, bp.backprop(net, bp.squared_error)(params, *batch))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [late(jnp.float16), jnp.bfloat16])
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_keeps_the_dtype_of_the_parameters_and_its_own_scale_in_it(name, dtype, key):
     """By scales that are numpy's, of which the squares are not numbers of 16 bits."""

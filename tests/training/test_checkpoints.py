@@ -68,7 +68,7 @@ def assert_same(got, want):
         pytest.param((X, LABELS), (1, "epochs"), id="arrays, epochs"),
         pytest.param((X, LABELS), (2, "steps"), id="arrays, steps", marks=pytest.mark.thorough),
         pytest.param(BATCHES, (1, "epochs"), id="batches, epochs", marks=pytest.mark.thorough),
-        pytest.param(BATCHES, (2, "steps"), id="batches, steps"),
+        pytest.param(BATCHES, (2, "steps"), id="batches, steps", marks=pytest.mark.thorough),
     ],
 )
 def test_a_stopped_run_ends_as_an_undisturbed_one(tmp_path, train, every):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import late
 from oracles import assert_close
 
 import jaxbp as bp
@@ -141,7 +142,7 @@ def test_damping_may_follow_a_schedule(batch, key):
         assert_close(got[0], solve(grads[0], factors[0]["weight"], scheduled_damping))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, late(jnp.float16)])
 def test_16_bits_are_inverted_in_32_and_kept(batch, key, dtype):
     params, x, labels, grads = batch
     short = jax.tree.map(lambda a: a.astype(dtype), (params, x, grads))
