@@ -54,7 +54,7 @@ import numpy as np
 import optax
 import tyro
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter
 from tqdm import tqdm
 
 import jaxbp as bp
@@ -350,7 +350,7 @@ def draw_linear(lines, config):
     errors.set(title="Error of a linear network", xlabel="examples")
     errors.set_ylabel("squared error / that of predicting zero")
     errors.legend(title="thick: median; thin: each draw")
-    angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
+    draw_right_angle(angles)
     angles.set(
         title="Feedback alignment: angle of its error to the exact one",
         xlabel="examples",
@@ -359,6 +359,13 @@ def draw_linear(lines, config):
         yticks=range(0, 91, 15),
     )
     return figure
+
+
+def draw_right_angle(axes):
+    """Draws a line at 90 degrees, where an error says nothing about the exact one."""
+    axes.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
+    place = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom"}
+    axes.text(1, 91, "orthogonal to the exact error", **place, fontsize=9)
 
 
 def draw_runs(plot, x, runs, name):
@@ -495,24 +502,27 @@ def draw_digits(readers, config):
     for i, (name, reader) in enumerate(readers.items()):
         color, style = STYLES[name]
         look = {"color": color, "linestyle": style, "linewidth": 1.8}
-        held_out.semilogy(epochs, 1 - np.mean(reader.held_out, axis=0), **look)
+        held_out.plot(epochs, 1 - np.mean(reader.held_out, axis=0), **look)
         if "delta" not in NO_ANGLES.get(name, ()):
             angles.plot(epochs, np.mean(reader.angles.delta, axis=0), **look)
         test.plot([0, 1 - np.mean(reader.test)], [i, i], marker="|", markevery=[1], ms=14, **look)
         test.plot(1 - reader.test, np.full(config.seeds, i), "o", color=color, alpha=0.5)
-    ticks = 0.05, 0.1, 0.2, 0.4, 0.8
-    held_out.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
-    held_out.minorticks_off()
+    if figures.log_where_wide(held_out):
+        held_out.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    held_out.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    held_out.yaxis.set_minor_formatter(NullFormatter())
     held_out.set(title="Validation error rate", xlabel="epoch")
-    angles.axhline(90, color=figures.BLACK, linestyle="--", linewidth=1)
+    draw_right_angle(angles)
     angles.set(title="Angle to the exact error", xlabel="epoch", yticks=range(0, 91, 15))
     angles.set_ylabel("degrees, mean of the hidden layers")
     test.set_yticks(range(len(readers)), readers)
     test.invert_yaxis()
     test.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    test.set(title="Test error rate at the end", xlabel="mean, and each seed", xlim=(0, None))
+    test.set(title="Test error rate at the end", xlim=(0, None))
+    test.set_xlabel(f"line and tick: mean of {config.seeds} seeds; dots: each seed")
     for label, name in zip(test.get_yticklabels(), readers, strict=True):
         label.set_color(STYLES[name][0])
+    figure.suptitle("In all panels, a rule has the colour and line that the right panel names")
     return figure
 
 

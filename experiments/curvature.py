@@ -373,8 +373,9 @@ def draw(results, target, config):
             axes.plot(x, result.losses.T, color=color, linewidth=0.6, alpha=0.5)
             axes.plot(x, median, color=color, linewidth=1.8, label=f"{name}: {label}")
     for axes in panels:
-        axes.axhline(target, color=figures.BLACK, linestyle="--", linewidth=1)
-        axes.legend(title=f"to reach the target, {target:g}\n(thick: median; thin: each draw)")
+        style = {"color": figures.BLACK, "linestyle": "--", "linewidth": 1}
+        axes.axhline(target, **style, label=f"the target, {target:g}")
+        axes.legend(title="to reach the target\n(thick: median; thin: each draw)")
     figures.log_where_wide(by_step)  # the panels share their y axis
     by_step.set(title="Loss by step", xlabel="step", ylabel="training loss above the floor")
     by_second.set(title="Loss by time", xlabel="seconds, without compilation")

@@ -71,7 +71,12 @@ STYLES = {
 }
 STEPS_BACK = 60  # steps that the error signals travel back
 SIGNAL_WIDTH = 64  # units of the layers whose error signals are shown
-GAINS = (0.7, 1.0, 1.4)  # gains of the recurrent weights of the simple cell
+GAINS = (0.7, 1.0, 1.4)  # gains of the recurrent weights U of the simple cell
+SIGNAL_STYLES = (
+    *(("gray", line) for line in (":", "--", "-")),
+    (figures.PURPLE, "-"),
+    (figures.SKY, "-"),
+)
 
 
 @dataclass(frozen=True)
@@ -313,7 +318,7 @@ def error_signals(key):
             bp.simple_rnn(SIGNAL_WIDTH), recurrent_init=jax.nn.initializers.orthogonal(gain)
         )
 
-    layers = {f"simple_rnn, gain {gain:g}": scaled(gain) for gain in GAINS}
+    layers = {f"simple_rnn, U of gain {gain:g}": scaled(gain) for gain in GAINS}
     layers |= {name: bp.recurrent(CELLS[name](SIGNAL_WIDTH)) for name in ("gru", "lstm")}
     return {name: signal_sizes(layer, key) for name, layer in layers.items()}
 
@@ -366,11 +371,11 @@ def draw(known, signals, config):
         axes.minorticks_off()
         axes.set(title=f"The {problem} problem", xlabel="delay, in steps", ylim=(-0.1, 1.05))
     panels[0].set_ylabel("score, 1 - loss / loss of chance")
-    panels[1].legend(title="lines: median; faint: each draw")
-    for name, sizes in signals.items():
-        right.plot(sizes / sizes[0], label=name)
+    panels[1].legend(title=f"large marks: median of {config.seeds} draws\nsmall, faint: each draw")
+    for (name, sizes), (color, line) in zip(signals.items(), SIGNAL_STYLES, strict=True):
+        right.plot(sizes / sizes[0], line, color=color, label=name)
     figures.log_where_wide(right)
-    right.set(title="Error signal before training", xlabel="steps back in time")
+    right.set(title="Error signal before training, by cell", xlabel="steps back in time")
     right.set_ylabel("size of delta / size at the last step")
     right.legend(fontsize=8)
     return figure

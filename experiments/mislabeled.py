@@ -291,6 +291,27 @@ def precisions(scores, flipped):
     return np.cumsum(flipped[order(scores)]) / np.arange(1, len(scores) + 1)
 
 
+class Quality(NamedTuple):
+    """How well a score ranks the K flipped labels.
+
+    Attributes:
+      half: the precision among the first K / 2 suspects, rounded up.
+      whole: the precision among the first K.
+      average: the average precision.
+    """
+
+    half: float
+    whole: float
+    average: float
+
+
+def quality(scores, flipped):
+    """Computes the `Quality` of a score."""
+    precision, k = precisions(scores, flipped), int(np.sum(flipped))
+    average = average_precision_score(flipped, scores)
+    return Quality(*(float(precision[i - 1]) for i in ((k + 1) // 2, k)), float(average))
+
+
 def report(ranking, top, method):
     """Prints how many of the flipped labels each score finds, and how good the suggestions are."""
     given, suggested, original = ranking.given, ranking.suggested, ranking.original
@@ -304,9 +325,8 @@ def report(ranking, top, method):
     half = (k + 1) // 2
     print(f"\n{'score':16}{f'precision at {half}':>18}{f'at {k}':>10}{'average precision':>20}")
     for name, scores in ranking.scores.items():
-        precision = precisions(scores, flipped)
-        average = average_precision_score(flipped, scores)
-        print(f"{name:16}{precision[half - 1]:>18.1%}{precision[k - 1]:>10.1%}{average:>20.3f}")
+        first, whole, average = quality(scores, flipped)
+        print(f"{name:16}{first:>18.1%}{whole:>10.1%}{average:>20.3f}")
     print(f"{'chance':16}{chance:>18.1%}{chance:>10.1%}{chance:>20.3f}")
     found = top[flipped[top]]
     right = np.sum(suggested[found] == original[found])
@@ -352,8 +372,12 @@ def draw(ranking, top, dataset, method):
 
 def draw_suspects(figure, ranking, top, dataset, method):
     inputs, names = dataset.train[0], dataset.class_names
-    figure.suptitle(f"The first suspects by {method}: given \N{RIGHTWARDS ARROW} suggested")
     shown = top[:IMAGES]
+    title = f"The first {len(shown)} suspects by {method}"
+    if ranking.original is not None:
+        flipped = np.sum((ranking.given != ranking.original)[shown])
+        title += f": {flipped} of these labels were flipped"
+    figure.suptitle(f"{title}\nabove each: given label \N{RIGHTWARDS ARROW} suggested label")
     panels = figure.subplots(math.ceil(len(shown) / COLUMNS), COLUMNS).ravel()
     for axes in panels:
         axes.set(xticks=[], yticks=[])
@@ -387,10 +411,10 @@ def draw_precisions(axes, ranking):
     axes.text(k, 1.02, f" {k} labels were flipped", color="gray", fontsize=9)
     axes.set(
         title="Precision: share of flipped labels\namong the first k suspects",
-        xlabel="k",
+        xlabel="k, the number of suspects",
         ylim=(0, 1.08),
     )
-    axes.legend()
+    axes.legend(title="ranked by")
 
 
 def draw_scores(axes, scores, count, method):

@@ -160,7 +160,8 @@ def test_the_table_has_medians_and_says_what_never_came_and_what_lies_at_an_end(
 
     figure = curvature.draw(results, 2.0, curvature.Config(runs=3, steps=3))
     legends = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
-    assert legends == [["SGD: never", "KFAC: 1 steps"], ["SGD: never", "KFAC: 0.50 s"]]
+    line = "the target, 2"
+    assert legends == [["SGD: never", "KFAC: 1 steps", line], ["SGD: never", "KFAC: 0.50 s", line]]
 
 
 def test_the_floor_is_the_entropy_of_the_pixels(capsys):
