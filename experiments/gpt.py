@@ -165,11 +165,16 @@ class Result(NamedTuple):
       points: a `Point` for each chunk of steps.
       losses: the validation losses of unigrams, bigrams and network, in nats per character.
       sample: the text that the network wrote.
+      counts: the number of parameters of each part of the network.
+      differences: what the check found: for each part, the largest relative difference of the
+        gradient from autodiff's. Empty without the check.
     """
 
     points: list[Point]
     losses: dict[str, float]
     sample: str
+    counts: dict[str, int]
+    differences: dict[str, float]
 
 
 def main(config: Config) -> Result:
@@ -189,12 +194,15 @@ def main(config: Config) -> Result:
         f"{'the reference on Python' if config.text is None else config.text}: {len(train):,} "
         f"training and {len(held_out):,} validation characters, {len(characters)} different ones\n"
     )
-    print_network(net, config)
+    counts = count_parameters(net, config)
+    print_network(counts)
     if mesh.size > 1:
         share = config.batch_size // mesh.size
         print(f"{devices.describe(mesh)}; {share} of the {config.batch_size} sequences each\n")
+    differences = {}
     if config.check:
-        check(net, jax.random.key(config.seed), config.positions, len(characters))
+        key = jax.random.key(config.seed)
+        differences = check(net, key, config.positions, len(characters))
 
     losses = baselines(train, *sequences(held_out, config.positions), len(characters))
     stored = NOT_RESUMED
@@ -213,7 +221,7 @@ def main(config: Config) -> Result:
         written = {"characters": list(characters), "sample": sample}
         files.save_trained(config.out / "gpt.npz", params, written)
     print(f"done in {perf_counter() - started:.0f} s, compilation included")
-    return Result(points, losses, sample)
+    return Result(points, losses, sample, counts, differences)
 
 
 def shortened(config):
@@ -359,19 +367,25 @@ def groups(tree):
     }
 
 
-def print_network(net, config):
+def count_parameters(net, config):
+    """Counts the parameters of each part of the network."""
     params = jax.eval_shape(lambda key: net.init(key, (config.positions,))[0], jax.random.key(0))
-    total = 0
+    parts = groups(params).items()
+    return {name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts}
+
+
+def print_network(counts):
     print(f"{'part':18}{'parameters':>14}")
-    for name, part in groups(params).items():
-        count = sum(leaf.size for leaf in jax.tree.leaves(part))
-        total += count
+    for name, count in counts.items():
         print(f"{name:18}{count:>14,}")
-    print(f"{'all':18}{total:>14,}\n")
+    print(f"{'all':18}{sum(counts.values()):>14,}\n")
 
 
 def check(net, key, positions, vocabulary):
-    """Compares the explicit gradient with autodiff's in float64; raises if they differ."""
+    """Compares the explicit gradient with autodiff's in float64; raises if they differ.
+
+    Returns the `gradient_errors`.
+    """
     errors = gradient_errors(net, key, positions, vocabulary)
     print(f"{'gradient of':18}{'largest relative difference from autodiff':>44}")
     for name, error in errors.items():
@@ -380,6 +394,7 @@ def check(net, key, positions, vocabulary):
     wrong = [name for name, error in errors.items() if not error <= TOLERANCE]
     if wrong:
         raise ValueError(f"the gradient of {', '.join(wrong)} differs from autodiff's.")
+    return errors
 
 
 def gradient_errors(net, key, positions, vocabulary, *, batch_size=3):
@@ -591,12 +606,17 @@ def print_losses(losses):
         print(f"{name:18}{loss:>18.3f}{loss / math.log(2):>18.3f}")
 
 
-def print_noise(points):
-    """Prints the ratio of the noise scale of all parameters to the normalisation layers'."""
+def noise_ratios(points):
+    """The ratios of the noise scale of all parameters to the normalisation layers', where known."""
     looks = [point for point in points if point.whole_noise is not None]
     norms = noise_scales([point.noise for point in looks])
     ratios = noise_scales([point.whole_noise for point in looks]) / norms
-    ratios = ratios[np.isfinite(ratios)]
+    return ratios[np.isfinite(ratios)]
+
+
+def print_noise(points):
+    """Prints the median of the `noise_ratios`, and their range."""
+    ratios = noise_ratios(points)
     if len(ratios):
         low, median, high = np.quantile(ratios, (0, 0.5, 1))
         print(
