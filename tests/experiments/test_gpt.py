@@ -273,6 +273,9 @@ def test_it_learns_writes_and_draws(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "text.txt: 738 training and 82 validation characters, 14 different ones" in printed
     assert "largest relative difference from autodiff" in printed
+    assert result.counts.keys() == result.differences.keys()
+    assert f"all               {sum(result.counts.values()):>14,}" in printed
+    assert 0 < max(result.differences.values()) < gpt.TOLERANCE
     assert result.losses["network"] < result.losses["unigrams"]
     assert f"network           {result.losses['network']:>18.3f}" in printed
     assert len(result.sample) == 30
