@@ -15,14 +15,15 @@ same structure. Their operations are elementwise, but still took about a fifth o
 CPU cores. Without vmap, a network computes only its own tree.
 
 The script also times the same function compiled once and called for one network after another. The
-gain of vmap depends on how much of the machine one network leaves idle. On two CPU cores there is
-almost no gain with 64 units. From the second layer on, the networks differ in both operands of
-their products, which become batches of small products. XLA computes these at about 0.4 of the rate
-of one large product, and they alone take more than half of the time that the networks take one by
-one. One product of block-diagonal matrices would have 64 times the FLOP. The rest is limited by
-memory: the parameters of one network stay in the cache from step to step, those of 64 do not.
-Smaller networks gain more, because most of their time is the overhead of each operation: by one
-rule, all at once was 2.6 times as fast with 8 units, 2.1 times with 16, and 1.3 times with 32.
+gain of vmap depends on how much of the machine one network leaves idle, so also on what else runs
+there. experiments/README.md has ratios for 8 to 64 units, measured on two CPU cores.
+
+Small networks gain most, because most of their time is the overhead of each operation, which all
+networks share. With more units, the products take most of the time, and their rate counts. From the
+second layer on, the networks differ in both operands of their products, which become batches of
+small products. On two CPU cores, XLA computed these at about 0.4 of the rate of one large product.
+One product of block-diagonal matrices would have 64 times the FLOP. The rest is limited by memory:
+the parameters of one network stay in the cache from step to step, those of 64 do not.
 
 All rules share the random draws of a seed: the initial weights, the order of the batches, and B,
 which is the same for feedback alignment and, at the start, for Kolen-Pollack. In Kolen-Pollack,
