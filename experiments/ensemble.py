@@ -16,7 +16,7 @@ CPU cores. Without vmap, a network computes only its own tree.
 
 The script also times the same function compiled once and called for one network after another. The
 gain of vmap depends on how much of the machine one network leaves idle, so also on what else runs
-there. experiments/README.md has ratios for 8 to 64 units, measured on two CPU cores.
+there. experiments/README.md has ratios for 8 and 64 units, measured on two CPU cores.
 
 Small networks gain most, because most of their time is the overhead of each operation, which all
 networks share. With more units, the products take most of the time, and their rate counts. From the

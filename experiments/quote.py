@@ -378,25 +378,29 @@ def write_private_flax(found):
 
 
 def measure_curvature(out):
-    others = {task: {"task": task, "steps": 300, "out": out / OTHERS} for task in ("flax", "gpt")}
-    runs = {**others, "autoencoder": {"out": out}}  # the default last: it makes the picture
+    return descents(curvature.Config(out=out))
+
+
+def measure_curvature_others(out):
+    return {
+        task: descents(curvature.Config(task=task, steps=300, out=out / OTHERS))
+        for task in ("flax", "gpt")
+    }
+
+
+def descents(config):
+    """For each optimizer, the median steps to the target, None if it is never reached, and the
+    seconds of a step.
+    """
+    target = curvature.make_problem(config).target
     found = {}
-    for task, flags in runs.items():
-        config = curvature.Config(**flags)
-        target = curvature.make_problem(config).target
-        found[task] = {
-            name: descent(result, target) for name, result in curvature.main(config).items()
+    for name, result in curvature.main(config).items():
+        steps = float(np.median(curvature.steps_to(result.losses, target)))
+        found[name] = {
+            "steps": steps if math.isfinite(steps) else None,
+            "seconds": float(np.median(result.seconds)),
         }
     return found
-
-
-def descent(result, target):
-    """The median steps to the target, or None if it is not reached, and the seconds of a step."""
-    steps = float(np.median(curvature.steps_to(result.losses, target)))
-    return {
-        "steps": steps if math.isfinite(steps) else None,
-        "seconds": float(np.median(result.seconds)),
-    }
 
 
 OPTIMIZERS = {"KFAC": "KFAC", "SGD": "SGD with momentum", "Adam": "Adam"}
@@ -410,9 +414,7 @@ def steps_and_seconds(one):
 
 
 def write_curvature(found):
-    rows = [
-        (text, *steps_and_seconds(found["autoencoder"][name])) for name, text in OPTIMIZERS.items()
-    ]
+    rows = [(text, *steps_and_seconds(found[name])) for name, text in OPTIMIZERS.items()]
     heads = "optimizer", "steps to the target", "seconds to the target"
     return f"{table(heads, *rows)}\n\nMeasured on DATE, with LOAD."
 
@@ -495,7 +497,7 @@ def write_alignment_later(found):
 def measure_ensemble(out):
     default = ensemble.Config().width
     found = {}
-    for width in (8, 16, 32, default):  # the default last: its picture is that of the gallery
+    for width in (8, default):  # the default last: its picture is that of the gallery
         folder = out if width == default else out / OTHERS
         ways = ensemble.main(ensemble.Config(width=width, out=folder))
         found[str(width)] = {name: way.seconds.tolist() for name, way in ways.items()}
@@ -587,9 +589,9 @@ QUOTES = {
     "private": Quote(
         measure_private, {"private": write_private, "private flax": write_private_flax}
     ),
-    "curvature": Quote(
-        measure_curvature,
-        {"curvature": write_curvature, "curvature others": write_curvature_others},
+    "curvature": Quote(measure_curvature, {"curvature": write_curvature}),
+    "curvature-others": Quote(
+        measure_curvature_others, {"curvature others": write_curvature_others}
     ),
     "alignment": Quote(
         measure_alignment,
