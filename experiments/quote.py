@@ -389,9 +389,7 @@ def measure_curvature_others(out):
 
 
 def descents(config):
-    """For each optimizer, the median steps to the target, None if it is never reached, and the
-    seconds of a step.
-    """
+    """The median steps to the target, None if never reached, and seconds of a step, by optimizer."""
     target = curvature.make_problem(config).target
     found = {}
     for name, result in curvature.main(config).items():
