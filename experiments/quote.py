@@ -389,7 +389,7 @@ def measure_curvature_others(out):
 
 
 def descents(config):
-    """The median steps to the target, None if never reached, and seconds of a step, by optimizer."""
+    """The median steps to the target, None if never, and the seconds of a step, by optimizer."""
     target = curvature.make_problem(config).target
     found = {}
     for name, result in curvature.main(config).items():
