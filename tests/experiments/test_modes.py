@@ -10,15 +10,9 @@ from experiments.modes.run import largest_difference
 # One process for many calls: a test process has one device, and cannot get more.
 SOON = ["--networks", "MLP", "--calls", "reweighted, per layer", "--devices", "4"]
 THOROUGH = [
-    ["--networks", "MLP", "--calls", ""],
     ["--networks", "convolutions", "--calls", "diagonal"],
-    ["--networks", "convolutions", "--calls", "reweighted"],
-    ["--networks", "GPT", "--calls", "backprop"],
-    ["--networks", "GPT", "--calls", "as_function"],
     ["--networks", "GPT", "--calls", "fused"],
     ["--networks", "GPT", "--calls", "directional_derivatives"],
-    ["--networks", "LSTM", "--calls", "backprop"],
-    ["--networks", "lifted", "--calls", "backprop"],
     ["--networks", "lifted", "--calls", "make_step"],
 ]
 

@@ -78,4 +78,4 @@ def test_the_trial_truncates_the_newest_checkpoint(tmp_path):
 
 @pytest.mark.thorough
 def test_killed_runs_end_as_undisturbed_ones():
-    assert kill.main(kill.Config(times=4))
+    assert kill.main(kill.Config(times=2))
