@@ -16,14 +16,14 @@ CPU cores. Without vmap, a network computes only its own tree.
 
 The script also times the same function compiled once and called for one network after another. The
 gain of vmap depends on how much of the machine one network leaves idle, so also on what else runs
-there. experiments/README.md has ratios for 8 and 64 units, measured on two CPU cores.
+there: on two busy CPU cores, it differed more between runs than between 8 and 64 units.
 
-Small networks gain most, because most of their time is the overhead of each operation, which all
-networks share. With more units, the products take most of the time, and their rate counts. From the
-second layer on, the networks differ in both operands of their products, which become batches of
-small products. On two CPU cores, XLA computed these at about 0.4 of the rate of one large product.
-One product of block-diagonal matrices would have 64 times the FLOP. The rest is limited by memory:
-the parameters of one network stay in the cache from step to step, those of 64 do not.
+Two effects oppose each other. All networks share the overhead of each operation, which is most of
+the time of a small network. But from the second layer on, the networks differ in both operands of
+their products, which become batches of small products. On two CPU cores, XLA computed these at
+about 0.4 of the rate of one large product. One product of block-diagonal matrices would have 64
+times the FLOP. The rest is limited by memory: the parameters of one network stay in the cache from
+step to step, those of 64 do not.
 
 All rules share the random draws of a seed: the initial weights, the order of the batches, and B,
 which is the same for feedback alignment and, at the start, for Kolen-Pollack. In Kolen-Pollack,

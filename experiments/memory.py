@@ -357,7 +357,7 @@ def print_signals(signals):
 
 def draw(known, signals, config):
     """Draws the scores of each way against the delay, and the error signals against time."""
-    figure = Figure(figsize=(12, 4))
+    figure = Figure(figsize=(12, 4.6))
     *panels, right = figure.subplots(1, 3)
     for axes, (problem, by_way) in zip(panels, known.items(), strict=True):
         for way, rows in by_way.items():
@@ -371,7 +371,12 @@ def draw(known, signals, config):
         axes.minorticks_off()
         axes.set(title=f"The {problem} problem", xlabel="delay, in steps", ylim=(-0.1, 1.05))
     panels[0].set_ylabel("score, 1 - loss / loss of chance")
-    panels[1].legend(title=f"large marks: median of {config.seeds} draws\nsmall, faint: each draw")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        title=f"lines and large marks: median of {config.seeds} draws; small, faint: each draw",
+        loc="outside lower left",
+        ncols=len(STYLES),
+    )
     for (name, sizes), (color, line) in zip(signals.items(), SIGNAL_STYLES, strict=True):
         right.plot(sizes / sizes[0], line, color=color, label=name)
     figures.log_where_wide(right)
