@@ -23,6 +23,12 @@ SMALL = {
 }  # fmt: skip
 
 PROGRAM = ["-m", "experiments.gpt"]
+# What a shell starts in the background ignores interrupts, and so does all that this starts.
+HEEDFUL = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("experiments.gpt", run_name="__main__", alter_sys=True)
+"""
 ON_EIGHT = """
 import jax, tyro
 from experiments import gpt
@@ -168,17 +174,21 @@ def test_an_error_of_all_processes_is_printed_once(runs, tmp_path):
 def test_an_interrupt_ends_every_process(runs, tmp_path):
     text, _, _ = runs
     flags = config(tmp_path, text, processes=2, steps=100_000)
-    command = [sys.executable, *PROGRAM, *words(flags)]
+    command = [sys.executable, "-c", HEEDFUL, *words(flags)]
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     start = subprocess.Popen(command, env=environment(), **silent)
     stored = tmp_path / "resume" / "gpt" / "training.pickle"
     until = time.monotonic() + 300
-    while not stored.exists() and start.poll() is None and time.monotonic() < until:
-        time.sleep(0.1)
-    children = Path(f"/proc/{start.pid}/task/{start.pid}/children").read_text().split()
-    assert len(children) == 2
-    start.send_signal(signal.SIGINT)
-    assert start.wait(300) == 128 + signal.SIGINT
+    try:
+        while not stored.exists() and start.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        children = Path(f"/proc/{start.pid}/task/{start.pid}/children").read_text().split()
+        assert len(children) == 2
+        start.send_signal(signal.SIGINT)
+        assert start.wait(300) == 128 + signal.SIGINT
+    finally:
+        start.terminate()
+        start.wait()
     for child in children:
         with pytest.raises(ProcessLookupError):
             os.kill(int(child), 0)
