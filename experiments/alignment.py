@@ -519,7 +519,7 @@ def draw_digits(readers, config):
     test.invert_yaxis()
     test.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     test.set(title="Test error rate at the end", xlim=(0, None))
-    test.set_xlabel(f"tick: mean of {config.seeds} seeds; dots: each seed")
+    test.set_xlabel(f"line and tick: mean of {config.seeds} seeds; dots: each seed")
     for label, name in zip(test.get_yticklabels(), readers, strict=True):
         label.set_color(STYLES[name][0])
     figure.suptitle("In all panels, a rule has the colour and line that the right panel names")
