@@ -275,6 +275,34 @@ def test_a_lifted_product_is_traced_once_for_each_pass():
     assert traced.count("dot_general") <= 3 * layers  # forward, dx and dW
 
 
+def test_equal_blocks_of_a_lifted_model_are_traced_once():
+    def model(params, x):
+        for weight, bias in params:
+            x = jnp.tanh(x @ weight + bias)
+        return x
+
+    def traced(blocks):
+        """The equations for a number of blocks; those of a program that runs often count once."""
+        params = [(jnp.ones((5, 5)), jnp.ones(5))] * blocks
+        lifted, params = bp.lift(model, params, jnp.ones((6, 5)))
+        batch = jnp.ones((6, 5)), jnp.zeros(6, jnp.int32)
+        own, programs = [], {}
+        todo = [jax.make_jaxpr(explicit(lifted))(params, *batch).jaxpr]
+        while todo:
+            program = todo.pop()
+            if id(program) not in programs:
+                programs[id(program)] = program
+                own += [equation.primitive.name for equation in program.eqns]
+                called = (equation.params.get("jaxpr") for equation in program.eqns)
+                todo += [closed.jaxpr for closed in called if closed is not None]
+        return own
+
+    few, many = traced(2), traced(5)
+    assert many.count("tanh") == few.count("tanh")
+    assert many.count("dot_general") - few.count("dot_general") == 3  # dW of each more block
+    assert len(many) - len(few) <= 12 * 3
+
+
 def test_columns_at_positions_hold_the_inputs_once():
     n, t, i, o, k = 8, 32, 256, 16, 10
     signal = bp.Outer(jnp.zeros((n, t, i)), jnp.zeros((n, t, o)))

@@ -16,6 +16,7 @@ from jaxbp.lift.trace import (
     as_closed,
     flat_program,
     is_float,
+    trace_once,
     variables,
 )
 from jaxbp.lift.versions import CHECKPOINTS, scan_counts, source_of
@@ -40,7 +41,25 @@ def cut(closed: core.ClosedJaxpr, kinds: Sequence[str], names: Sequence[str]) ->
     Raises:
       LayerError: the error cannot be carried back through a while loop.
     """
+    program = _program(closed, kinds, names)
+    trace_once(_parts(program))
+    return program
+
+
+def _program(closed, kinds, names):
     return _Cutter(flat_program(closed), kinds, names).program()
+
+
+def _parts(program):
+    """What a program runs on all examples, also in the programs inside."""
+    for step in program.steps:
+        if isinstance(step, Piece):
+            yield step.for_all
+        elif isinstance(step.body, Operation):
+            yield step.body.for_all
+        else:
+            for inside in step.body.programs:
+                yield from _parts(inside)
 
 
 class _Cutter:
@@ -96,11 +115,11 @@ class _Cutter:
         if name == "scan":
             body = self._scan(equation.params, kinds, names)
         elif name in CHECKPOINTS:
-            program = cut(as_closed(equation.params["jaxpr"]), kinds, names)
+            program = _program(as_closed(equation.params["jaxpr"]), kinds, names)
             body = Checkpoint(program, kinds, equation.params.get("prevent_cse", True))
         elif name == "cond":
             branches = map(as_closed, equation.params["branches"])
-            body = Branches([cut(branch, kinds[1:], names[1:]) for branch in branches], kinds)
+            body = Branches([_program(branch, kinds[1:], names[1:]) for branch in branches], kinds)
         else:
             body = Operation.of(equation, kinds, self.made_by)
         return Cut(equation, body, invars, kinds, list(equation.outvars))
@@ -110,7 +129,7 @@ class _Cutter:
         constants, carried = scan_counts(params)
         given = kinds
         while True:
-            program = cut(params["jaxpr"], kinds, names)
+            program = _program(params["jaxpr"], kinds, names)
             grown = list(kinds)
             for i, v in enumerate(program.outs[:carried], constants):
                 if program.kind_of(v) == EXAMPLE:

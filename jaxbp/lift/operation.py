@@ -12,7 +12,7 @@ from jax.extend import core
 
 from jaxbp.lift.program import formed
 from jaxbp.lift.routes import in_dtype
-from jaxbp.lift.trace import EXAMPLE, PARAMETER, is_float, run, variables
+from jaxbp.lift.trace import EXAMPLE, PARAMETER, ForAll, is_float, run, variables
 from jaxbp.lift.uses import Recipe, recipe_of
 
 # Their derivatives, and the signals they make, do not depend on the operands of the example.
@@ -29,13 +29,21 @@ class Operation:
       equation: the operation.
       kinds: of its operands.
       recipe: how it uses its only parameter, or None: the gradient of each example is formed.
+      for_all: what it computes for all examples, of the operands that are variables.
     """
 
     equation: Any
     kinds: tuple[str, ...]
     recipe: Recipe | None
+    for_all: ForAll = dataclasses.field(init=False)
 
     programs = ()  # that run inside
+
+    def __post_init__(self):
+        """Makes the function of all examples."""
+        axes = [0 if kind == EXAMPLE else None for kind in self._given(self.kinds)]
+        names, outs = variables(self.equation.invars), self.equation.outvars
+        self.for_all = ForAll([self.equation], names, outs, axes)
 
     @property
     def is_formed(self):
@@ -59,7 +67,7 @@ class Operation:
 
     def forward(self, operands, examples):
         """The results for all examples, and nothing to keep."""
-        return examples.run(self._mapped(examples), *operands), ()
+        return examples.run(self._mapped, *operands), ()
 
     def backward(self, operands, carriers, cache, errors, live, readers, sweep):
         """The derivative at each operand of the example, and pairs of a value and its signal."""
@@ -92,7 +100,7 @@ class Operation:
             inputs = list(carriers)
             for i, x in zip(wanted, xs, strict=True):
                 inputs[i] = x
-            results = self._mapped(examples)(*inputs)
+            results = self._mapped(*inputs)
             return [results[j] for j in outs]
 
         xs = [operands[i] for i in wanted]
@@ -108,16 +116,19 @@ class Operation:
         _, vjp, _ = examples.vjp(lambda xs, carriers: (results(xs, carriers), ()), xs, carriers)
         return vjp(errors)[0]
 
-    def _mapped(self, examples):
+    def _mapped(self, *operands):
         """The operation on all examples."""
-        axes = tuple(0 if kind == EXAMPLE else None for kind in self.kinds)
-        return jax.vmap(self._call, axes, axis_size=examples.n)
+        return self.for_all(*self._given(operands))
 
     def _call(self, *operands):
-        pairs = zip(operands, self.equation.invars, strict=True)
-        inputs = [x for x, v in pairs if not isinstance(v, core.Literal)]
+        """The operation on one example."""
         names = variables(self.equation.invars)
-        return run([self.equation], names, self.equation.outvars)(*inputs)
+        return run([self.equation], names, self.equation.outvars)(*self._given(operands))
+
+    def _given(self, operands):
+        """Those of the operands that are variables."""
+        pairs = zip(operands, self.equation.invars, strict=True)
+        return [x for x, v in pairs if not isinstance(v, core.Literal)]
 
     def _formed(self, operands, errors, outs, examples):
         """The gradient of each example at every operand that is made of parameters."""

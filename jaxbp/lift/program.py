@@ -28,7 +28,7 @@ from jax.extend import core
 
 from jaxbp.lift.examples import Examples
 from jaxbp.lift.routes import pull
-from jaxbp.lift.trace import CONSTANT, EXAMPLE, PARAMETER, is_float, run
+from jaxbp.lift.trace import CONSTANT, EXAMPLE, PARAMETER, ForAll, is_float, run
 from jaxbp.lift.versions import is_dropped
 from jaxbp.sharding import reshaped
 from jaxbp.signals.kinds import Bias, Through, joined, uses_of
@@ -69,6 +69,7 @@ class Piece:
       fixed_in: constants.
       live_out: the outputs at which an error comes in.
       rest_out: the other outputs.
+      for_all: what it computes for all examples.
     """
 
     equations: list[Any]
@@ -77,22 +78,27 @@ class Piece:
     fixed_in: list[Any]
     live_out: list[Any]
     rest_out: list[Any]
+    for_all: ForAll = dataclasses.field(init=False)
+
+    def __post_init__(self):
+        """Makes the function of all examples."""
+        of_example = [*self.live_in, *self.rest_in]
+        self.for_all = ForAll(
+            self.equations,
+            [*of_example, *self.fixed_in],
+            [*self.live_out, *self.rest_out],
+            [0] * len(of_example) + [None] * len(self.fixed_in),
+        )
 
     def forward(self, env, examples):
         """Adds the outputs to the values, and returns the function that carries the error back."""
-        rest, fixed = [env[v] for v in self.rest_in], [env[v] for v in self.fixed_in]
-        one = run(
-            self.equations,
-            [*self.live_in, *self.rest_in, *self.fixed_in],
-            [*self.live_out, *self.rest_out],
-        )
-        axes = (*[0] * len(self.live_in + self.rest_in), *[None] * len(fixed))
 
         def function(live, rest, fixed):
-            outs = jax.vmap(one, axes, axis_size=examples.n)(*live, *rest, *fixed)
+            outs = self.for_all(*live, *rest, *fixed)
             return tuple(outs[: len(self.live_out)]), tuple(outs[len(self.live_out) :])
 
-        live = [env[v] for v in self.live_in]
+        live, rest = [env[v] for v in self.live_in], [env[v] for v in self.rest_in]
+        fixed = [env[v] for v in self.fixed_in]
         if self.live_out:
             outs, vjp, others = examples.vjp(function, live, rest, fixed)
         else:
@@ -358,8 +364,10 @@ class Program:
             elif reader is None:
                 answers.append(joined(signals[leaf]) if signals[leaf] else None)
             else:
-                unused = [formed(sweep.examples.zeros(leaf.aval.shape, leaf.aval.dtype))]
-                answers.append(reader(joined(signals[leaf] or unused)))
+                found = signals[leaf]
+                if not found:  # it has no use, and no gradient
+                    found = [formed(sweep.examples.zeros(leaf.aval.shape, leaf.aval.dtype))]
+                answers.append(reader(joined(found)))
         return answers
 
 

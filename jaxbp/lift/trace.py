@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from jaxbp.lift.versions import CALLS, apply
@@ -42,6 +43,67 @@ def run(equations: Sequence[Any], inputs: Sequence[Any], outputs: Sequence[Any])
         return [environment.get(v) for v in outputs]
 
     return function
+
+
+class ForAll:
+    """What a list of equations of one example computes for all examples.
+
+    Attributes:
+      structure: equal for two lists that differ in their variables alone; None if it is not known.
+      function: `function(*inputs) -> [outputs]`.
+    """
+
+    def __init__(
+        self,
+        equations: Sequence[Any],
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        axes: Sequence[int | None],
+    ):
+        """Takes for each input the axis 0 if it is [N, ...], or None if all examples share it."""
+        self.structure = _structure(equations, inputs, outputs, axes)
+        self.function = jax.vmap(run(equations, inputs, outputs), tuple(axes))
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """The outputs, [N, ...]."""
+        return self.function(*inputs)
+
+
+def trace_once(parts: Iterable[ForAll]) -> None:
+    """Gives equal parts, as of the blocks of a transformer, one function that JAX traces once."""
+    equal = {}
+    for part in parts:
+        if part.structure is not None:
+            equal.setdefault(part.structure, []).append(part)
+    for several in equal.values():
+        if len(several) > 1:  # what runs once is traced sooner without jit
+            function = jax.jit(several[0].function)
+            for part in several:
+                part.function = function
+
+
+def _structure(equations, inputs, outputs, axes):
+    """The equations with numbers in place of their variables; None if they cannot be hashed."""
+    numbers = {}
+
+    def named(atom):
+        if isinstance(atom, core.Literal):
+            return np.asarray(atom.val).tobytes(), atom.aval
+        return numbers.setdefault(atom, len(numbers)), atom.aval
+
+    def names(atoms):
+        return tuple(map(named, atoms))
+
+    try:
+        steps = tuple(
+            (names(e.invars), e.primitive, tuple(e.params.items()), e.ctx, names(e.outvars))
+            for e in equations
+        )
+        structure = names(inputs), tuple(axes), steps, names(outputs)
+        hash(structure)
+    except TypeError:
+        return None
+    return structure
 
 
 def flat_program(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:

@@ -631,6 +631,22 @@ def numbers():
     return Model(lambda p, x: p * x, normal(1), normal(0, N), ONE)
 
 
+def blocks_almost_alike():
+    """Blocks of the same operations, with another number, axis or order of operands."""
+
+    def block(weight, x, number=2.0, axis=0, swapped=False):
+        first, second = number * jnp.sin(x), jnp.tanh(x @ weight)
+        return jnp.cumsum(second - first if swapped else first - second, axis)
+
+    def f(p, x):
+        changes = {}, {}, {"swapped": True}, {}, {"number": 3.0}, {"axis": 1}, {}
+        for weight, changed in zip(p, changes, strict=True):
+            x = block(weight, x, **changed)
+        return x
+
+    return Model(f, [0.5 * normal(i, 3, 3) for i in range(7)], normal(9, N, 3, 3), ONE)
+
+
 FUNCTIONS = {
     "numbers": numbers,
     "affine": affine,
@@ -689,4 +705,5 @@ FUNCTIONS = {
     "while without parameters": while_without_parameters,
     "closed over": of_closed_over,
     "calls of the same": calls_of_the_same,
+    "blocks almost alike": blocks_almost_alike,
 }

@@ -11,6 +11,7 @@ SOON = {
     "mask of a parameter", "own vjp", "inputs in a tree", "stack, checkpoint of turns",
     "loop in a loop", "scanned and outside", "lookup and convolution in time", "carry that grows",
     "mapped", "branches", "infinite where not taken, log", "closed over",
+    "blocks almost alike",
 }  # fmt: skip
 
 
