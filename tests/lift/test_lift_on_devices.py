@@ -15,7 +15,7 @@ SOON = ["stack, checkpoint of turns", "rows, filled"]
 # compares any others.
 LATE = [
     *("three operands", "standardised convolution", "routed experts", "loop in a loop"),
-    *("in time", "branches", "linen Dropout", "Equinox GRU"),
+    *("blocks almost alike", "in time", "branches", "linen Dropout", "Equinox GRU"),
 ]
 
 
