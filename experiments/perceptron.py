@@ -239,7 +239,7 @@ def draw_training(path, held, inputs, targets):
         f"{last} steps on all {len(inputs)} points:\n"
         f"{wrong[0]} misclassified before, {wrong[1]} after"
     )
-    left.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    left.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     draw_mountain(right.add_subplot(projection="3d"), held, inputs, targets)
     return figure
 
