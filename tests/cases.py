@@ -425,9 +425,9 @@ def every(argument, cases, soon):
     return pytest.mark.parametrize(argument, params)
 
 
-def late(value):
-    """A value of a parameter that is left to the thorough run."""
-    return pytest.param(value, marks=pytest.mark.thorough)
+def late(*values):
+    """Values of parameters that are left to the thorough run."""
+    return pytest.param(*values, marks=pytest.mark.thorough)
 
 
 class LossCase(NamedTuple):

@@ -22,7 +22,7 @@ from experiments.bench.sections import quantities as quantities_section
 from experiments.bench.sections import training
 from experiments.common import measuring
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 CASE = Perceptron((784, 512, 512, 10), 256)
 
 

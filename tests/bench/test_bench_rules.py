@@ -21,7 +21,7 @@ from experiments.bench.sections import rules
 from experiments.common import measuring
 from jaxbp.training.step import rule_keys
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 CASE = Perceptron((20, 7, 6, 3), 5)
 BLOCKS = rules.make_blocks(CASE.sizes)
 NET = bp.chain(*BLOCKS)

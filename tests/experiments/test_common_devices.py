@@ -81,6 +81,7 @@ def test_every_process_learns_which_it_is(tmp_path):
 def test_where_one_process_fails_all_end(failing, shown, monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", printed)
+    monkeypatch.setattr(devices, "GRACE", 0.3)
     code = (
         f"import os, sys, time\nif os.environ['JAX_PROCESS_ID'] == '{failing}':\n"
         f"    sys.exit({'3' if failing == 0 else repr('broken')})\ntime.sleep(60)"
@@ -97,6 +98,7 @@ def test_where_one_process_fails_all_end(failing, shown, monkeypatch):
 def test_an_error_of_all_processes_is_printed_once_whoever_fails_first(last, monkeypatch):
     printed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", printed)
+    monkeypatch.setattr(devices, "GRACE", 0.3)
     code = (
         "import os, sys, time; index = os.environ['JAX_PROCESS_ID'];"
         "sys.stderr.write('only ' + index + '\\nall\\n'); sys.stderr.flush();"

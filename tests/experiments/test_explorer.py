@@ -14,6 +14,8 @@ from experiments import perceptron as unit
 from experiments.explorer import __main__ as command
 from experiments.explorer import carriers, networks, own, page, perceptron
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.fixture(scope="module")
 def recorded():

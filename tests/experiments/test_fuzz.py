@@ -7,7 +7,7 @@ import pytest
 from experiments.fuzz import __main__ as fuzz
 from experiments.fuzz import checks, networks
 
-pytestmark = pytest.mark.usefixtures("as_shipped")
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 
 
 def drawn(seed):

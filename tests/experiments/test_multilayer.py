@@ -13,6 +13,8 @@ import jaxbp as bp
 from experiments import multilayer
 from experiments.common import figures, files
 
+pytestmark = pytest.mark.thorough
+
 
 def network(hidden, seed=0):
     net = bp.chain(bp.dense(hidden), bp.sigmoid(), bp.dense(1))

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import (
-    FEW_NETWORKS,
     LAYERS,
     MAPS,
     NETWORKS,
@@ -56,12 +55,10 @@ STRUCTURES = {
     "recurrent, masked and backwards", "dot_product_attention, lean and masked",
     "embedding of tokens in two axes",
 }  # fmt: skip
-every_layer = every(
-    "case", CASES, soon=PLAIN.keys() - MAPS.keys() | STRUCTURES | FEW_NETWORKS.keys()
-)
+every_layer = every("case", CASES, soon=PLAIN.keys() - MAPS.keys() | STRUCTURES)
 # A layer of each kind of derivative: by entries, by products, at positions, in time, in a scan.
 every_plain_layer = every(
-    "case", PLAIN, soon={"gelu", "dense", "layer_norm", "conv", "attention", "recurrent", "stack"}
+    "case", PLAIN, soon={"gelu", "dense", "layer_norm", "conv", "attention", "recurrent"}
 )
 every_layer_thoroughly = every("case", CASES, soon=SOON)
 

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import late
 from functions import ONE, in_time, stack_of_layers
 from jax import lax
 from opened import Model, N, assert_agree, by_autodiff, normal
@@ -177,7 +178,7 @@ def mixed(compute, out=jnp.float32):
     return f, p, normal(0, N, 3, 5)
 
 
-@pytest.mark.parametrize("params_dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("params_dtype", [late(jnp.float32), jnp.bfloat16])
 def test_16_bits(params_dtype):
     f, p, x = mixed(jnp.bfloat16)
     p, x = in_dtype((p, x), params_dtype)

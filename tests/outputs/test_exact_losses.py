@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import late
 from oracles import assert_close
 
 import jaxbp as bp
@@ -156,13 +157,8 @@ def test_a_sigmoid_at_infinite_logits(logit, target, value, delta, dtype):
     ("loss", "outputs", "targets"),
     [
         (bp.softmax_cross_entropy, [[0, -INF, 1.0], [40, 0, 0], [0, 0, 0]], [0, 0, 2]),
-        pytest.param(
-            bp.softmax_cross_entropy,
-            [[0, -INF, 1.0], [40, 0, 0]],
-            [[0.5, 0, 0.5], [1.0, 0, 0]],
-            marks=pytest.mark.thorough,
-        ),
-        (bp.softmax_cross_entropy, [[0, 0, 0.0], [1, 1, 0]], [[0.5, 0.5, 0], [1.0, 0, 0]]),
+        late(bp.softmax_cross_entropy, [[0, -INF, 1.0], [40, 0, 0]], [[0.5, 0, 0.5], [1.0, 0, 0]]),
+        late(bp.softmax_cross_entropy, [[0, 0, 0.0], [1, 1, 0]], [[0.5, 0.5, 0], [1.0, 0, 0]]),
         (bp.sigmoid_cross_entropy, [[0.0, 40, -INF]], [[1.0, 1, 0]]),
         (bp.sigmoid_cross_entropy, [[0.0, -40, INF]], [[0.0, 1, 1]]),
         (bp.huber, [[0.0, 40, INF]], [[0.0, 1, 1]]),

@@ -17,6 +17,7 @@ def assert_pass(*checks, optimised=False):
     assert_succeed(started(SCRIPT, *checks, optimised=optimised))
 
 
+@pytest.mark.thorough
 def test_a_gradient_is_divided_as_its_parameters():
     assert_pass("gradients_are_divided_as_their_parameters:explicit")
 
