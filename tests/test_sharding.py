@@ -23,7 +23,12 @@ def test_some_layers_trace_on_several_devices(mode):
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("kind", ["layers", "losses", "rules"])
-@pytest.mark.parametrize("mode", ["explicit", "shard_map"])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("explicit", "layers"), ("explicit", "losses"), ("explicit", "rules"),
+        ("shard_map", "layers"), ("shard_map", "losses"),
+    ],
+)  # fmt: skip
 def test_all_trace_on_several_devices(mode, kind):
     assert_traces(mode, kind)

@@ -1,6 +1,5 @@
 """Layers made of one: a stack is its layers one by one, whatever is asked of it."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +63,6 @@ def test_a_stack_is_its_layers_one_by_one(key):
 ERRORS = {
     "the loss's": None,
     "ggn_columns": bp.ggn_columns,
-    "sampled": functools.partial(bp.sampled, draws=2),
     "jacobian_rows": bp.jacobian_rows,
 }
 

@@ -13,7 +13,6 @@ THOROUGH = [
     ["--networks", "convolutions", "--calls", "diagonal"],
     ["--networks", "GPT", "--calls", "fused"],
     ["--networks", "GPT", "--calls", "directional_derivatives"],
-    ["--networks", "lifted", "--calls", "make_step"],
 ]
 
 

@@ -22,7 +22,7 @@ def opened_as_convolution(function, params, x):
 
 
 @pytest.mark.thorough
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     size=st.integers(1, 4),
     kernel=st.integers(1, 3),
@@ -54,7 +54,7 @@ def test_transposed_convolutions(size, kernel, stride, dilation, padding, flippe
 
 
 @pytest.mark.thorough
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=st.tuples(st.integers(3, 5), st.integers(3, 5)),
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 2)),
