@@ -1,6 +1,5 @@
 """Layers made of one: a stack is its layers one by one, whatever is asked of it."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
