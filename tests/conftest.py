@@ -13,7 +13,11 @@ from jaxbp.layers import dot_product
 
 # Small programs, compiled once and run once: the less is done for their speed, the sooner the suite
 # is through. What is asserted of cost (FLOP, bytes) is decided before that.
-SOON_AND_SLOW = {"xla_backend_optimization_level": "0", "xla_cpu_use_fusion_emitters": "false"}
+SOON_AND_SLOW = {
+    "xla_backend_optimization_level": "0",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
 
 
 def pytest_configure(config):
