@@ -47,8 +47,8 @@ from jaxbp.types import exportable, wide_dtype, widened
 # their products are smaller and there are more sums. XLA's CPU compiler uses one core for all
 # products of a batch and runs bands in parallel, so bands are faster without causal attention too.
 BANDS = 2
-# A band has at least so many positions: a program for smaller ones runs no faster and takes longer
-# to compile.
+# Without a window, a band has at least so many positions: a program for smaller ones runs no faster
+# and takes longer to compile.
 BAND_ROWS = 64
 # The largest number of bands with a window, which more bands save more of.
 WINDOW_BANDS = 8

@@ -75,6 +75,14 @@ def test_parameters_that_are_not_used_are_not_in_the_table():
     assert short(table(FUNCTIONS["low rank"]()))[-1] == ("w", "dot_general", "Outer")
 
 
+def test_parameters_in_branches_have_their_own_names():
+    assert short(table(FUNCTIONS["branches"]())) == [
+        ("a", "dot_general", "Outer"),
+        ("b", "dot_general", "Outer"),
+        ("c", "mul", "Scale"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "path"),
     [
