@@ -10,27 +10,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import alignment, curvature, ensemble, gpt, mislabeled, private, quote
+from experiments import alignment, curvature, ensemble, gpt, mislabeled, private
+from experiments.quote import __main__ as quote
+from experiments.quote import text
 
 
 def test_the_readme_quotes_what_is_recorded():
-    text = quote.README.read_text(encoding="utf-8")
-    assert quote.written(text) == text
+    readme = text.README.read_text(encoding="utf-8")
+    assert text.written(readme, quote.QUOTES) == readme
 
 
 def test_every_part_is_written_from_its_record_alone():
-    text = quote.README.read_text(encoding="utf-8")
+    readme = text.README.read_text(encoding="utf-8")
     empty, count = re.subn(
-        r"(<!-- quote: ([^>]+) -->\n).*?(<!-- end quote: \2 -->)", r"\1wrong\n\3", text, flags=re.S
+        r"(<!-- quote: ([^>]+) -->\n).*?(<!-- end quote: \2 -->)",
+        r"\1wrong\n\3",
+        readme,
+        flags=re.S,
     )
     parts = [part for own in quote.QUOTES.values() for part in own.parts]
     assert count == len(parts) == len(set(parts))
-    assert quote.written(empty) == text
+    assert text.written(empty, quote.QUOTES) == readme
 
 
 def test_every_quote_has_a_record_with_its_date():
-    assert quote.records().keys() == quote.QUOTES.keys()
-    for found in quote.records().values():
+    assert text.records().keys() == quote.QUOTES.keys()
+    for found in text.records().values():
         days = found["date"].split(" to ")
         assert days == [str(datetime.date.fromisoformat(day)) for day in days]
 
@@ -39,10 +44,10 @@ def test_every_quote_has_a_record_with_its_date():
 def copied(tmp_path, monkeypatch):
     """A README and records of their own, and an experiment that takes no time."""
     for name in ("README", "RECORDS"):
-        path = tmp_path / getattr(quote, name).name
-        path.write_bytes(getattr(quote, name).read_bytes())
-        monkeypatch.setattr(quote, name, path)
-    monkeypatch.setattr(quote, "GALLERY", tmp_path / "gallery")
+        path = tmp_path / getattr(text, name).name
+        path.write_bytes(getattr(text, name).read_bytes())
+        monkeypatch.setattr(text, name, path)
+    monkeypatch.setattr(text, "GALLERY", tmp_path / "gallery")
     found = {"accuracies": [0.25, 0.75]}
     fake = quote.QUOTES["multilayer"]._replace(measure=lambda out: found)
     monkeypatch.setitem(quote.QUOTES, "multilayer", fake)
@@ -50,11 +55,11 @@ def copied(tmp_path, monkeypatch):
 
 
 def test_a_measured_quote_is_recorded_and_written(copied):
-    before = quote.README.read_text(encoding="utf-8")
+    before = text.README.read_text(encoding="utf-8")
     quote.main(quote.Config(("multilayer",), out=copied / "out"))
-    after = quote.README.read_text(encoding="utf-8")
+    after = text.README.read_text(encoding="utf-8")
     assert "accuracy on the half-moons from 25% to 75%" in after
-    stored = json.loads(quote.RECORDS.read_text(encoding="utf-8"))
+    stored = json.loads(text.RECORDS.read_text(encoding="utf-8"))
     assert stored["multilayer"]["numbers"] == {"accuracies": [0.25, 0.75]}
     changed = set(after.splitlines()) ^ set(before.splitlines())
     assert len(changed) == 2
@@ -62,7 +67,7 @@ def test_a_measured_quote_is_recorded_and_written(copied):
 
 def test_paragraphs_are_wrapped_and_tables_are_not():
     row, words = f"| {'cell ' * 40}|", "word " * 40
-    lines = quote.wrapped(f"{words}\n\n{row}\n{row}").split("\n")
+    lines = text.wrapped(f"{words}\n\n{row}\n{row}").split("\n")
     assert lines[2:] == ["", row, row]
     assert " ".join(lines[:2]) == words.strip()
     assert len(lines[0]) == 119
@@ -76,13 +81,13 @@ def said(name, out=Path("out")):
     own = quote.QUOTES[name]
     numbers = json.loads(json.dumps(own.measure(out)))
     return {
-        part: " ".join(quote.wrapped(write(numbers)).split()) for part, write in own.parts.items()
+        part: " ".join(text.wrapped(write(numbers)).split()) for part, write in own.parts.items()
     }
 
 
 def test_mislabeled_counts_the_flipped_labels_of_every_seed(monkeypatch):
     def main(config):
-        assert (config.out.name == quote.OTHERS) == (config.model == "flax")
+        assert (config.out.name == text.OTHERS) == (config.model == "flax")
         seen.append(config.seed)
         given, original = np.zeros(80, int), np.zeros(80, int)
         original[:4] = 1
@@ -94,26 +99,26 @@ def test_mislabeled_counts_the_flipped_labels_of_every_seed(monkeypatch):
 
     seen = []
     monkeypatch.setattr(mislabeled, "main", main)
-    text = said("mislabeled")
+    parts = said("mislabeled")
     assert seen == [0, 4, 3, 2, 1, 0]
-    assert "flips 5% of the training labels of the digits, 4 labels" in text["mislabeled"]
+    assert "flips 5% of the training labels of the digits, 4 labels" in parts["mislabeled"]
     assert (
-        "4 of the first 60 suspects are flipped labels (0 to 4 over 5 seeds)" in text["mislabeled"]
+        "4 of the first 60 suspects are flipped labels (0 to 4 over 5 seeds)" in parts["mislabeled"]
     )
-    assert "early in training | 100.0% | 100.0% | 1.000 |" in text["mislabeled"]
-    assert "0 of the first 60 suspects by `el2n`" in text["mislabeled flax"]
+    assert "early in training | 100.0% | 100.0% | 1.000 |" in parts["mislabeled"]
+    assert "0 of the first 60 suspects by `el2n`" in parts["mislabeled flax"]
 
 
 def test_private_has_the_means_of_its_seeds_and_a_run_in_flax(monkeypatch):
     def main(config):
-        assert (config.out.name == quote.OTHERS) == (config.model == "flax")
+        assert (config.out.name == text.OTHERS) == (config.model == "flax")
         return [0.5, 0.6] if config.model == "flax" else [0.9 - 0.1 * config.seed, 0.95]
 
     monkeypatch.setattr(private, "main", main)
-    text = said("private")
-    assert "Gaussian noise | 70.0% |" in text["private"]
+    parts = said("private")
+    assert "Gaussian noise | 70.0% |" in parts["private"]
     assert (
-        "layers | 90.0% | 95.0% | | `flax`: Flax, lifted | 50.0% | 60.0% |" in text["private flax"]
+        "layers | 90.0% | 95.0% | | `flax`: Flax, lifted | 50.0% | 60.0% |" in parts["private flax"]
     )
 
 
@@ -129,11 +134,11 @@ def test_curvature_multiplies_the_steps_by_their_seconds(monkeypatch):
     monkeypatch.setattr(
         curvature, "make_problem", lambda config: curvature.Problem(*[None] * 7, 1, None)
     )
-    text = said("curvature") | said("curvature-others")
-    assert "| KFAC | 1 | 6.00 | | SGD with momentum | 1 | 1.00 |" in text["curvature"]
-    assert "took 3.0 times as long" in text["curvature others"]
-    assert "| KFAC | 1 | 6000.0 | 6.00 |" in text["curvature others"]
-    assert "| Adam | never | 2000.0 | never |" in text["curvature others"]
+    parts = said("curvature") | said("curvature-others")
+    assert "| KFAC | 1 | 6.00 | | SGD with momentum | 1 | 1.00 |" in parts["curvature"]
+    assert "took 3.0 times as long" in parts["curvature others"]
+    assert "| KFAC | 1 | 6000.0 | 6.00 |" in parts["curvature others"]
+    assert "| Adam | never | 2000.0 | never |" in parts["curvature others"]
 
 
 def test_alignment_says_how_far_the_rules_come(monkeypatch):
@@ -153,16 +158,16 @@ def test_alignment_says_how_far_the_rules_come(monkeypatch):
     monkeypatch.setattr(
         alignment, "learn_digits", lambda config: readers(0.01 * config.epochs - 0.1)
     )
-    text = said("alignment")
-    assert "falls from 90 to 20 degrees" in text["alignment linear"]
-    assert "| feedback alignment | 70.0 ± 1.4 % | 30 |" in text["alignment"]
-    assert "| last layer only | 50.0 ± 1.4 % | - |" in text["alignment"]
-    assert "between 80.0 and 90.0 %, and the last is at 50.0 %" in text["alignment later"]
+    parts = said("alignment")
+    assert "falls from 90 to 20 degrees" in parts["alignment linear"]
+    assert "| feedback alignment | 70.0 ± 1.4 % | 30 |" in parts["alignment"]
+    assert "| last layer only | 50.0 ± 1.4 % | - |" in parts["alignment"]
+    assert "between 80.0 and 90.0 %, and the last is at 50.0 %" in parts["alignment later"]
 
 
 def test_ensemble_has_a_row_for_every_width(monkeypatch):
     def main(config):
-        assert (config.out.name == quote.OTHERS) == (config.width < 64)
+        assert (config.out.name == text.OTHERS) == (config.width < 64)
         seconds = {
             "at once": np.array([1.0, 2.0, 3.0]),
             "one by one": np.full(3, 128 / config.width),
@@ -170,8 +175,8 @@ def test_ensemble_has_a_row_for_every_width(monkeypatch):
         return {name: ensemble.Way(None, 1, 0.0, each) for name, each in seconds.items()}
 
     monkeypatch.setattr(ensemble, "main", main)
-    text = said("ensemble")["ensemble"]
-    assert "| 8 | 0.12 | 0.06 to 0.19 | | 64 | 1.00 | 0.50 to 1.50 |" in text
+    rows = said("ensemble")["ensemble"]
+    assert "| 8 | 0.12 | 0.06 to 0.19 | | 64 | 1.00 | 0.50 to 1.50 |" in rows
 
 
 def test_gpt_has_the_losses_the_noise_and_the_check(monkeypatch):
@@ -183,12 +188,12 @@ def test_gpt_has_the_losses_the_noise_and_the_check(monkeypatch):
     parts = {"head": 1000, "stack": 234}
     result = gpt.Result(points, losses, "", parts, {"head": 1e-15, "stack": 3e-15})
     monkeypatch.setattr(gpt, "main", lambda config: result if config.check else None)
-    text = said("gpt")
-    assert "It has 1,234 parameters and trains for 1,000 steps" in text["gpt"]
-    assert "| bigrams | 2.50 | | the GPT | 1.25 |" in text["gpt"]
-    assert "was 2.0 times as large (the median of 3 measurements" in text["gpt noise"]
-    assert "from 1.0 to 3.0). `--check`" in text["gpt noise"]
-    assert "difference was 3e-15" in text["gpt noise"]
+    parts = said("gpt")
+    assert "It has 1,234 parameters and trains for 1,000 steps" in parts["gpt"]
+    assert "| bigrams | 2.50 | | the GPT | 1.25 |" in parts["gpt"]
+    assert "was 2.0 times as large (the median of 3 measurements" in parts["gpt noise"]
+    assert "from 1.0 to 3.0). `--check`" in parts["gpt noise"]
+    assert "difference was 3e-15" in parts["gpt noise"]
 
 
 def test_times_are_those_of_the_commands(monkeypatch):
@@ -208,8 +213,8 @@ def test_times_are_those_of_the_commands(monkeypatch):
 def test_pictures_of_the_same_run_replace_those_of_the_gallery(copied):
     (copied / "gallery").mkdir()
     (copied / "out").mkdir()
-    for folder, text in (("gallery", "old"), ("out", "new")):
-        (copied / folder / "curve.png").write_text(text)
+    for folder, content in (("gallery", "old"), ("out", "new")):
+        (copied / folder / "curve.png").write_text(content)
     (copied / "out" / "other.png").write_text("new")
     (copied / "gallery" / "private.png").write_text("old")
     (copied / "out" / "private_digits.png").write_text("new")
@@ -226,6 +231,6 @@ def test_what_is_no_quote_is_refused(copied):
         ValueError, match="names has gpt2; it takes some of times, perceptron, multi"
     ):
         quote.main(quote.Config(("gpt2",)))
-    quote.README.write_text("nothing")
+    text.README.write_text("nothing")
     with pytest.raises(ValueError, match="needs `<!-- quote: times -->`"):
         quote.main(quote.Config())

@@ -1,0 +1,1 @@
+"""The figures that experiments/README.md quotes: `python -m experiments.quote`."""
