@@ -27,18 +27,19 @@ def pytest_configure(config):
     none does.
     """
     if "XLA_FLAGS" not in os.environ:  # workers get it from the process that starts them
-        flags = (f"--{name}={value}" for name, value in SOON_AND_SLOW.items())
-        os.environ["XLA_FLAGS"] = " ".join(filter(is_known, flags))
+        flags = [f"--{name}={value}" for name, value in SOON_AND_SLOW.items()]
+        known = flags if are_known(*flags) else filter(are_known, flags)
+        os.environ["XLA_FLAGS"] = " ".join(known)
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def is_known(flag):
-    """Whether XLA has such a flag in this version: one that it does not know ends the process."""
+def are_known(*flags):
+    """Whether XLA has such flags in this version: one that it does not know ends the process."""
     command = [sys.executable, "-c", "import jax; jax.devices()"]
     return not subprocess.run(
-        command, env={**os.environ, "XLA_FLAGS": flag}, capture_output=True
+        command, env={**os.environ, "XLA_FLAGS": " ".join(flags)}, capture_output=True
     ).returncode
 
 

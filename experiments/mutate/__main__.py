@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -29,12 +29,13 @@ from experiments.mutate.operators import Mutation, mutations
 
 PACKAGE = Path(jaxbp.__file__).parent
 ROOT = PACKAGE.parent
-# Where the tests of a chapter stand, besides the folder of its name.
+# Where the tests of a chapter stand, besides the folder or the file of its name.
 OTHER_TESTS = {
-    "signals": ["tests/readings"],
+    "forward": ["tests/sweeps"],
     "require": ["tests/layers", "tests/combinators", "tests/sweeps"],
+    "sharding": ["tests/test_export.py", "tests/sweeps"],
+    "signals": ["tests/readings"],
     "types": ["tests/layers", "tests/sweeps"],
-    "check": ["tests/test_check.py"],
 }
 PATIENCE = 1200  # seconds for the tests of one mistake; a loop that does not end is a mistake seen
 
@@ -86,15 +87,14 @@ def main(config: Config) -> list[Outcome]:
         few = rng.permutation(len(possible))[: config.mutants]
         planted += [(name, possible[i]) for i in sorted(few)]
     end = monotonic() + config.seconds
-    outcomes = []
     with ThreadPoolExecutor(config.jobs) as pool, tqdm(total=len(planted), unit="mistake") as bar:
-        for outcome in pool.map(
-            lambda one: try_tests(*one, end, thorough=config.thorough), planted
-        ):
-            outcomes.append(outcome)
+        tried = [pool.submit(try_tests, *one, end, thorough=config.thorough) for one in planted]
+        for future in as_completed(tried):
+            outcome = future.result()
             if outcome.seen is False:
                 bar.write(f"survived: {outcome.module}, {outcome.mutation}")
             bar.update()
+    outcomes = [future.result() for future in tried]
     print_outcomes(outcomes)
     return outcomes
 
@@ -113,14 +113,14 @@ def path_of(name: str) -> Path:
 def tests_of(name: str) -> list[str]:
     """The test files of a module's chapter; those with a similar name come first."""
     chapter, stem = name.split(".")[0], name.split(".")[-1]
-    folders = [f"tests/{chapter}", *OTHER_TESTS.get(chapter, [])]
-    found = [path for folder in folders for path in files_in(ROOT / folder)]
+    places = [f"tests/{chapter}", f"tests/test_{chapter}.py", *OTHER_TESTS.get(chapter, [])]
+    found = [path for place in places for path in files_in(ROOT / place)]
     near = [path for path in found if path.stem.removeprefix("test_")[:4] == stem[:4]]
     return list(dict.fromkeys(str(path.relative_to(ROOT)) for path in [*near, *found]))
 
 
 def files_in(path: Path) -> list[Path]:
-    """The test files of a folder, or the file itself."""
+    """The test files of a folder, or the file itself; none if there is neither."""
     return [path] if path.is_file() else sorted(path.glob("test_*.py"))
 
 

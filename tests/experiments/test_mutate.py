@@ -78,6 +78,7 @@ def test_tests_of_a_chapter_begin_with_those_of_a_similar_name():
     assert found[0] == "tests/layers/test_embedding.py"
     assert "tests/layers/test_layers.py" in found
     assert mutate.tests_of("check") == ["tests/test_check.py"]
+    assert all(map(mutate.tests_of, mutate.find_modules()))  # none would mean all that there are
 
 
 def test_an_unknown_module_is_refused():
