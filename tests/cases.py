@@ -450,10 +450,8 @@ class LossCase(NamedTuple):
     def outputs(self, key):
         """Random outputs, [N, ...] or a tuple of them."""
         shapes = [self.shape] if self.is_one_array else self.shape
-        keys = jax.random.split(key, len(shapes)) if len(shapes) > 1 else [key]
-        drawn = [
-            2 * jax.random.normal(k, (N, *shape)) for k, shape in zip(keys, shapes, strict=True)
-        ]
+        rng = numpy_rng(key)
+        drawn = [2 * normals(rng, *shape) for shape in shapes]
         y = drawn[0] if self.is_one_array else tuple(drawn)
         return self.link(y) if self.link else y
 
@@ -835,7 +833,7 @@ SIGNALS_AT_POSITIONS = [
 def make_inputs(case, key, n=N):
     if case.vocabulary is None:
         return normal(key, with_n(case.shape, n))
-    return jax.random.randint(key, (n, *case.shape), 0, case.vocabulary)
+    return jnp.asarray(numpy_rng(key).integers(case.vocabulary, size=(n, *case.shape)))
 
 
 def with_n(shape, n=N):
@@ -843,19 +841,28 @@ def with_n(shape, n=N):
     return jax.tree.map(lambda own: (n, *own), shape, is_leaf=is_shape)
 
 
+def numpy_rng(key):
+    """A generator of NumPy, which compiles nothing, whose seed is a key."""
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
 def normal(key, shape):
     """Normal random numbers, or a tree of them for a tree of shapes."""
-    if is_shape(shape):
-        return jax.random.normal(key, shape)
-    shapes, structure = jax.tree.flatten(shape, is_leaf=is_shape)
-    keys = jax.random.split(key, len(shapes))
-    return structure.unflatten(map(jax.random.normal, keys, shapes))
+    rng = numpy_rng(key)
+    return jax.tree.map(lambda own: jnp.asarray(rng.normal(size=own)), shape, is_leaf=is_shape)
 
 
 def output_shape(layer, params, x):
     """The shape of a layer's outputs, or a tree of shapes, without computing them."""
     outputs, _ = jax.eval_shape(layer.forward, params, x)
     return jax.tree.map(lambda y: y.shape, outputs)
+
+
+@functools.partial(jax.jit, static_argnames=("layer", "read"))
+def swept(layer, params, x, dy, *, key=None, tree=None, read=bp.total):
+    """(y, dx, readings): forward by the parameters, back by a tree like them or by themselves."""
+    y, cache = layer.forward(params, x, key=key)
+    return y, *layer.backward(params if tree is None else tree, cache, dy, read=read)
 
 
 def prepare(case, key, n=N):
@@ -871,11 +878,9 @@ def _prepare(case, key_data, n, x64):
     del x64  # by which the dtypes of the arrays differ
     layer = case.make()
     key = jax.random.wrap_key_data(np.array(key_data, np.uint32))
-    init_key, input_key, move_key, draw_key = jax.random.split(key, 4)
-    params, _ = layer.init(init_key, case.shape)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(move_key, len(leaves))
-    leaves = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    params_key, input_key, draw_key = jax.random.split(key, 3)
+    like = jax.eval_shape(lambda key: layer.init(key, case.shape)[0], params_key)
+    rng = numpy_rng(params_key)
+    params = jax.tree.map(lambda p: jnp.asarray(0.5 * rng.normal(size=p.shape), p.dtype), like)
     draws = "dropout" in layer.name or "sample" in layer.name
-    draw_key = draw_key if draws else None
-    return layer, structure.unflatten(leaves), make_inputs(case, input_key, n), draw_key
+    return layer, params, make_inputs(case, input_key, n), draw_key if draws else None

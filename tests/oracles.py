@@ -33,7 +33,14 @@ def assert_close(got, want):
 
 def in_dtype(tree, dtype):
     """A tree with its floating-point arrays in another dtype."""
-    return map_operands(lambda a: a.astype(dtype) if is_float(a) else a, tree)
+
+    def cast(a):
+        if not is_float(a):
+            return a
+        known = not isinstance(a, jax.core.Tracer)
+        return jnp.asarray(np.asarray(a).astype(dtype)) if known else a.astype(dtype)
+
+    return map_operands(cast, tree)
 
 
 def map_operands(function, tree):
@@ -87,7 +94,7 @@ def dot(tree, other):
 
 def by_example(tree):
     """Answers [N, ...] for each example, in stacks [L, N, ...], all with N first."""
-    return jax.tree.map(lambda a, axes: jnp.moveaxis(a, axes, 0), tree, stack_axes(tree))
+    return jax.tree.map(lambda a, axes: np.moveaxis(a, axes, 0), tree, stack_axes(tree))
 
 
 # A layer, or a network, is a tuple of functions, by which its compiled oracle is found again.
@@ -385,13 +392,14 @@ def hessian(net, loss, params, x, targets, key=None):
 
 
 def ravel(tree):
-    """All leaves in one vector."""
-    return ravel_pytree(tree)[0]
+    """All leaves in one vector, of NumPy."""
+    return ravel_examples(tree, axes=0)
 
 
-def ravel_examples(tree):
-    """The leaves [N, ...] as one matrix [N, P], in the order of `ravel`."""
-    return jax.vmap(ravel)(tree)
+def ravel_examples(tree, axes=1):
+    """The leaves [N, ...] as one matrix [N, P] of NumPy, in the order of `ravel`."""
+    rows = [np.reshape(leaf, (*np.shape(leaf)[:axes], -1)) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate(rows, axis=-1)
 
 
 def recurrent_step(kind, params, x, state, heard=None):

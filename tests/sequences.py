@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from cases import normal, numpy_rng
 
 import jaxbp as bp
 
@@ -17,8 +18,6 @@ def problem(layer, key, shape=(T, INPUTS), n=N):
     """Parameters away from zero, inputs, and the error at the outputs."""
     init_key, move_key, x_key, dy_key = jax.random.split(key, 4)
     params, out_shape = layer.init(init_key, shape)
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(move_key, len(leaves))
-    moved = [p + 0.5 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    x = jax.random.normal(x_key, (n, *shape))
-    return structure.unflatten(moved), x, jax.random.normal(dy_key, (n, *out_shape))
+    rng = numpy_rng(move_key)
+    moved = jax.tree.map(lambda p: p + 0.5 * rng.normal(size=p.shape), params)
+    return moved, normal(x_key, (n, *shape)), normal(dy_key, (n, *out_shape))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from cases import normal
 
 import jaxbp as bp
 
@@ -19,7 +20,7 @@ def draw(net, shape, n=3, outputs=1):
     keys = jax.random.split(jax.random.key(4), 3)
     params, _ = net.init(keys[0], shape)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # so that no bias is zero
-    return params, jax.random.normal(keys[1], (n, *shape)), jax.random.normal(keys[2], (n, outputs))
+    return params, normal(keys[1], (n, *shape)), normal(keys[2], (n, outputs))
 
 
 def product(rule):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from cases import NETWORKS, prepare
+from cases import NETWORKS, normal, prepare, swept
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
@@ -14,7 +14,7 @@ def test_a_chain_is_its_parts_one_by_one(key):
     parts = (bp.dense(4), bp.tanh(), bp.dense(2))
     net = bp.chain(*parts)
     params, _ = net.init(key, (3,))
-    x, dy = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 2))
+    x, dy = normal(key, (5, 3)), normal(key, (5, 2))
     y, caches = x, []
     for part, p in zip(parts, params, strict=True):
         y, cache = part.forward(p, y)
@@ -106,7 +106,7 @@ def test_a_residual_adds_what_goes_in(key):
     inner = bp.chain(bp.dense(4), bp.tanh())
     layer = bp.residual(bp.dense(4), bp.tanh())
     params, _ = layer.init(key, (4,))
-    x, dy = jax.random.normal(key, (2, 5, 4))
+    x, dy = normal(key, (2, 5, 4))
     y, cache = layer.forward(params, x)
     inner_y, inner_cache = inner.forward(params, x)
     assert_close(y, x + inner_y)
@@ -119,7 +119,7 @@ def test_what_is_repeated_is_a_chain_of_the_same_parameters(key):
     layer = bp.chain(bp.dense(3), bp.tanh(), bp.dropout(0.3))
     net, unrolled = bp.repeat(layer, 3), bp.chain(layer, layer, layer)
     params, _ = net.init(key, (3,))
-    x, dy = jax.random.normal(key, (2, 5, 3))
+    x, dy = normal(key, (2, 5, 3))
     y, cache = net.forward(params, x, key=key)
     want, unrolled_cache = unrolled.forward((params,) * 3, x, key=key)
     assert_close(y, want)
@@ -131,7 +131,7 @@ def test_what_is_repeated_is_a_chain_of_the_same_parameters(key):
 def test_the_norm_of_a_weight_used_twice_is_not_the_sum_of_norms(key):
     net = bp.repeat(bp.dense(3), 2)
     params, _ = net.init(key, (3,))
-    x, dy = jax.random.normal(key, (2, 5, 3))
+    x, dy = normal(key, (2, 5, 3))
     _, cache = net.forward(params, x)
     _, signals = net.backward(params, cache, dy)
     _, squares = net.backward(params, cache, dy, read=bp.sq_norms)
@@ -149,13 +149,13 @@ def test_a_gate_multiplies(key):
     layer, gate = bp.dense(4), bp.chain(bp.dense(4), bp.silu())
     net = bp.gated(layer, gate)
     params, _ = net.init(key, (3,))
-    x = jax.random.normal(key, (5, 3))
+    x = normal(key, (5, 3))
     y, _ = net.forward(params, x)
     assert_close(y, layer.forward(params[0], x)[0] * gate.forward(params[1], x)[0])
 
 
 def test_a_gate_of_channels_is_summed_over_positions_even_where_all_sizes_are_equal():
-    dy = jax.random.normal(jax.random.key(0), (3, 3, 3, 3))
+    dy = normal(jax.random.key(0), (3, 3, 3, 3))
     assert_close(reduce_like(dy, (3, 3)), jnp.sum(dy, axis=(1, 2)))
     assert_close(reduce_like(dy, (3, 1, 3, 3)), jnp.sum(dy, axis=1, keepdims=True))
     gate = jnp.arange(9.0).reshape(3, 3)
@@ -169,8 +169,8 @@ def test_branches_with_inputs_of_their_own(combine, key):
     layer = bp.parallel(*parts, combine=combine)
     params, out_shape = layer.init(key, ((3,), (2,)))
     assert out_shape == ((4,) if combine == "sum" else (8,))
-    x = jax.random.normal(key, (5, 3)), jax.random.normal(key, (5, 2))
-    dy = jax.random.normal(key, (5, *out_shape))
+    x = normal(key, (5, 3)), normal(key, (5, 2))
+    dy = normal(key, (5, *out_shape))
     y, cache = layer.forward(params, x)
     dxs, signals = layer.backward(params, cache, dy)
     outputs = []
@@ -276,10 +276,9 @@ def test_branches_whose_inputs_have_no_derivative(make, key):
     net = make()
     params, out_shape = net.init(key, (3,))
     x = jax.random.randint(key, (2, 3), 0, 5)
-    dy = jax.random.normal(key, (2, *out_shape))
-    y, cache = net.forward(params, x)
+    dy = normal(key, (2, *out_shape))
+    y, dx, grads = swept(net, params, x, dy)
     assert y.shape == dy.shape
-    dx, grads = net.backward(params, cache, dy, read=bp.total)
     assert dx is None
     assert_close((dx, grads), layer_vjp(net, params, x, dy))
 

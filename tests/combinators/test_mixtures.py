@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal, swept
 from oracles import assert_close
 
 import jaxbp as bp
@@ -27,12 +28,12 @@ def constant(outputs):
 def test_outputs_are_weighted_by_the_softmax_of_the_best(top_k, key):
     """Against NumPy, one position at a time."""
     logits, *outputs = (
-        jax.random.normal(k, (2, 4, size))
+        normal(k, (2, 4, size))
         for k, size in zip(jax.random.split(key, 4), (3, 2, 2, 2), strict=True)
     )
     logits = logits.at[0, 0].set(1.0)  # of equal ones, the first
     net = bp.mixture(constant(logits), *map(constant, outputs), top_k=top_k)
-    y, _ = net.forward(((),) * 4, logits)
+    y, _ = jax.jit(net.forward)(((),) * 4, logits)
     want = np.zeros((2, 4, 2))
     for n, t in np.ndindex(2, 4):
         order = sorted(range(3), key=lambda k: (-float(logits[n, t, k]), k))[: top_k or 3]
@@ -45,10 +46,9 @@ def test_outputs_are_weighted_by_the_softmax_of_the_best(top_k, key):
 def test_an_expert_that_is_not_chosen_gets_no_gradient(key):
     net = bp.mixture(bp.dense(3), *[bp.dense(2) for _ in range(3)], top_k=2)
     params, _ = net.init(key, (4,))
-    x, dy = jax.random.normal(key, (5, 4)), jax.random.normal(key, (5, 2))
-    _, cache = net.forward(params, x)
-    _, (gate, *experts) = net.backward(params, cache, dy, read=bp.per_example)
-    logits = x @ params[0]["weight"] + params[0]["bias"]
+    x, dy = normal(key, (5, 4)), normal(key, (5, 2))
+    *_, (gate, *experts) = jax.tree.map(np.asarray, swept(net, params, x, dy, read=bp.per_example))
+    logits = np.asarray(x) @ params[0]["weight"] + params[0]["bias"]
     for n, left_out in enumerate(np.argmin(logits, axis=1)):
         learns = [bool(np.any(expert["weight"][n])) for expert in experts]
         assert learns == [k != left_out for k in range(3)]
@@ -59,9 +59,8 @@ def test_an_expert_that_is_not_chosen_gets_no_gradient(key):
 def test_the_gate_of_a_single_best_expert_gets_no_gradient(key):
     net = bp.mixture(bp.dense(2), bp.dense(2), bp.tanh(), top_k=1)
     params, _ = net.init(key, (2,))
-    x = jax.random.normal(key, (5, 2))
-    y, cache = net.forward(params, x)
-    _, (gate, *_) = net.backward(params, cache, y, read=bp.per_example)
+    x = normal(key, (5, 2))
+    *_, (gate, *_) = swept(net, params, x, x, read=bp.per_example)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gate))
 
 

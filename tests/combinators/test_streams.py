@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import READINGS, N, normal, with_n
+from cases import READINGS, N, normal, swept, with_n
 from oracles import assert_close, by_example, layer_vjp, per_example_grads, squared
 
 import jaxbp as bp
@@ -84,7 +84,7 @@ def test_every_reading_of_one_sweep(make, shape, key):
     """Against the gradient of each example's own loss by autodiff."""
     net = make()
     params, out_shape = net.init(key, shape)
-    x, targets = normal(key, with_n(shape)), jax.random.normal(key, (N, *out_shape))
+    x, targets = normal(key, with_n(shape)), normal(key, (N, *out_shape))
     asked = {name: READINGS[name] for name in ("mean", "per_example", "sq_norms", "variance")}
     _, answers = jax.jit(bp.backprop(net, bp.squared_error, read=asked))(params, x, targets)
     rows, axes = answers["per_example"], stack_axes(params)
@@ -126,7 +126,8 @@ def test_a_shared_table(key):
     params, _ = net.init(key, ((2,), (2,)))
     x = jnp.array([[0, 1], [2, 2]]), jnp.array([[1, 1], [3, 2]])
     targets = jnp.ones((2, 2, 1))
-    _, rows = bp.backprop(net, bp.squared_error, read=bp.per_example)(params, x, targets)
+    sweep = jax.jit(bp.backprop(net, bp.squared_error, read=bp.per_example))
+    _, rows = sweep(params, x, targets)
     assert_close(rows, per_example_grads(net, squared, params, x, targets))
     _, cache = net.forward(params, x)
     assert net.backward(params, cache, targets)[0] == (None, None)
@@ -142,8 +143,7 @@ def test_tokens_and_features_side_by_side(key):
     params, out_shape = net.init(key, {"tokens": (), "x": (2,)})
     assert out_shape == (2,)
     tokens, x, dy = jnp.array([1, 3, 1]), *normal(key, ((3, 2), (3, 2)))
-    _, cache = net.forward(params, {"tokens": tokens, "x": x})
-    dx, grads = net.backward(params, cache, dy, read=bp.total)
+    _, dx, grads = swept(net, params, {"tokens": tokens, "x": x}, dy)
 
     def forward(params, x, *, key=None):
         return net.forward(params, {"tokens": tokens, "x": x}, key=key)
@@ -158,12 +158,10 @@ def test_random_feedback_carries_the_error(name, key):
     make, shape = NETWORKS[name]
     net, rule = make(), bp.random_feedback()
     params, out_shape = net.init(key, shape)
-    x, dy = normal(key, with_n(shape)), jax.random.normal(key, (N, *out_shape))
+    x, dy = normal(key, with_n(shape)), normal(key, (N, *out_shape))
     state = rule.make(key, net, shape)
-    tree = rule.choose(state, params)
-    _, cache = net.forward(params, x)
-    dx, grads = net.backward(tree, cache, dy, read=bp.total)
-    exact_dx, exact = net.backward(params, cache, dy, read=bp.total)
+    _, dx, grads = swept(net, params, x, dy, tree=rule.choose(state, params))
+    _, exact_dx, exact = swept(net, params, x, dy)
     assert jax.tree.structure((dx, grads)) == jax.tree.structure((exact_dx, exact))
     pairs = zip(jax.tree.leaves(dx), jax.tree.leaves(exact_dx), strict=True)
     assert not any(np.allclose(*pair) for pair in pairs)

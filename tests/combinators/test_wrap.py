@@ -1,11 +1,13 @@
 """Layers made of one: a stack is its layers one by one, whatever is asked of it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import READINGS, N, every, late
+from cases import READINGS, N, every, late, normal, swept
 from oracles import assert_close, in_dtype, layer_vjp
 
 import jaxbp as bp
@@ -24,8 +26,8 @@ def two_ways(key, shape=(2, 4)):
     chained = bp.chain(bp.dense(4), bp.chain(*[block()] * L), bp.dense(2))
     params, out_shape = stacked.init(key, shape)
     params = optax.tree.add_scale(params, 0.3, optax.tree.random_like(key, params))
-    x = jax.random.normal(key, (N, *shape))
-    targets = jax.random.normal(jax.random.fold_in(key, 1), (N, *out_shape))
+    x = normal(key, (N, *shape))
+    targets = normal(jax.random.fold_in(key, 1), (N, *out_shape))
     return stacked, chained, params, x, targets
 
 
@@ -36,7 +38,10 @@ def unstacked(tree):
         if not is_stacked(node):
             return node
         n = len(jax.tree.leaves(node)[0])
-        return tuple(jax.tree.map(lambda a, i=i: a[i], node.layers) for i in range(n))
+        return tuple(
+            jax.tree.map(lambda a, i=i: jnp.asarray(np.asarray(a)[i]), node.layers)
+            for i in range(n)
+        )
 
     return jax.tree.map(layers, tree, is_leaf=is_stacked)
 
@@ -51,12 +56,9 @@ def test_a_stack_initialises_each_layer_by_a_key_of_its_own(key):
 def test_a_stack_is_its_layers_one_by_one(key):
     stacked, chained, params, x, dy = two_ways(key)
     for draw_key in (None, key):
-        y, cache = stacked.forward(params, x, key=draw_key)
-        want, chained_cache = chained.forward(unstacked(params), x, key=draw_key)
-        assert_close(y, want)
-        dx, signals = stacked.backward(params, cache, dy)
-        want, chained_signals = chained.backward(unstacked(params), chained_cache, dy)
-        assert_close((dx, unstacked(signals)), (want, chained_signals))
+        *got, signals = swept(stacked, params, x, dy, key=draw_key, read=bp.keep)
+        want = swept(chained, unstacked(params), x, dy, key=draw_key, read=bp.keep)
+        assert_close((*got, unstacked(signals)), want)
 
 
 ERRORS = {
@@ -104,10 +106,12 @@ def test_what_is_read_after_the_sweep_is_what_is_read_inside(key):
 
 def test_norms_join_the_layers_of_a_stack_and_tell_them_apart(key):
     stacked, chained, params, x, targets = two_ways(key)
-    _, squares = bp.backprop(stacked, bp.squared_error, read=bp.sq_norms)(params, x, targets)
-    _, want = bp.backprop(chained, bp.squared_error, read=bp.sq_norms)(
-        unstacked(params), x, targets
-    )
+
+    def answer(net, params):
+        sweep = jax.jit(bp.backprop(net, bp.squared_error, read=bp.sq_norms))
+        return sweep(params, x, targets)[1]
+
+    squares, want = answer(stacked, params), answer(chained, unstacked(params))
     assert_close(bp.example_norms(squares), bp.example_norms(want))
     assert_close(unstacked(bp.layer_norms(squares)), bp.layer_norms(want))
 
@@ -135,7 +139,8 @@ def test_weights_per_layer_may_be_any_function_of_its_norms(key):
         assert norms.shape == (N,)
         return jnp.argsort(norms).astype(float)
 
-    answer = bp.reweighted(stacked, bp.squared_error, ranks, per_layer=True)(params, x, targets)
+    reweighted = jax.jit(bp.reweighted(stacked, bp.squared_error, ranks, per_layer=True))
+    answer = reweighted(params, x, targets)
     for weights in jax.tree.leaves(unstacked(answer.weights)):
         assert sorted(np.asarray(weights).tolist()) == [0, 1, 2]
 
@@ -144,6 +149,7 @@ def test_inner_products_sum_over_the_layers(key):
     stacked, chained, params, x, targets = two_ways(key)
     direction = optax.tree.random_like(key, params)
 
+    @functools.partial(jax.jit, static_argnums=0)
     def answer(net, params, direction):
         read = {"signals": bp.keep, "grads": bp.mean}
         _, got = bp.backprop(net, bp.squared_error, read=read)(params, x, targets)
@@ -155,7 +161,7 @@ def test_inner_products_sum_over_the_layers(key):
             bp.gradient_noise(got["signals"], got["grads"]),
         )
 
-    got = jax.jit(answer, static_argnums=0)(stacked, params, direction)
+    got = answer(stacked, params, direction)
     assert_close(got, answer(chained, unstacked(params), unstacked(direction)))
 
 
@@ -164,7 +170,7 @@ def test_products_of_curvature(key):
     vector = optax.tree.random_like(key, params)
     for product in (bp.hessian_vector_product, bp.gauss_newton_vector_product):
         got = jax.jit(product(stacked, bp.squared_error))(params, x, targets, vector, key=key)
-        want = product(chained, bp.squared_error)(
+        want = jax.jit(product(chained, bp.squared_error))(
             unstacked(params), x, targets, unstacked(vector), key=key
         )
         assert_close(unstacked(got), want)
@@ -174,7 +180,7 @@ def test_kernels(key):
     stacked, chained, params, x, _ = two_ways(key)
     for kernel in (bp.neural_tangent_kernel, bp.neural_tangent_kernel_per_class):
         got = jax.jit(kernel(stacked))(params, x, x[:2])
-        assert_close(got, kernel(chained)(unstacked(params), x, x[:2]))
+        assert_close(got, jax.jit(kernel(chained))(unstacked(params), x, x[:2]))
 
 
 RULES = {
@@ -192,25 +198,25 @@ def test_rules_have_each_layer_by_itself(rule, key):
     """By the same state as of a chain where that says it all, and by what it replaces."""
     stacked, chained, params, x, targets = two_ways(key)
     state = rule.make(key, stacked, x.shape[1:])
-    tree = rule.choose(state, params, key=key)
+    choose = jax.jit(rule.choose)
+    tree = choose(state, params, key=key)
     for path, changed in jax.tree.leaves_with_path(
-        jax.tree.map(lambda a, b: jnp.any(a != b), tree, params)
+        jax.tree.map(lambda a, b: np.any(np.asarray(a) != np.asarray(b)), tree, params)
     ):
         # Matrices alone, though a gain of three layers is [L, O].
         assert bool(changed) == ("weight" in jax.tree_util.keystr(path)), path
     if "batchwise" not in rule.name:
-        assert_close(unstacked(tree), rule.choose(unstacked(state), unstacked(params), key=key))
+        assert_close(unstacked(tree), choose(unstacked(state), unstacked(params), key=key))
     sweep = bp.backprop(stacked, bp.squared_error, rule=rule)
     _, grads = jax.jit(sweep)(params, x, targets, rule_state=state, rule_key=key)
-    _, cache = chained.forward(unstacked(params), x)
-    _, delta = bp.squared_error(chained.forward(unstacked(params), x)[0], targets)
-    _, want = chained.backward(unstacked(tree), cache, delta, read=bp.mean)
+    delta = jax.jit(chained.forward)(unstacked(params), x)[0] - targets
+    *_, want = swept(chained, unstacked(params), x, delta, tree=unstacked(tree), read=bp.mean)
     assert_close(unstacked(grads), want)
 
     def move(tree):
         return jax.tree.map(lambda w: 0.9 * w, tree)
 
-    after = rule.update(state, params, move=move, key=key)
+    after = jax.jit(functools.partial(rule.update, move=move))(state, params, key=key)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     if rule.name == "kolen_pollack":
         assert_close(after, move(state))
@@ -222,8 +228,9 @@ def test_a_mirror_draws_each_layer_to_its_own_weights(key):
     params, _ = net.init(key, (3,))
     rule = bp.weight_mirror(0.5, examples=20_000)
     state = rule.make(key, net, (3,))
-    for step in range(12):
-        state = rule.update(state, params, move=None, key=jax.random.fold_in(key, step))
+    update = jax.jit(functools.partial(rule.update, move=None))
+    for own in jax.random.split(key, 12):
+        state = update(state, params, key=own)
     apart = state.feedback.layers["weight"] - params.layers["weight"]
     assert float(jnp.max(jnp.abs(apart))) < 0.05
 
@@ -270,11 +277,13 @@ def test_angles_of_each_layer(key):
     stacked, chained, params, x, targets = two_ways(key)
     rule = bp.random_feedback()
     state = rule.make(key, stacked, x.shape[1:])
-    got = bp.alignment(stacked, bp.squared_error, rule=rule)(params, x, targets, rule_state=state)
-    want = bp.alignment(chained, bp.squared_error, rule=rule)(
-        unstacked(params), x, targets, rule_state=unstacked(state)
-    )
-    assert_close(unstacked(got), want)
+
+    def angles(net, params, state):
+        measure = jax.jit(bp.alignment(net, bp.squared_error, rule=rule))
+        return measure(params, x, targets, rule_state=state)
+
+    want = angles(chained, unstacked(params), unstacked(state))
+    assert_close(unstacked(angles(stacked, params, state)), want)
 
 
 def test_kfac_has_the_factors_of_each_layer(key, standard_promotion):
@@ -282,14 +291,15 @@ def test_kfac_has_the_factors_of_each_layer(key, standard_promotion):
     stacked = bp.chain(bp.stack(layer, L), bp.dense(2))
     chained = bp.chain(bp.chain(*[layer] * L), bp.dense(2))
     params, _ = stacked.init(key, (3,))
-    x, targets = jax.random.normal(key, (5, 3)), jnp.zeros((5, 2))
+    x, targets = normal(key, (5, 3)), jnp.zeros((5, 2))
     optimizer = bp.scale_by_kfac()
 
+    @functools.partial(jax.jit, static_argnums=0)
     def update(net, params):
         make = bp.kfac_factors(net, bp.squared_error, error=bp.ggn_columns)
         factors = make(params, x, targets, key=key)
         _, grads = bp.value_and_grad(net, bp.squared_error)(params, x, targets)
-        return jax.jit(optimizer.update)(grads, optimizer.init(params), params, factors=factors)
+        return optimizer.update(grads, optimizer.init(params), params, factors=factors)
 
     assert_close(unstacked(update(stacked, params)), update(chained, unstacked(params)))
 
@@ -360,20 +370,17 @@ def test_the_program_of_a_stack_does_not_grow_with_its_depth():
 def test_recomputing_draws_the_same_numbers(key):
     layer = bp.chain(bp.dense(4), bp.dropout(0.5), bp.dense(3))
     params, _ = layer.init(key, (5,))
-    x, dy = jax.random.normal(key, (N, 5)), jnp.ones((N, 3))
+    x, dy = normal(key, (N, 5)), jnp.ones((N, 3))
 
-    def sweep(layer):
-        y, cache = layer.forward(params, x, key=key)
-        return y, *layer.backward(params, cache, dy, read=bp.total)
-
-    assert_close(sweep(bp.remat(layer)), sweep(layer))
+    got = swept(bp.remat(layer), params, x, dy, key=key)
+    assert_close(got, swept(layer, params, x, dy, key=key))
 
 
 def test_recomputing_goes_forward_by_the_weights_and_back_by_the_tree(key):
     layer = bp.chain(bp.dense(4), bp.tanh(), bp.dense(3))
     params, _ = layer.init(key, (5,))
     tree = jax.tree.map(lambda p: p + 1, params)
-    x, dy = jax.random.normal(key, (N, 5)), jnp.ones((N, 3))
+    x, dy = normal(key, (N, 5)), jnp.ones((N, 3))
     _, kept = bp.remat(layer).forward(params, x)
     _, cache = layer.forward(params, x)
     got, want = bp.remat(layer).backward(tree, kept, dy), layer.backward(tree, cache, dy)
@@ -387,19 +394,13 @@ NARROW = bp.chain(bp.layer_norm(), bp.dense(32), bp.gelu(), bp.dense(8))
 @pytest.mark.parametrize("compute", [jnp.bfloat16, jnp.float16])
 def test_cast_is_within_the_error_of_its_numbers(compute, key):
     params, _ = NARROW.init(key, (16,))
-    params, x, dy = in_dtype(
-        (params, jax.random.normal(key, (64, 16)), jax.random.normal(key, (64, 8))), jnp.float32
-    )
+    params, x, dy = in_dtype((params, normal(key, (64, 16)), normal(key, (64, 8))), jnp.float32)
     layer = bp.cast(NARROW, compute)
-    y, cache = layer.forward(params, x)
-    dx, grads = layer.backward(params, cache, dy, read=bp.total)
-    want_y, _ = NARROW.forward(params, x)
-    want_dx, want = layer_vjp(NARROW, params, x, dy)
-    for a, b in zip(
-        jax.tree.leaves((y, dx, grads)), jax.tree.leaves((want_y, want_dx, want)), strict=True
-    ):
+    got = swept(layer, params, x, dy)
+    want = jax.jit(NARROW.forward)(params, x)[0], *layer_vjp(NARROW, params, x, dy)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert a.dtype == jnp.float32
-        error = float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
+        error = float(np.max(np.abs(np.subtract(a, b))) / np.max(np.abs(b)))
         assert 0 < error < 4 * float(jnp.finfo(compute).eps)
 
 
@@ -419,8 +420,7 @@ def test_what_is_cast_is_computed_in_its_numbers_and_summed_in_those_of_the_para
 def test_a_network_of_tokens_is_cast_to_the_numbers_of_its_parameters(key):
     net = bp.cast(bp.chain(bp.embedding(5, 4, dtype=jnp.float32), bp.tanh()))
     params, _ = net.init(key, (3,))
-    y, cache = net.forward(params, jnp.ones((2, 3), int))
-    dx, grads = net.backward(params, cache, y, read=bp.total)
+    y, dx, grads = swept(net, params, jnp.ones((2, 3), int), jnp.ones((2, 3, 4), jnp.float32))
     assert y.dtype == grads[0]["weight"].dtype == jnp.float32
     assert dx is None
 
@@ -439,27 +439,19 @@ def test_a_masked_layer_is_the_layer_of_its_mask(key):
     net, make = masked_network()
     params, out_shape = net.init(key, ((5, 4), (5,)))
     assert out_shape == (5, 3)
-    x, mask = jax.random.normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
+    x, mask = normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
     dy = jnp.ones((2, 5, 3))
-
-    @jax.jit
-    def sweep(params, x, mask):
-        y, cache = net.forward(params, (x, mask))
-        return y, *net.backward(params, cache, dy, read=bp.per_example)
-
-    layer = make(mask)
-    want, cache = layer.forward(params, x)
-    want = (want, *layer.backward(params, cache, dy, read=bp.per_example))
-    assert_close(sweep(params, x, mask), want)
+    got = swept(net, params, (x, mask), dy, read=bp.per_example)
+    assert_close(got, swept(make(mask), params, x, dy, read=bp.per_example))
     # A mask that is false nowhere is none.
-    y, _ = net.forward(params, (x, jnp.ones_like(mask)))
-    assert_close(y, make(None).forward(params, x)[0])
+    got = swept(net, params, (x, jnp.ones_like(mask)), dy, read=bp.per_example)
+    assert_close(got[0], swept(make(None), params, x, dy, read=bp.per_example)[0])
 
 
 def test_what_is_padded_changes_nothing_and_learns_nothing(key):
     net, _ = masked_network()
     params, _ = net.init(key, ((5, 4), (5,)))
-    x, mask = jax.random.normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
+    x, mask = normal(key, (2, 5, 4)), jnp.arange(5) < jnp.array([[3], [5]])
     loss = bp.weighted(bp.squared_error)
     sweep = jax.jit(bp.backprop(net, loss, read=bp.per_example))
     targets = jnp.zeros((2, 5, 3)), mask.astype(float)
@@ -469,7 +461,7 @@ def test_what_is_padded_changes_nothing_and_learns_nothing(key):
 
     assert_close(answers(0.0), answers(1e6))
     # The first example is that of three positions.
-    alone = bp.backprop(net, bp.squared_error, read=bp.per_example)
+    alone = jax.jit(bp.backprop(net, bp.squared_error, read=bp.per_example))
     values, grads = alone(params, (x[:1, :3], mask[:1, :3]), jnp.zeros((1, 3, 3)))
     got = answers(0.0)
     first = jax.tree.map(
@@ -558,12 +550,12 @@ def drawn(net, key):
 
     net = net(noise()._replace(forward=forward))
     params, _ = net.init(key, (4,))
-    jax.block_until_ready(net.forward(params, jnp.ones((2, 4)), key=key))
+    jax.block_until_ready(jax.jit(net.forward)(params, jnp.ones((2, 4)), key=key))
     jax.effects_barrier()
     return seen
 
 
-@pytest.mark.parametrize(
+every_composition = pytest.mark.parametrize(
     ("make", "draws"),
     [
         (lambda part: bp.chain(part, part, part), 3),
@@ -579,7 +571,19 @@ def drawn(net, key):
     ids=["chain", "parallel", "concatenated", "gated", "repeat", "stack", "residual", "nested",
          "nested gates"],
 )  # fmt: skip
+
+
+@every_composition
 def test_every_part_draws_by_a_key_of_its_own(make, draws, key):
     seen = drawn(make, key)
     assert len(seen) == draws
     assert len({a.tobytes() for a in seen}) == draws
+
+
+@every_composition
+def test_every_part_is_initialised_by_a_key_of_its_own(make, draws, key):
+    del draws
+    part = noise()._replace(init=lambda key, shape: (jax.random.normal(key, (3,)), shape))
+    params, _ = make(part).init(key, (4,))
+    rows = np.concatenate([np.reshape(leaf, (-1, 3)) for leaf in jax.tree.leaves(params)])
+    assert len(np.unique(rows, axis=0)) == len(rows)

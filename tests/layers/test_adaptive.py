@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
@@ -15,7 +16,7 @@ HOW = ["mean", "max"]
 
 
 def test_windows_are_those_of_a_loop(key):
-    inputs = {s: jax.random.normal(key, (2, s, 2)) for s, _ in SIZES}
+    inputs = {s: normal(key, (2, s, 2)) for s, _ in SIZES}
     layers = {(s, new, how): bp.adaptive_pool((new,), how) for s, new in SIZES for how in HOW}
 
     @jax.jit
@@ -40,7 +41,7 @@ def test_windows_are_those_of_a_loop(key):
 @pytest.mark.parametrize("how", HOW)
 def test_axes_are_pooled_one_after_another(how, key):
     """Where windows lie side by side they are those of other layers."""
-    x = jax.random.normal(key, (2, 4, 3, 6, 1))
+    x = normal(key, (2, 4, 3, 6, 1))
     side_by_side = {"mean": bp.avg_pool, "max": bp.max_pool}[how]((2, 1, 3))
     layers = bp.adaptive_pool((2, None, 2), how), side_by_side
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import late
+from cases import late, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_close, layer_vjp
@@ -167,7 +167,7 @@ def with_hole(net, n_inputs, key):
     """Whether nothing changes when masked positions, at which dy is 0, hold nan instead of 0."""
     net = bp.masked(net)
     params, _ = net.init(key, ((T, n_inputs), (T,)))
-    x = jnp.where(PADDED[..., None], jax.random.normal(key, (N, T, n_inputs)), 0)
+    x = jnp.where(PADDED[..., None], normal(key, (N, T, n_inputs)), 0)
 
     @jax.jit
     def answers(x):
@@ -254,7 +254,7 @@ def test_16_bits_are_close_to_32(lean, dtype, key):
 
 def test_rotary_is_a_product_of_complex_numbers(key):
     layer = bp.rotary(3, base=100.0)
-    x = jax.random.normal(key, (2, 5, 3 * 6))
+    x = normal(key, (2, 5, 3 * 6))
     y, _ = layer.forward((), x)
     for n in range(2):
         for h in range(3):
@@ -265,7 +265,7 @@ def test_rotary_is_a_product_of_complex_numbers(key):
 def test_rotary_is_undone_on_the_way_back(key):
     layer = bp.rotary(2)
     _, shape = layer.init(key, (9, 8))
-    x = jax.random.normal(key, (3, *shape))
+    x = normal(key, (3, *shape))
     y, cache = layer.forward((), x)
     assert_close(layer.backward((), cache, y)[0], x)
     assert_close(jnp.linalg.norm(y), jnp.linalg.norm(x))
@@ -274,7 +274,7 @@ def test_rotary_is_undone_on_the_way_back(key):
 
 def test_turned_products_depend_on_the_distance_alone(key):
     """The same query and the same key at every position."""
-    q, k = jax.random.normal(key, (2, 8))
+    q, k = normal(key, (2, 8))
     layer = bp.rotary(1)
     (turned_q, turned_k), _ = layer.forward(
         (), jnp.broadcast_to(jnp.stack([q, k])[:, None], (2, 9, 8))
@@ -310,7 +310,7 @@ def test_attention_is_a_chain_of_three(key):
     want, _ = bp.chain(*parts).init(key, (5, 8))
     assert_close(params, want)
     assert out_shape == (5, 12)
-    x, dy = jax.random.normal(key, (2, 5, 8)), jax.random.normal(key, (2, 5, 12))
+    x, dy = normal(key, (2, 5, 8)), normal(key, (2, 5, 12))
     y, cache = layer.forward(params, x)
     want_y, want_cache = bp.chain(*parts).forward(params, x)
     assert_close(y, want_y)

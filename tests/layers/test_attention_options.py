@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import every
+from cases import every, normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -142,7 +142,7 @@ def test_what_no_query_sees_reaches_nothing(lean, holds, key):
     pair_mask = np.ones((N, H, T, T), bool)
     pair_mask[1, :, :, 2] = False
     layer = bp.dot_product_attention(H, kv_heads=G, pair_mask=pair_mask, lean=lean)
-    x = jax.random.normal(key, (N, T, (H + 2 * G) * D)).at[1, 2].set(0)
+    x = normal(key, (N, T, (H + 2 * G) * D)).at[1, 2].set(0)
     dy = jnp.ones((N, T, H * D)).at[1, 2].set(0)
     y, dx = sweep(layer, x, dy)
     other_y, other_dx = sweep(layer, x.at[1, 2].set(holds), dy)
@@ -253,7 +253,7 @@ def test_a_past_continues_a_sequence(lean, key):
     """Its outputs are those of the whole sequence, and dx is that of autodiff."""
     options = {"causal": True, "window": 4, "value_size": U, "mask": booleans(N, S), "lean": lean}
     layer = bp.dot_product_attention(H, kv_heads=G, **options)
-    x = jax.random.normal(key, (N, S, (H + G) * D + G * U))
+    x = normal(key, (N, S, (H + G) * D + G * U))
     whole, _ = layer.forward((), x)
     inputs = split(x, 2)
     dy = jax.tree.map(jnp.cos, (whole[:, 2:], split(x, S)[1]))
@@ -271,7 +271,7 @@ def test_generation_step_by_step_is_the_whole_sequence(key):
     )
     params, out_shape = layer.init(key, (S, 6))
     assert (out_shape, params[0]["weight"].shape) == ((S, 5), (6, 4 * 4 + 2 * 4 + 2 * 3))
-    x = jax.random.normal(key, (N, S, 6))
+    x = normal(key, (N, S, 6))
     whole, _ = layer.forward(params, x)
     past = jnp.zeros((N, 0, 8)), jnp.zeros((N, 0, 6))
     for t in (slice(0, 2), slice(2, 4), slice(4, S)):
@@ -290,8 +290,8 @@ def test_a_masked_position_of_a_continued_sequence_reaches_nothing(key):
     mask = np.array([[True, False, True, True, False], [True] * 5])
     layer = bp.attention(4, 2, mask=mask)
     params, _ = layer.init(key, (S, 3))
-    x = jax.random.normal(key, (N, 3, 3)).at[0, 2].set(0)
-    past = tuple(jax.random.normal(k, (N, 2, 4)) for k in jax.random.split(key))
+    x = normal(key, (N, 3, 3)).at[0, 2].set(0)
+    past = tuple(normal(k, (N, 2, 4)) for k in jax.random.split(key))
     broken = x.at[0, 2].set(jnp.nan), tuple(a.at[0, 1].set(jnp.nan) for a in past)
 
     @jax.jit
@@ -321,7 +321,7 @@ def turned(x, base, size, interleaved):
 @pytest.mark.parametrize(("size", "interleaved"), [(4, True), (6, True), (4, False)])
 def test_rotary_by_complex_numbers_and_in_attention(size, interleaved, key):
     how = bp.Rotary(100.0, size, interleaved)
-    x, dy = jax.random.normal(key, (2, N, T, 4, 6)).reshape(2, N, T, 24)
+    x, dy = normal(key, (2, N, T, 4, 6)).reshape(2, N, T, 24)
     layer = bp.rotary(4, **how._asdict())
     y, dx = sweep(layer, x, dy)
     assert_close(y, turned(x.reshape(N, T, 4, 6), *how).reshape(x.shape))

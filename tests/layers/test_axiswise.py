@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 
 import jaxbp as bp
 
@@ -78,7 +79,7 @@ def test_an_input_that_is_no_number_is_seen():
 
 @pytest.mark.parametrize("make", [bp.softmax, bp.log_softmax, bp.glu])
 def test_axes_are_counted_without_the_examples(make):
-    x = jax.random.normal(KEY, (2, 4, 6))
+    x = normal(KEY, (2, 4, 6))
     for axis, place in ((0, 1), (1, 2), (-1, 2), (-2, 1)):
         last = jnp.moveaxis(x, place, -1)
         want = jnp.moveaxis(make().forward((), last)[0], -1, place)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import RULES, SIGNALS, late
+from cases import RULES, SIGNALS, late, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -91,9 +91,9 @@ def test_every_geometry_agrees_with_loops_and_autodiff(drawn, seed):
         with pytest.raises(bp.LayerError, match=r"spans|taken off"):
             layer.forward(dummy_params(arguments, i), jnp.ones((N, *sizes, i)))
         return
-    params = jax.tree.map(lambda p: jax.random.normal(keys[1], p.shape), params)
-    x = jax.random.normal(keys[2], (N, *sizes, i))
-    dy = jax.random.normal(keys[3], (N, *out_shape))
+    params = jax.tree.map(lambda p: normal(keys[1], p.shape), params)
+    x = normal(keys[2], (N, *sizes, i))
+    dy = normal(keys[3], (N, *out_shape))
 
     @jax.jit
     def sweep(params, x, dy):
@@ -147,7 +147,7 @@ def every_way(signal):
 def test_every_way_to_convolve_is_the_same(key, monkeypatch):
     """Equal, but not all to the bit: few products, a small image by places, and a convolution."""
     geometry = make_windows("conv", "conv", (3, 3), (1, 2), "SAME").on((2, 5))
-    x, weight = jax.random.normal(key, (N, 2, 5, 2)), jax.random.normal(key, (3, 3, 2, 4))
+    x, weight = normal(key, (N, 2, 5, 2)), normal(key, (3, 3, 2, 4))
     answers = []
     for few, small in ((True, False), (False, True), (False, False)):
         monkeypatch.setattr(products, "_has_few_products", lambda *_, yes=few: yes)
@@ -194,7 +194,7 @@ def test_a_transposed_convolution_is_the_transpose_of_the_convolution(arguments,
     params, out_shape = there.init(key, (*sizes, 4))
     weight = exchanged(params["weight"], arguments.get("groups", 1))
     _, back_shape = back.init(key, out_shape)
-    x, y = jax.random.normal(key, (2, *back_shape)), jax.random.normal(key, (2, *out_shape))
+    x, y = normal(key, (2, *back_shape)), normal(key, (2, *out_shape))
     assert there.init(key, back_shape)[1] == out_shape
     products = (
         jnp.vdot(y, there.forward(params, x)[0]),
@@ -218,7 +218,7 @@ def test_transposed_outputs_are_those_of_the_definition(arguments, sizes, key):
     layer = bp.conv_transpose(2, bias_init=jax.nn.initializers.ones, **arguments)
     params, out_shape = layer.init(key, (4, 3))
     assert out_shape == (*sizes, 2)
-    x, dy = jax.random.normal(key, (N, 4, 3)), jax.random.normal(key, (N, *out_shape))
+    x, dy = normal(key, (N, 4, 3)), normal(key, (N, *out_shape))
     y, cache = layer.forward(params, x)
     dx, signals = layer.backward(params, cache, dy)
     operands = np.asarray(x), np.asarray(params["weight"]), signals["weight"].geometry, sizes
@@ -263,8 +263,8 @@ def test_outputs_and_gradients_are_those_of_pytorch(arguments, theirs, transpose
     places = (rank + 1, rank, *range(rank))
     peer.weight = torch.nn.Parameter(torch.tensor(np.array(own).transpose(places)))
     peer.bias = torch.nn.Parameter(torch.tensor(np.array(params["bias"])))
-    x = jax.random.normal(key, (3, *(7, 6, 5)[:rank], 4))
-    dy = jax.random.normal(key, (3, *out_shape))
+    x = normal(key, (3, *(7, 6, 5)[:rank], 4))
+    dy = normal(key, (3, *out_shape))
     y, cache = layer.forward(params, x)
     dx, grads = layer.backward(params, cache, dy, read=bp.total)
     grad = exchanged(grads["weight"], groups) if transposed else grads["weight"]
@@ -301,7 +301,7 @@ def is_a_matrix(layer, shape, matrix_shape, key):
     matrix = bp.dense(3, use_bias=False)
     params, out_shape = layer.init(key, shape)
     weights = {"weight": params["weight"].reshape(-1, 3)}
-    x, dy = jax.random.normal(key, (3, *shape)), jax.random.normal(key, (3, *out_shape))
+    x, dy = normal(key, (3, *shape)), normal(key, (3, *out_shape))
 
     @functools.partial(jax.jit, static_argnums=0)
     def everything(layer, params, x, dy):
@@ -418,7 +418,7 @@ def test_the_norm_of_a_kernel_that_is_used_twice_is_that_of_the_sum(key):
     layer = bp.conv(2, (3, 3), use_bias=False)
     net = bp.repeat(layer, 2)
     params, _ = net.init(key, (4, 3, 2))
-    x, dy = jax.random.normal(key, (2, 3, 4, 3, 2))
+    x, dy = normal(key, (2, 3, 4, 3, 2))
     middle, first = layer.forward(params, x)
     _, second = layer.forward(params, middle)
     d_middle, later = layer.backward(params, second, dy, read=bp.per_example)
@@ -433,7 +433,7 @@ def test_the_norm_of_a_kernel_that_is_used_twice_is_that_of_the_sum(key):
 def test_a_signal_holds_the_images_and_no_patches(key):
     layer = bp.conv(4, (3, 3))
     params, _ = layer.init(key, (8, 8, 5))
-    x = jax.random.normal(key, (3, 8, 8, 5))
+    x = normal(key, (3, 8, 8, 5))
     y, cache = layer.forward(params, x)
     _, signals = layer.backward(params, cache, y)
     assert signals["weight"].inputs is x
@@ -454,7 +454,7 @@ def test_depthwise_sees_one_input_for_each_output(key):
     layer = bp.conv(3, (3,), groups=3)
     params, _ = layer.init(key, (5, 3))
     assert params["weight"].shape == (3, 1, 3)
-    x = jax.random.normal(key, (1, 5, 3))
+    x = normal(key, (1, 5, 3))
     moved = layer.forward(params, x.at[..., 1].add(1))[0] != layer.forward(params, x)[0]
     assert np.asarray(moved).any(axis=(0, 1)).tolist() == [False, True, False]
 
@@ -465,7 +465,7 @@ def test_feedback_carries_the_error_in_place_of_the_kernel(key):
         layer = make(4, (3, 2), strides=(2, 1), groups=2)
         params, out_shape = layer.init(key, (5, 4, 2))
         feedback, _ = layer.init(jax.random.fold_in(key, 1), (5, 4, 2))
-        x, dy = jax.random.normal(key, (N, 5, 4, 2)), jax.random.normal(key, (N, *out_shape))
+        x, dy = normal(key, (N, 5, 4, 2)), normal(key, (N, *out_shape))
         _, cache = layer.forward(params, x)
         dx, grads = layer.backward(feedback, cache, dy, read=bp.total)
         assert_close(dx, layer_vjp(layer, feedback, x, dy)[0])
@@ -497,7 +497,7 @@ def test_a_step_under_every_rule(name, convnet, key):
     """The last layer learns exactly, the first does not, and the state is one of kernels."""
     net, rule, optimizer = bp.chain(*convnet), RULES[name](*convnet), optax.sgd(1.0)
     state = bp.init_state(net, optimizer, key, (4, 3, 2), rule=rule)
-    x, labels = jax.random.normal(key, (N, 4, 3, 2)), jnp.arange(N)
+    x, labels = normal(key, (N, 4, 3, 2)), jnp.arange(N)
     _, grads = jax.jit(bp.value_and_grad(net, bp.softmax_cross_entropy))(state.params, x, labels)
     exact = jax.tree.map(jnp.subtract, state.params, grads)
     step = bp.make_step(net, bp.softmax_cross_entropy, optimizer, rule=rule)
@@ -515,7 +515,7 @@ def test_the_angles_of_kernels_are_measured(convnet, key):
     params, _ = net.init(key, (4, 3, 2))
     state = rule.make(jax.random.fold_in(key, 1), net, (4, 3, 2))
     measure = jax.jit(bp.alignment(net, bp.softmax_cross_entropy, rule=rule))
-    x, labels = jax.random.normal(key, (N, 4, 3, 2)), jnp.arange(N)
+    x, labels = normal(key, (N, 4, 3, 2)), jnp.arange(N)
     (first, _), (second, *_), last = measure(params, x, labels, rule_state=state)
     assert float(last["weight"].gradient) == 0
     assert all(0 < float(layer["weight"].weight) < 90 for layer in (first, second))
@@ -579,7 +579,7 @@ def test_a_mask_may_come_with_the_images(key):
 
     net = bp.masked(make)
     params, _ = net.init(key, ((5, 2), (5,)))
-    x, mask = jax.random.normal(key, (N, 5, 2)), jnp.arange(5) < jnp.array([[3], [5]])
+    x, mask = normal(key, (N, 5, 2)), jnp.arange(5) < jnp.array([[3], [5]])
     mask = mask.astype(x.dtype)
     y, cache = net.forward(params, (x, mask))
     _, norms = net.backward(params, cache, y, read=bp.sq_norms)
@@ -592,7 +592,7 @@ def test_a_mask_may_come_with_the_images(key):
 def test_initial_weights_keep_the_size_of_what_they_see(key):
     layer = bp.conv(64, (3, 3), padding="VALID")
     params, _ = layer.init(key, (12, 12, 32))
-    y, _ = layer.forward(params, jax.random.normal(key, (2, 12, 12, 32)))
+    y, _ = layer.forward(params, normal(key, (2, 12, 12, 32)))
     assert math.isclose(float(jnp.std(y)), 1, rel_tol=0.1)
 
 

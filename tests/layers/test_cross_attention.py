@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from oracles import assert_close, layer_per_example_grads
 
 import jaxbp as bp
@@ -19,9 +20,9 @@ def make(key, *shapes, **options):
     layer = bp.cross_attention(4, 2, **options)
     params, out_shape = layer.init(key, shapes)
     keys = jax.random.split(key, len(shapes) + 2)
-    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(keys[0], p.shape), params)
-    x = (jax.random.normal(k, (N, *s)) for k, s in zip(keys[2:], shapes, strict=True))
-    return layer, params, tuple(x), jax.random.normal(keys[1], (N, *out_shape))
+    params = jax.tree.map(lambda p: p + 0.1 * normal(keys[0], p.shape), params)
+    x = (normal(k, (N, *s)) for k, s in zip(keys[2:], shapes, strict=True))
+    return layer, params, tuple(x), normal(keys[1], (N, *out_shape))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))
@@ -82,7 +83,7 @@ def test_a_mask_comes_with_each_batch(key):
     net = bp.masked(lambda mask: bp.cross_attention(4, 2, mask=mask))
     params, out_shape = net.init(key, (((T, 3), (S, 5)), (S,)))
     assert out_shape == (T, 4)
-    inputs = jax.random.normal(key, (N, T, 3)), jax.random.normal(key, (N, S, 5))
+    inputs = normal(key, (N, T, 3)), normal(key, (N, S, 5))
     mask = jnp.arange(S) < jnp.array([[2], [4]])
     y, cache = net.forward(params, (inputs, mask))
     short = inputs[0][:1], inputs[1][:1, :2]
@@ -96,7 +97,7 @@ def test_several_masks_come_with_each_batch(key):
     def make_net(masks):
         return bp.cross_attention(4, 2, mask=masks and masks[0], pair_mask=masks and masks[1])
 
-    net, x = bp.masked(make_net), (jnp.ones((N, T, 3)), jax.random.normal(key, (N, S, 5)))
+    net, x = bp.masked(make_net), (jnp.ones((N, T, 3)), normal(key, (N, S, 5)))
     params, _ = net.init(key, (((T, 3), (S, 5)), None))
     masks = np.arange(S) < np.array([[2], [4]]), np.ones((N, 1, T, S), bool)
     y, _ = net.forward(params, (x, masks))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import every
+from cases import every, normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -14,7 +14,7 @@ TOKENS = jnp.array([[2, 0, 2, 2], [1, 1, 3, 3], [4, 3, 1, 0]])
 
 def one_hot_signals(key, vocabulary=5, features=3):
     """The signal of a table, and that of the matrix which is applied to one-hot vectors."""
-    deltas = jax.random.normal(key, (*TOKENS.shape, features))
+    deltas = normal(key, (*TOKENS.shape, features))
     table = bp.Lookup(TOKENS, deltas, jnp.zeros((vocabulary, 0)))
     return table, bp.Outer(jax.nn.one_hot(TOKENS, vocabulary), deltas)
 
@@ -70,7 +70,7 @@ def test_inner_products_of_two_batches_by_both_ways(vocabulary, key):
     one, other = (jax.tree.map(lambda a: a[:1], s) for s in (table, matrix))
     one = one._replace(table=table.table)
     assert_close(jax.jit(bp.gram)(table, one), bp.gram(matrix, other))
-    direction = jax.random.normal(key, (vocabulary, 3))
+    direction = normal(key, (vocabulary, 3))
     assert_close(
         bp.directional_derivatives(table, direction),
         bp.directional_derivatives(matrix, direction),
@@ -98,7 +98,7 @@ def test_tokens_may_be_of_any_integers(key):
 def test_learned_positions_are_added(key):
     layer = bp.learned_positions(7)
     params, _ = layer.init(key, (4, 3))
-    x = jax.random.normal(key, (2, 4, 3))
+    x = normal(key, (2, 4, 3))
     y, cache = layer.forward(params, x)
     assert_close(y, x + params["weight"][None, :4])
     # A sequence may be shorter than the one that it was made for.
@@ -129,7 +129,7 @@ def test_a_tied_embedding_is_both_uses_of_its_table(name, key):
     params = jax.tree.map(lambda p: 3 * p, params)
     assert out_shape == (*shape, vocabulary)
     x = jax.random.randint(key, (3, *shape), 0, vocabulary)
-    dy = jax.random.normal(key, (3, *out_shape))
+    dy = normal(key, (3, *out_shape))
 
     def by_hand(params, x):
         (table, *rest), body = params, bp.chain(bp.residual(bp.dense(features)), bp.tanh())
@@ -271,7 +271,7 @@ def test_a_token_outside_the_table_reads_no_row_and_reaches_none(outside, compil
     layer = bp.embedding(5, 2)
     params, _ = layer.init(key, (3,))
     tokens = jnp.array([[4, outside, 4], [0, 1, outside]], jnp.int8)
-    dy = jax.random.normal(key, (2, 3, 2))
+    dy = normal(key, (2, 3, 2))
 
     def both(params, x, dy):
         y, cache = layer.forward(params, x)
@@ -295,7 +295,7 @@ def test_a_padding_row_begins_as_zero_and_gets_no_gradient(key):
     drawn, _ = plain.init(key, (3,))
     assert_close(params, {"weight": drawn["weight"].at[3].set(0)})
     tokens = jnp.array([[4, 3, 4], [3, 1, 0]], jnp.int8)
-    dy = jax.random.normal(key, (2, 3, 2))
+    dy = normal(key, (2, 3, 2))
 
     @jax.jit
     def both(dy):

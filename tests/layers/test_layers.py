@@ -128,15 +128,17 @@ def test_per_example_gradients_agree_with_autodiff(case, key):
 def test_examples_do_not_see_each_other(case, key):
     layer, params, x, _ = prepare(case, key)
     dy = cotangent(layer, params, x, key)
-    changed_x, changed_dy = jax.tree.map(lambda a: a.at[1].set(1), (x, dy))
+    others = np.array([n for n in range(N) if n != 1])
+    changed_x, changed_dy = jax.tree.map(
+        lambda a: np.insert(np.asarray(a)[others], 1, 1, axis=0), (x, dy)
+    )
 
     def rows(x, dy):
         dx, grads = sweep(layer, params, x, dy, read=bp.per_example)
         return outputs(layer, params, x), dx, by_example(grads)
 
-    others = np.array([n for n in range(N) if n != 1])
     before, after = rows(x, dy), rows(changed_x, changed_dy)
-    assert_close(*(jax.tree.map(lambda a: a[others], r) for r in (before, after)))
+    assert_close(*(jax.tree.map(lambda a: np.asarray(a)[others], r) for r in (before, after)))
 
 
 @every_layer_thoroughly
@@ -146,7 +148,7 @@ def test_permuted_examples_permute_what_is_read(case, key):
     order = np.array([2, 0, 1])
 
     def permute(tree):
-        return jax.tree.map(lambda a: a[order], tree)
+        return jax.tree.map(lambda a: np.asarray(a)[order], tree)
 
     dx, permuted = sweep(layer, params, permute(x), permute(dy), read=bp.per_example)
     straight_dx, straight = sweep(layer, params, x, dy, read=bp.per_example)
@@ -216,6 +218,42 @@ def test_init_says_what_forward_gives(case, key):
     layer, *_ = prepare(case, key)
     params, out_shape = layer.init(key, case.shape)
     assert output_shape(layer, params, make_inputs(case, key)) == with_n(out_shape)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "draws"),
+    [
+        (lambda init: bp.dense(2, weight_init=init, bias_init=init), (3,), 2),
+        (lambda init: bp.conv(2, (3,), weight_init=init, bias_init=init), (4, 2), 2),
+        (lambda init: bp.conv_transpose(2, (3,), weight_init=init, bias_init=init), (4, 2), 2),
+        (lambda init: bp.bilinear(2, weight_init=init, bias_init=init), ((3,), (2,)), 2),
+        (lambda init: bp.attention(4, 2, weight_init=init), (3, 4), 2),
+        (lambda init: bp.cross_attention(4, 2, weight_init=init), ((2, 3), (3, 2)), 4),
+        (
+            lambda init: bp.tied_embedding(5, 2, bp.dense(2, weight_init=init), weight_init=init),
+            (3,),
+            2,
+        ),
+        (
+            lambda init: bp.recurrent(
+                bp.lstm(3, projection=2)._replace(bias_init=init),
+                weight_init=init,
+                recurrent_init=init,
+            ),
+            (4, 2),
+            7,
+        ),
+    ],
+)
+def test_every_parameter_is_initialised_by_a_key_of_its_own(make, shape, draws, key):
+    seen = []
+
+    def init(key, shape, dtype=None):
+        seen.append(tuple(jax.random.key_data(key).tolist()))
+        return jnp.zeros(shape, dtype)
+
+    make(init).init(key, shape)
+    assert len(set(seen)) == len(seen) == draws
 
 
 @every_layer
@@ -337,7 +375,7 @@ def test_dropout_keeps_the_mean_and_drops_as_often_as_it_says(key):
 
 
 def test_dropout_without_a_key_is_the_identity(key):
-    x = jax.random.normal(key, (3, 4))
+    x = normal(key, (3, 4))
     y, cache = bp.dropout(0.5).forward((), x)
     assert y is x
     assert bp.dropout(0.5).backward((), cache, x)[0] is x
@@ -367,8 +405,8 @@ def test_dense_of_any_shape(n, positions, i, o, use_bias):
         k = jax.random.key(n)
         params, out_shape = layer.init(k, (*positions, i))
         assert out_shape == (*positions, o)
-        x = jax.random.normal(k, (n, *positions, i))
-        dy = jax.random.normal(k, (n, *out_shape))
+        x = normal(k, (n, *positions, i))
+        dy = normal(k, (n, *out_shape))
         assert_close(sweep(layer, params, x, dy), layer_vjp(layer, params, x, dy))
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from oracles import assert_close, by_example, layer_per_example_grads, layer_vjp
 
 import jaxbp as bp
@@ -29,7 +30,7 @@ def by_definition(x, axes, gain, bias=0.0, *, eps, centred=True):
 def test_the_outputs_are_those_of_the_definition(layer, groups, axes, centred, key):
     params, out_shape = layer.init(key, (2, 4, 6))
     params = jax.tree.map(lambda p: p + jnp.arange(6.0), params)
-    x = 3 + 2 * jax.random.normal(key, (5, 2, 4, 6))
+    x = 3 + 2 * normal(key, (5, 2, 4, 6))
     y, _ = layer.forward(params, x)
     parts = np.asarray(x).reshape(5, 8, groups, -1)
     want = by_definition(
@@ -53,7 +54,7 @@ OPTIONS = {  # with the axes of x [N, 2, 3, 4] that are normalised together
 
 
 def test_axes_and_what_is_switched_off(key):
-    x, dy = jax.random.normal(key, (2, 3, 2, 3, 4))
+    x, dy = normal(key, (2, 3, 2, 3, 4))
     params = {name: layer.init(key, x.shape[1:])[0] for name, (layer, _) in OPTIONS.items()}
     params = jax.tree.map(lambda p: p + 0.1 * jnp.arange(1.0, len(p) + 1), params)
 
@@ -87,7 +88,7 @@ def test_axes_and_what_is_switched_off(key):
 
 
 def test_a_fixed_norm_is_batch_normalisation_at_inference(key):
-    x = jax.random.normal(key, (3, 2, 4))
+    x = normal(key, (3, 2, 4))
     mean, variance, gain, bias = (np.random.default_rng(i).uniform(1, 2, 4) for i in range(4))
     layer = bp.fixed_norm(mean, variance, eps=0.1)
     params = {"gain": jnp.asarray(gain), "bias": jnp.asarray(bias)}
@@ -112,7 +113,7 @@ def test_a_vector_is_scaled_to_length_one_unless_it_is_short(key):
 
 
 def test_local_responses_are_those_of_a_loop_over_channels(key):
-    x, dy = jax.random.normal(key, (2, 3, 2, 5))
+    x, dy = normal(key, (2, 3, 2, 5))
     layers = {n: bp.local_response_norm(n, alpha=0.7, beta=0.6, k=1.5) for n in (1, 2, 3, 4, 11)}
 
     @jax.jit
@@ -161,7 +162,7 @@ def test_outputs_and_gradients_are_those_of_pytorch(name, key):
     for leaf, parameter in (("gain", "weight"), ("bias", "bias")):
         if leaf in params:
             setattr(theirs, parameter, torch.nn.Parameter(torch.tensor(np.array(params[leaf]))))
-    x, dy = jax.random.normal(key, (2, 5, 4, 6))
+    x, dy = normal(key, (2, 5, 4, 6))
     y, cache = layer.forward(params, x)
     dx, grads = layer.backward(params, cache, dy, read=bp.total)
 
@@ -222,7 +223,7 @@ def test_means_of_16_bits_are_taken_in_32(make, key):
 def test_a_group_sees_all_positions_and_no_other_group(key):
     layer = bp.group_norm(2)
     params, _ = layer.init(key, (3, 4))
-    x = jax.random.normal(key, (1, 3, 4))
+    x = normal(key, (1, 3, 4))
     y, _ = layer.forward(params, x)
     moved, _ = layer.forward(params, x.at[0, 2, 3].add(1))
     changed = np.asarray(moved != y)[0]

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
@@ -53,9 +54,9 @@ def test_every_geometry_agrees_with_that_of_jax(how, drawn, seed):
     make = {"max": bp.max_pool, "avg": bp.avg_pool}[how]
     layer = make(window, strides=strides, padding=padding)
     peer = reference(how, window, strides, padding)
-    x = jax.random.normal(jax.random.key(seed), (2, *sizes, 3))
+    x = normal(jax.random.key(seed), (2, *sizes, 3))
     _, out_shape = layer.init(None, x.shape[1:])
-    dy = jax.random.normal(jax.random.key(seed + 1), (2, *out_shape))
+    dy = normal(jax.random.key(seed + 1), (2, *out_shape))
 
     @jax.jit
     def both(x, dy):
@@ -80,14 +81,14 @@ OPTIONS = {  # windows of 2 x 3, with what each makes of the inputs that it sees
 
 
 def test_options_are_those_of_a_loop_over_windows(key):
-    x = jax.random.normal(key, (2, 4, 5, 2))
+    x = normal(key, (2, 4, 5, 2))
     want = {name: np.zeros((2, 4, 3, 2)) for name in OPTIONS}
     for n, i, j, o in np.ndindex(2, 4, 3, 2):
         places = [(i + 2 * a - 1, 2 * j + b - 2) for a in range(2) for b in range(3)]
         seen = np.array([x[n, a, b, o] for a, b in places if 0 <= a < 4 and 0 <= b < 5])
         for name, (_, of) in OPTIONS.items():
             want[name][n, i, j, o] = of(seen)
-    dy = jax.random.normal(key, (2, 4, 3, 2))
+    dy = normal(key, (2, 4, 3, 2))
 
     @jax.jit
     def sweeps(x):
@@ -200,7 +201,7 @@ def test_a_norm_is_differentiated_once_more_at_a_zero():
 
 @pytest.mark.parametrize("make", [bp.max_pool, bp.avg_pool, lambda window: bp.lp_pool(window, 3)])
 def test_windows_side_by_side_are_pooled_at_once_as_axis_by_axis(make, key, monkeypatch):
-    x = jax.random.normal(key, (2, 5, 7, 3))  # of which the windows leave a row and a column
+    x = normal(key, (2, 5, 7, 3))  # of which the windows leave a row and a column
     layer, answers = make((2, 3)), []
     for alike in (True, False):
         if not alike:
@@ -238,9 +239,9 @@ def test_of_equal_inputs_the_first_wins():
 def test_ties_by_relu_send_back_all_of_the_error_once(key):
     """Zeros that relu makes are many: half of all windows of two."""
     layer = bp.max_pool((2, 2))
-    x = jax.nn.relu(jax.random.normal(key, (4, 6, 6, 3)) - 1)
+    x = jax.nn.relu(normal(key, (4, 6, 6, 3)) - 1)
     y, cache = layer.forward((), x)
-    dy = jax.random.normal(key, y.shape)
+    dy = normal(key, y.shape)
     dx, _ = layer.backward((), cache, dy)
     assert_close(dx.reshape(4, 3, 2, 3, 2, 3).sum((2, 4)), dy)
     assert int(jnp.sum(dx != 0)) == dy.size
@@ -325,9 +326,9 @@ def test_sums_of_16_bits_are_taken_in_32(dtype):
 )
 def test_outputs_and_gradients_are_those_of_pytorch(layer, peer, key):
     torch = pytest.importorskip("torch")
-    x = jax.random.normal(key, (2, 7, 6, 3))
+    x = normal(key, (2, 7, 6, 3))
     y, cache = layer.forward((), x)
-    dy = jax.random.normal(key, y.shape)
+    dy = normal(key, y.shape)
     dx, _ = layer.backward((), cache, dy)
     their_x = torch.tensor(np.array(x).transpose(0, 3, 1, 2), requires_grad=True)
     their_y = peer(torch)(their_x)

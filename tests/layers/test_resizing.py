@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from oracles import assert_close, layer_vjp
 
 import jaxbp as bp
@@ -47,7 +48,7 @@ def by_definition(x, new, method, align_corners):
 
 
 def test_outputs_are_those_of_the_definition(key):
-    inputs = {s: jax.random.normal(key, (2, s, 2)) for s, _ in SIZES}
+    inputs = {s: normal(key, (2, s, 2)) for s, _ in SIZES}
     layers = {
         (s, new, *how): bp.resize((new,), method=how[0], align_corners=how[1])
         for s, new in SIZES
@@ -71,7 +72,7 @@ def test_outputs_are_those_of_the_definition(key):
 
 
 def test_axes_are_resized_one_after_another(key):
-    x = jax.random.normal(key, (1, 2, 3, 2, 1))
+    x = normal(key, (1, 2, 3, 2, 1))
     y, _ = bp.resize((3, None, 4)).forward((), x)
     want = np.apply_along_axis(by_definition, 1, np.asarray(x), 3, "linear", False)
     want = np.apply_along_axis(by_definition, 3, want, 4, "linear", False)
@@ -80,7 +81,7 @@ def test_axes_are_resized_one_after_another(key):
 
 
 def test_upsample_interpolates_as_resize(key):
-    x = jax.random.normal(key, (2, 2, 3, 1))
+    x = normal(key, (2, 2, 3, 1))
     for method, align_corners in METHODS[1:]:
         how = {"method": method, "align_corners": align_corners}
         layer, other = bp.upsample((3, 2), **how), bp.resize((6, 6), **how)

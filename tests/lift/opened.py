@@ -35,11 +35,11 @@ class Model(NamedTuple):
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
 
 
 def tokens(seed, *shape, vocabulary=11):
-    return jax.random.randint(jax.random.key(seed), shape, 0, vocabulary)
+    return jnp.asarray(np.random.default_rng(seed).integers(vocabulary, size=shape))
 
 
 def cotangents(outputs):

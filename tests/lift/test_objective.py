@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -21,7 +22,7 @@ OPTAX = {
 @pytest.mark.parametrize("name", OPTAX)
 def test_a_loss_of_optax_is_that_of_the_library(name, key, standard_promotion):
     own, shape = OPTAX[name]
-    y = 2 * jax.random.normal(key, (N, *shape))
+    y = 2 * normal(key, (N, *shape))
     targets = own.sample(key, y)
     loss = bp.loss_of(getattr(optax, name))
     assert loss.name == f"loss_of({name})"
@@ -40,14 +41,14 @@ def test_in_a_sweep_and_for_several_outputs(key):
 
     loss = bp.loss_of(function, name="mine")
     assert loss.name == "mine"
-    outputs = {"a": jax.random.normal(key, (N, 2)), "b": jnp.arange(3.0)}
+    outputs = {"a": normal(key, (N, 2)), "b": jnp.arange(3.0)}
     value, delta = loss(outputs, jnp.ones((N, 2)))
     assert_close(value, function(outputs, 1))
     assert_close(delta, {"a": 2 * (outputs["a"] - 1), "b": -jnp.sin(outputs["b"])})
 
     net = bp.dense(2)
     params, _ = net.init(key, (4,))
-    x, t = jax.random.normal(key, (N, 4)), jnp.zeros((N, 2))
+    x, t = normal(key, (N, 4)), jnp.zeros((N, 2))
     one = bp.loss_of(lambda y, t: optax.l2_loss(y, t))
     read = {"norms": bp.sq_norms, "grads": bp.mean}
     got = bp.backprop(net, one, read=read)(params, x, t)

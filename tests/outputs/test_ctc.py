@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -38,14 +39,14 @@ def test_it_is_the_sum_over_all_paths(blank, key):
     a, b = (c for c in range(C) if c != blank)
     labels = jnp.array([[a, a, blank], [a, b, a], [b, blank, blank], [blank] * 3])
     lengths = jnp.array([4, 4, 2, 3])
-    z = 2 * jax.random.normal(key, (4, T, C))
+    z = 2 * normal(key, (4, T, C))
     got = jax.jit(bp.make_ctc(blank=blank))(z, (labels, lengths))
 
     def total(z):
         values = values_by_paths(z, labels, lengths, blank)
         return jnp.sum(values), values
 
-    delta, values = jax.grad(total, has_aux=True)(z)
+    delta, values = jax.jit(jax.grad(total, has_aux=True))(z)
     assert_close(got, (values, delta))
 
 
@@ -62,29 +63,30 @@ def test_edges():
     np.testing.assert_array_equal(delta[4, 2], 0)
     assert np.isfinite(delta).all()
     finite = jax.tree.map(lambda a: a[:3], (z, (labels, lengths)))
-    second = jax.jacobian(lambda z: loss(z, finite[1])[1])(finite[0])
+    second = jax.jit(jax.jacobian(lambda z: loss(z, finite[1])[1]))(finite[0])
     assert np.isfinite(second).all()
 
 
 def test_long_sequences_in_32_bits_do_not_vanish(key):
-    z = 3 * jax.random.normal(key, (2, 300, 5))
+    z = 3 * normal(key, (2, 300, 5))
     targets = jnp.tile(jnp.array([1, 2, 3, 4, 4]), (2, 10)), jnp.array([300, 200])
-    want = bp.make_ctc()(z, targets)
-    value, delta = bp.make_ctc()(z.astype(jnp.float32), targets)
+    loss = jax.jit(bp.make_ctc())
+    want = loss(z, targets)
+    value, delta = loss(z.astype(jnp.float32), targets)
     np.testing.assert_allclose(value, want[0], rtol=1e-5)
     np.testing.assert_allclose(delta, want[1], atol=1e-3)
 
 
 def test_it_samples_labels_with_the_probability_that_it_gives_them(key):
     loss, draws = bp.make_ctc(), 40_000
-    z = jax.random.normal(key, (1, 3, C))
+    z = normal(key, (1, 3, C))
     lengths = jnp.array([2])
     given = jnp.zeros((draws, 1), int), jnp.tile(lengths, draws)
     labels, again = loss.sample(key, jnp.tile(z, (draws, 1, 1)), given)
     np.testing.assert_array_equal(again, 2)
     kinds, counts = np.unique(np.asarray(labels), axis=0, return_counts=True)
     many = jnp.tile(z, (len(kinds), 1, 1)), (jnp.asarray(kinds), jnp.tile(lengths, len(kinds)))
-    p = np.exp(-loss(*many)[0])
+    p = np.exp(-jax.jit(loss)(*many)[0])
     np.testing.assert_allclose(counts / draws, p, atol=0.01)
     np.testing.assert_allclose(p.sum(), 1)  # all that can be spelled in 2 frames
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import LOSSES, SOON_LOSSES, N, every
+from cases import LOSSES, SOON_LOSSES, N, every, normal
 from oracles import assert_close, loss_delta, loss_hessian
 
 import jaxbp as bp
@@ -45,10 +45,9 @@ def test_compiled_or_not_is_the_same(case, key):
 @every_loss
 def test_examples_do_not_see_each_other(case, key):
     outputs, targets = prepare(case, key)
-    alone = [
-        case.loss(*jax.tree.map(lambda a, n=n: a[n : n + 1], (outputs, targets))) for n in range(N)
-    ]
-    together = jax.tree.map(lambda *rows: jnp.concatenate(rows), *alone)
+    batch = jax.tree.map(np.asarray, (outputs, targets))
+    alone = [case.loss(*jax.tree.map(lambda a, n=n: a[n : n + 1], batch)) for n in range(N)]
+    together = jax.tree.map(lambda *rows: np.concatenate(rows), *alone)
     assert_close(case.loss(outputs, targets), together)
 
 
@@ -57,7 +56,8 @@ def test_the_hessian_factor_squares_to_the_hessian(case, key):
     outputs, targets = prepare(case, key)
     columns = jax.jit(case.loss.hessian_factor)(outputs, targets)
     assert columns.shape[1:] == outputs.shape
-    hessians = jnp.einsum("k...i,k...j->...ij", columns, columns)
+    hessians = np.einsum("k...i,k...j->...ij", columns, columns)
+    outputs, targets = jax.tree.map(np.asarray, (outputs, targets))
     for place in np.ndindex(outputs.shape[:-1]):
         # One position alone; weights of the example (not of the position) stay the example's.
         at = jax.tree.map(lambda t, place=place: t[place[: t.ndim]][None], targets)
@@ -110,7 +110,7 @@ def test_a_loss_has_the_docstring_of_its_formula(case):
 
 
 def test_the_perceptrons_delta_is_prediction_minus_target(key):
-    z = jax.random.normal(key, (N, 1))
+    z = normal(key, (N, 1))
     t = jnp.array([[0.0], [1.0], [1.0]])
     assert_close(bp.sigmoid_cross_entropy(z, t)[1], 1 / (1 + jnp.exp(-z)) - t)
 
@@ -151,14 +151,14 @@ def test_a_probability_of_zero_costs_nothing_even_where_its_logarithm_is_infinit
 
 class TestWeighted:
     def test_weights_multiply_values_and_deltas(self, key):
-        y, t = jax.random.normal(key, (2, N, 5, 4))
+        y, t = normal(key, (2, N, 5, 4))
         w = jnp.arange(N * 5.0).reshape(N, 5)
         value, delta = bp.weighted(bp.squared_error)(y, (t, w))
         assert_close(value, jnp.einsum("nt,nto->n", w, (y - t) ** 2 / 2))
         assert_close(delta, w[:, :, None] * (y - t))
 
     def test_a_masked_position_changes_nothing_whatever_it_holds(self, key):
-        y, t = jax.random.normal(key, (2, N, 5, 4))
+        y, t = normal(key, (2, N, 5, 4))
         mask = jnp.ones((N, 5)).at[1, 2].set(0)
         loss = bp.weighted(bp.squared_error)
         before = loss(y, (t, mask))
@@ -167,7 +167,7 @@ class TestWeighted:
         np.testing.assert_array_equal(after[1][1, 2], 0)
 
     def test_a_mask_may_be_of_truth_values_or_integers(self, key):
-        y = jax.random.normal(key, (N, 4))
+        y = normal(key, (N, 4))
         labels = jnp.array([0, 1, 2])
         loss = bp.weighted(bp.softmax_cross_entropy)
         want = loss(y, (labels, jnp.array([1.0, 0.0, 1.0])))
@@ -225,7 +225,7 @@ def test_residuals_have_the_density_of_which_the_loss_is_the_logarithm(loss, key
 )
 def test_the_score_of_sampled_targets_has_mean_zero_and_the_fisher_information(case, key):
     """E[delta] = 0 and E[delta delta^T] = the Hessian, for targets of the model's own."""
-    outputs = jax.random.normal(key, case.shape)
+    outputs = normal(key, case.shape)
     outputs = case.link(outputs) if case.link else outputs
     targets = draw(case.loss, key, outputs)
     delta = np.asarray(case.loss(jnp.tile(outputs, (DRAWS, 1)), targets)[1])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import LOSSES, SOON_LOSSES, N, every
+from cases import LOSSES, SOON_LOSSES, N, every, normal
 
 import jaxbp as bp
 
@@ -74,7 +74,7 @@ def test_positions_of_weight_0_do_not_count():
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_top_k_agrees_with_sorting(k, key):
-    y = jax.random.normal(key, (6, 5, 4)).at[0, 0, 1].set(NAN)
+    y = normal(key, (6, 5, 4)).at[0, 0, 1].set(NAN)
     labels = jax.random.randint(key, (6, 5), 0, 4)
     order = np.argsort(-np.asarray(y), axis=-1)[..., :k]
     right = (order == np.asarray(labels)[..., None]).any(-1)
@@ -114,7 +114,7 @@ def test_the_accuracy_of_every_loss_is_1_where_targets_are_its_predictions(case,
 
 def test_evaluate_takes_the_accuracy_of_a_loss(key):
     loss = bp.ignoring(SOFTMAX, -1)
-    x = jax.random.normal(key, (5, 3, 4))
+    x = normal(key, (5, 3, 4))
     labels = jnp.argmax(x, axis=-1).at[0, 0].set(-1)
     net = bp.function(lambda x: x)
     record = bp.evaluate(net, loss, metric=bp.make_accuracy(loss), batch_size=2)((), x, labels)

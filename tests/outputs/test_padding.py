@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import LOSSES, SOON_LOSSES, N, every
+from cases import LOSSES, SOON_LOSSES, N, every, normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -20,7 +20,7 @@ UNWEIGHTED = {
 @pytest.mark.parametrize("label", [-1, -100, 4, 5, 2**32 + 1])
 @pytest.mark.parametrize("positions", [(), (3,)])
 def test_labels_out_of_range_make_value_and_delta_nan_under_jit(label, positions, key):
-    z = jax.random.normal(key, (2, *positions, 4))
+    z = normal(key, (2, *positions, 4))
     good = jnp.zeros((2, *positions), int)
     at = (1,) * good.ndim
     want_value, want_delta = bp.softmax_cross_entropy(z, good)
@@ -55,7 +55,7 @@ def test_what_is_refused_outside_jit_is_nan_inside(loss, bad):
 @every("dtype", {d: d for d in NARROW_OR_WIDE}, soon={"int8", "uint8"})
 def test_labels_of_any_dtype(dtype, call, key):
     """With more classes than 8 bits hold."""
-    z = jax.random.normal(key, (2, 300))
+    z = normal(key, (2, 300))
     labels = jnp.array([3, 127])
     want = bp.softmax_cross_entropy(z, labels)
     for loss in (bp.softmax_cross_entropy, bp.ignoring(bp.softmax_cross_entropy)):
@@ -137,7 +137,7 @@ def test_labels_of_a_weight_that_is_not_0_are_refused():
 @JITTED
 @pytest.mark.parametrize("label", [-100, -1, 0, 7])
 def test_ignoring_is_a_weight_of_0_at_the_label(label, call, key):
-    z = jax.random.normal(key, (2, 3, 4)).at[0, 1].set(jnp.nan)
+    z = normal(key, (2, 3, 4)).at[0, 1].set(jnp.nan)
     labels = jnp.array([[3, label, 2], [1, 3, 2]])
     loss = bp.ignoring(bp.softmax_cross_entropy, label)
     want = bp.weighted(bp.softmax_cross_entropy)(z, (labels, labels != label))
@@ -168,7 +168,7 @@ def test_several_labels_of_which_some_are_missing():
 
 @JITTED
 def test_heads_of_a_joint_loss_have_weights_and_padding(call, key):
-    a, b = jax.random.normal(key, (2, N, 4))
+    a, b = normal(key, (2, N, 4))
     labels = jnp.array([1, 2, 3])
     loss = bp.joint_loss(
         {"a": bp.ignoring(bp.softmax_cross_entropy), "b": bp.softmax_cross_entropy},

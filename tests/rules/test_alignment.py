@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BLOCKS, N, late
+from cases import BLOCKS, N, late, normal
 from oracles import angle, assert_close, per_example_grads_by_rule, squared
 
 import jaxbp as bp
@@ -17,7 +17,7 @@ NET = bp.chain(*BLOCK_CASE.parts)
 @pytest.fixture
 def batch(key):
     params, _ = NET.init(key, BLOCK_CASE.shape)
-    x, targets = jax.random.normal(key, (N, *BLOCK_CASE.shape)), jnp.ones((N, 3))
+    x, targets = normal(key, (N, *BLOCK_CASE.shape)), jnp.ones((N, 3))
     return params, x, targets
 
 
@@ -95,7 +95,7 @@ def test_the_edges_of_an_angle(factor, angles, ratio, key):
     rule = bp.exact()._replace(
         choose=lambda state, params, *, key=None: (params[0], optax.tree.scale(factor, params[1]))
     )
-    batch = jax.random.normal(key, (N, 2)), jnp.ones((N, 3))
+    batch = normal(key, (N, 2)), jnp.ones((N, 3))
     got = bp.alignment(net, bp.squared_error, rule=rule)(params, *batch)
     first, last = got[0]["weight"], got[1]["weight"]
     assert [float(first.gradient), float(first.delta)] == pytest.approx(angles, abs=1e-6)
@@ -135,7 +135,7 @@ def test_numbers_of_16_bits_are_measured_in_32(key):
 def test_the_size_of_an_error_does_not_change_an_angle(size, key):
     """Their squares are no numbers of 32 bits."""
     params, _ = NET.init(key, BLOCK_CASE.shape)
-    rule, x = bp.random_feedback(), jax.random.normal(key, (N, *BLOCK_CASE.shape))
+    rule, x = bp.random_feedback(), normal(key, (N, *BLOCK_CASE.shape))
     state = rule.make(key, NET, BLOCK_CASE.shape)
 
     def angles(size):
@@ -169,7 +169,7 @@ def test_measuring_while_training_adds_one_sweep_and_no_forward_pass(key):
         optax.sgd(0.1),
     )
     rule = bp.random_feedback()
-    batch = jax.random.normal(key, (128, 256)), jnp.ones((128, 256))
+    batch = normal(key, (128, 256)), jnp.ones((128, 256))
     state = bp.init_state(net, optimizer, key, (256,), rule=rule)
     how = {"rule": rule, "donate": False}
     measures = {"alignment": bp.alignment(net, bp.squared_error, rule=rule)}
@@ -186,7 +186,7 @@ def test_measuring_while_training_adds_one_sweep_and_no_forward_pass(key):
 def test_fit_records_the_mean_over_the_epoch(key):
     """At a learning rate of zero every epoch measures the same."""
     rule, optimizer = bp.random_feedback(), optax.sgd(0.0)
-    x = jax.random.normal(key, (6, *BLOCK_CASE.shape))
+    x = normal(key, (6, *BLOCK_CASE.shape))
     targets = jnp.ones((6, 3))
     measure = bp.alignment(NET, bp.squared_error, rule=rule)
     run = bp.fit(

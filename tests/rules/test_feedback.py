@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import BLOCKS, READINGS, RULES, N, every, late
+from cases import BLOCKS, READINGS, RULES, N, every, late, normal
 from oracles import angle, assert_close, per_example_grads_by_rule, squared
 
 import jaxbp as bp
@@ -38,8 +38,8 @@ def problem(blocks, rule, key):
     init_key, state_key, *keys = jax.random.split(key, 5)
     params, out_shape = net.init(init_key, blocks.shape)
     params = optax.tree.add_scale(params, 0.3, optax.tree.random_like(keys[0], params))
-    x = jax.random.normal(keys[1], (N, *blocks.shape))
-    targets = jax.random.normal(keys[2], (N, *out_shape))
+    x = normal(keys[1], (N, *blocks.shape))
+    targets = normal(keys[2], (N, *out_shape))
     return net, params, rule.make(state_key, net, blocks.shape), x, targets
 
 
@@ -135,7 +135,7 @@ def test_direct_feedback_by_the_last_weights_is_backpropagation_to_the_last_bit(
     blocks = bp.chain(bp.dense(5), bp.tanh()), bp.dense(3)
     net, rule = bp.chain(*blocks), bp.direct_feedback(*blocks)
     params, _ = net.init(key, (4,))
-    x, targets = jax.random.normal(key, (N, 4)), jnp.ones((N, 3))
+    x, targets = normal(key, (N, 4)), jnp.ones((N, 3))
     state = rule.make(key, net, (4,))
     state = state._replace(matrices=(params[1]["weight"].T,))
     got = bp.backprop(net, bp.squared_error, rule=rule)(params, x, targets, rule_state=state)
@@ -178,7 +178,7 @@ def test_direct_feedback_nests_and_stands_inside_a_chain(key):
         first, bp.chain(*parts), last, rules=[bp.exact(), inner, bp.exact()]
     )
     params, _ = net.init(key, (2,))
-    x, delta = jax.random.normal(key, (N, 2)), jax.random.normal(key, (N, 3))
+    x, delta = normal(key, (N, 2)), normal(key, (N, 3))
     _, cache = net.forward(params, x)
     state = nested.make(key, net, (2,))
     _, signals = net.backward(nested.choose(state, params), cache, delta)
@@ -555,7 +555,7 @@ def test_one_block_of_direct_feedback_is_exact(key):
     block = bp.chain(bp.dense(4), bp.tanh(), bp.dense(3))
     net, rule = bp.chain(block), bp.direct_feedback(block)
     params, _ = net.init(key, (4,))
-    batch = jax.random.normal(key, (N, 4)), jnp.ones((N, 3))
+    batch = normal(key, (N, 4)), jnp.ones((N, 3))
     got = bp.backprop(net, bp.squared_error, rule=rule)(
         params, *batch, rule_state=rule.make(key, net, (4,))
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -237,7 +238,7 @@ TWO = bp.masked(lambda mask: bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.den
 
 def test_inputs_that_are_a_tree(key):
     """A pair of inputs gives what the same network gives with the second input inside."""
-    x, mask = jax.random.normal(key, (N, 3, 2)), jax.random.bernoulli(key, 0.7, (N, 3))
+    x, mask = normal(key, (N, 3, 2)), jax.random.bernoulli(key, 0.7, (N, 3))
     params, _ = TWO.init(key, ((3, 2), (3,)))
     one = bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.dense(2))
     targets, rule = jnp.zeros((N, 3, 2)), bp.sign_symmetric()
@@ -271,7 +272,7 @@ def test_outputs_that_are_a_tree_are_measured_too(key):
     both = bp.joint_loss((bp.squared_error, bp.squared_error))
     params, _ = NET.init(key, (4,))
     rule = bp.random_feedback()
-    x, how = jax.random.normal(key, (N, 4)), {"rule_state": rule.make(key, NET, (4,))}
+    x, how = normal(key, (N, 4)), {"rule_state": rule.make(key, NET, (4,))}
     got = bp.alignment(heads, both, rule=rule)(params, x, (T[:, :1], T[:, 1:]), **how)
     want = bp.alignment(NET, bp.squared_error, rule=rule)(params, x, T, **how)
     assert_close(got, want)

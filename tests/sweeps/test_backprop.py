@@ -5,7 +5,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, READINGS, SOON_NETWORKS, N, every, make_inputs, output_shape, prepare
+from cases import (
+    NETWORKS,
+    READINGS,
+    SOON_NETWORKS,
+    N,
+    every,
+    make_inputs,
+    normal,
+    output_shape,
+    prepare,
+)
 from oracles import assert_close, per_example_grads, squared, value_and_grad
 
 import jaxbp as bp
@@ -15,7 +25,7 @@ every_network = every("case", NETWORKS, soon=SOON_NETWORKS)
 
 def problem(case, key):
     net, params, x, draw_key = prepare(case, key)
-    targets = jax.random.normal(key, output_shape(net, params, x))
+    targets = normal(key, output_shape(net, params, x))
     return net, params, x, targets, draw_key
 
 

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import normal
 from jax import lax
 from oracles import assert_close
 
@@ -18,7 +19,7 @@ def network():
 def problem(key, net=None, shape=(3,)):
     net = net or network()
     params, _ = net.init(key, shape)
-    return net, params, jax.random.normal(key, (N, *shape))
+    return net, params, normal(key, (N, *shape))
 
 
 def sq_norms(grads, axes=1):
@@ -66,7 +67,7 @@ def test_under_a_scan_of_checkpoints_each_layer_has_its_own_slots(key):
     inner = bp.chain(bp.dense(5), bp.tanh(), bp.dense(3))
     call, make_slots = bp.as_function(inner, read=bp.sq_norms)
     params = jax.vmap(lambda k: inner.init(k, (3,))[0])(jax.random.split(key, 3))
-    x = jax.random.normal(key, (N, 3))
+    x = normal(key, (N, 3))
     one = make_slots(jax.tree.map(lambda p: p[0], params), x)
     slots = jax.tree.map(lambda s: jnp.zeros((3, *s.shape)), one)
 
@@ -123,7 +124,7 @@ def test_a_lifted_layer_with_trees_of_inputs(key):
         return {"y": jnp.tanh(x["h"] @ p["w"] + p["t"][x["at"]]), "z": x["h"] * p["g"]}
 
     p = {"w": jnp.eye(3) + 0.1, "t": jnp.ones((2, 3)), "g": jnp.arange(3.0)}
-    x = {"h": jax.random.normal(key, (N, 3)), "at": jnp.array([0, 1, 1, 0])}
+    x = {"h": normal(key, (N, 3)), "at": jnp.array([0, 1, 1, 0])}
     net, params = bp.lift(f, p, x)
     call, make_slots = bp.as_function(net, read=bp.sq_norms)
 
@@ -182,7 +183,7 @@ def test_inside_a_flax_module(key, standard_promotion):
             own = self.param("inner", lambda key: inner.init(key, (3,))[0])
             return nn.Dense(2, param_dtype=float)(call(own, x, slots))
 
-    model, x = Outer(), jax.random.normal(key, (N, 5))
+    model, x = Outer(), normal(key, (N, 5))
     params = model.init(key, x)
     slots = make_slots(params["params"]["inner"], jnp.ones((N, 3)))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import NETWORKS, SOON_NETWORKS, N, every, output_shape, prepare
+from cases import NETWORKS, SOON_NETWORKS, N, every, normal, output_shape, prepare
 from oracles import assert_close, per_example_grads, ravel_examples, squared
 
 import jaxbp as bp
@@ -36,7 +36,7 @@ def test_the_estimates_are_unbiased(key):
     params = {"weight": jnp.zeros((3, 1))}
     # With weight 0 and target -1 the gradient of an example is its input.
     mean, deviation = jnp.array([0.5, -0.3, 0.2]), jnp.array([1.0, 0.5, 2.0])
-    batches = mean + deviation * jax.random.normal(key, (20_000, 4, 3))
+    batches = mean + deviation * normal(key, (20_000, 4, 3))
     targets = -jnp.ones((4, 1))
     noise = jax.jit(jax.vmap(lambda x: read_noise(net, params, x, targets)))(batches)
     np.testing.assert_allclose(jnp.mean(noise.trace), 5.25, rtol=0.03)
@@ -46,7 +46,7 @@ def test_the_estimates_are_unbiased(key):
 def test_an_example_without_error_has_cosine_zero(key):
     net = bp.chain(bp.dense(3), bp.tanh(), bp.dense(2))
     params, _ = net.init(key, (4,))
-    x = jax.random.normal(key, (2, 4))
+    x = normal(key, (2, 4))
     targets = net.forward(params, x)[0].at[0].add(1)
     noise = read_noise(net, params, x, targets)
     np.testing.assert_allclose(noise.cosine, 0.5)  # of 1 and 0
@@ -66,7 +66,7 @@ def test_examples_that_are_all_alike_have_no_variance(as_shipped):
     net = bp.dense(4)
     for seed in range(6):
         params, _ = net.init(jax.random.key(seed), (7,))
-        x = jnp.tile(jax.random.normal(jax.random.key(seed), (1, 7)), (9, 1))
+        x = jnp.tile(normal(jax.random.key(seed), (1, 7)), (9, 1))
         noise = read_noise(net, params, x, jnp.ones((9, 4)))
         assert float(noise.trace) >= 0
         assert float(noise.signal_to_noise) > 100

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -288,7 +289,7 @@ class TestNonFinite:
     )
     def test_it_says_where_and_gives_back_the_last_good_state(self, at, place, batched, key):
         net = bp.chain(bp.dense(1), bp.chain(exploding(at), bp.relu()), bp.dense(1))
-        x = jax.random.normal(key, (80, 3)).at[70].set(1e3)
+        x = normal(key, (80, 3)).at[70].set(1e3)
         seen = []
         error = self.run(
             net, optax.sgd(1e-3), (x, x[:, :1]), batched, callback=lambda s, r: seen.append(r)
@@ -354,7 +355,7 @@ def test_an_infinity_by_design_is_not_blamed(net, fault, key):
         value, delta = bp.squared_error(outputs, targets)
         return value * (1e308 * jnp.max(targets)) * 1e308, delta
 
-    x, targets = jax.random.normal(key, (4, 3, 2)), jnp.ones((4, 3, 1))
+    x, targets = normal(key, (4, 3, 2)), jnp.ones((4, 3, 1))
     if fault == "layer":
         net = bp.chain(exploding("forward"), net)
         x = x.at[0].set(1e3)
@@ -484,7 +485,7 @@ MASKED = bp.masked(lambda mask: bp.chain(bp.recurrent(bp.gru(2), mask=mask), bp.
 
 def test_inputs_may_be_a_tree(key):
     """As a data set, as batches, and for validation: all train as the same steps by hand."""
-    x = jax.random.normal(key, (9, 4, 2))
+    x = normal(key, (9, 4, 2))
     mask = jnp.arange(4) < 1 + jnp.arange(9)[:, None] % 4
     data = (x, mask), jnp.ones((9, 4, 1))
     options = {"key": key, "epochs": 2, "held_out": data}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import late
+from cases import late, normal
 from oracles import assert_close
 
 import jaxbp as bp
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @pytest.fixture
 def batch(key):
     params, _ = NET.init(key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
     _, grads = bp.value_and_grad(NET, LOSS)(params, x, labels)
     return params, x, labels, grads
 
@@ -83,7 +83,7 @@ def test_inverses_are_renewed_every_few_steps(batch, key):
 def test_a_layer_without_bias_has_the_factors_of_its_inputs_alone(key):
     net = bp.chain(bp.dense(4, use_bias=False), bp.tanh(), bp.dense(3, use_bias=False))
     params, _ = net.init(key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
     _, grads = bp.value_and_grad(net, LOSS)(params, x, labels)
     factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
     kfac = bp.scale_by_kfac(damping=0.1)
@@ -97,7 +97,7 @@ def test_a_layer_without_bias_has_the_factors_of_its_inputs_alone(key):
 
 def test_a_kernel_is_a_matrix(key):
     """[*K, I, O] as [K I, O], with the same factors."""
-    rows, deltas = jax.random.normal(key, (2, 40, 40))
+    rows, deltas = normal(key, (2, 40, 40))
     factors = bp.Kronecker(rows[:, :13].T @ rows[:, :13], deltas[:, :3].T @ deltas[:, :3])
     grads = {"weight": rows[:12, 13:16], "bias": rows[12, 13:16]}
     kernel = {**grads, "weight": grads["weight"].reshape(3, 2, 2, 3)}
@@ -113,7 +113,7 @@ def test_a_kernel_is_a_matrix(key):
 
 
 def test_a_convnet_has_an_update_for_each_layer_and_groups_are_refused(key):
-    x, labels = jax.random.normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
     kfac = bp.scale_by_kfac()
 
     def update(groups):
@@ -172,7 +172,7 @@ def test_other_layers_may_have_an_optimizer_of_their_own(batch, key):
 def test_factors_are_of_the_forward_pass_that_draws(key):
     net = bp.chain(bp.dense(4), bp.dropout(0.5), bp.dense(3))
     params, _ = net.init(key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
     got = bp.kfac_factors(net, LOSS, error=bp.ggn_columns)(params, x, labels, key=key)
     sweep = bp.backprop(net, LOSS, read=bp.kronecker, error=bp.ggn_columns)
     assert_close(got, sweep(params, x, labels, key=key)[1])
@@ -223,7 +223,7 @@ def test_a_layer_that_no_error_reaches_gets_a_finite_update(batch, key):
 
 
 def test_it_is_an_optimizer_of_optax_that_fit_can_train_with(key):
-    x = jax.random.normal(key, (60, 5))
+    x = normal(key, (60, 5))
     labels = jnp.argmax(x[:, :3], axis=1)
     optimizer = optax.chain(bp.scale_by_kfac(), optax.sgd(0.1))
     extra = {"factors": bp.kfac_factors(NET, LOSS)}
@@ -245,7 +245,7 @@ def test_extra_arguments_reach_the_optimizer_by_name(key):
 
     optimizer = optax.GradientTransformationExtraArgs(lambda params: (), scale)
     state = bp.init_state(NET, optimizer, key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
     keys = []
 
     def mean_input(params, inputs, targets, *, key):
@@ -384,7 +384,7 @@ def test_a_loop_over_layers_is_a_stack(key):
     block = bp.chain(bp.layer_norm(eps=1e-5), bp.dense(4), bp.tanh())
     net = bp.chain(bp.dense(4), bp.stack(block, 3), bp.dense(3))
     params, _ = net.init(key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
 
     def model(params, x):
         def step(x, p):
@@ -423,7 +423,7 @@ def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key
     whole = conv(6, (3, 2), groups=2, use_bias=use_bias)
     one = conv(3, (3, 2), use_bias=use_bias)
     params, _ = whole.init(key, (4, 5, 4))
-    x = jax.random.normal(key, (8, 4, 5, 4))
+    x = normal(key, (8, 4, 5, 4))
     y, cache = whole.forward(params, x)
     _, factors = whole.backward(params, cache, y, read=bp.kronecker)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
@@ -443,7 +443,7 @@ def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key
 def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
     net = bp.chain(bp.conv(4, (3, 3), groups=2), bp.tanh(), bp.flatten(), bp.dense(3))
     params, _ = net.init(key, (4, 4, 2))
-    x, labels = jax.random.normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 4, 4, 2)), jnp.arange(8) % 3
     factors = factors_of(params, x, labels, key, net=net, largest=9)
     assert factors[0]["weight"].inputs.shape == (2, 10, 10)
     assert factors[0]["bias"] == ()
@@ -453,8 +453,8 @@ def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
 
 @pytest.mark.thorough
 def test_every_expert_has_factors_of_its_own(key):
-    params = {"experts": jax.random.normal(key, (3, 5, 4))}
-    x, dy = jax.random.normal(key, (8, 3, 5)), jax.random.normal(key, (8, 3, 4))
+    params = {"experts": normal(key, (3, 5, 4))}
+    x, dy = normal(key, (8, 3, 5)), normal(key, (8, 3, 4))
     net, params = bp.lift(lambda p, x: jnp.einsum("nei,eio->neo", x, p["experts"]), params, x)
     _, cache = net.forward(params, x)
     _, factors = net.backward(params, cache, dy, read=bp.kronecker)
@@ -487,7 +487,7 @@ def test_what_has_no_factors_has_a_diagonal(key):
 def test_a_vector_that_is_added_on_its_own_has_its_own_factor(key):
     net = bp.chain(bp.dense(4), bp.layer_norm(), bp.dense(3))
     params, _ = net.init(key, (5,))
-    x, labels = jax.random.normal(key, (8, 5)), jnp.arange(8) % 3
+    x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
     got, factors, grads = natural_gradient(net, params, x, labels)
     apart = bp.backprop(
         net, LOSS, read=lambda s, columns: bp.kronecker(s, bias="apart", columns=columns),
@@ -523,8 +523,8 @@ def test_a_vector_that_is_added_on_its_own_has_its_own_factor(key):
     ],
 )
 def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, kind, key):
-    params = {name: jax.random.normal(key, shape) for name, shape in shapes.items()}
-    x = jax.random.normal(key, (8, 4))
+    params = {name: normal(key, shape) for name, shape in shapes.items()}
+    x = normal(key, (8, 4))
     net, params = bp.lift(lambda p, x: function(p, x).reshape(len(x), -1), params, x)
     targets = jnp.zeros(net.forward(params, x)[0].shape)
     factors = bp.kfac_factors(net, bp.squared_error)(params, x, targets, key=key)
@@ -551,8 +551,8 @@ def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, kin
     ids=["a part", "two parts", "both ways", "normalised", "rows"],
 )
 def test_arrays_that_are_no_matrix_have_a_diagonal(function, key):
-    x = jax.random.normal(key, (8, 4))
-    net, w = bp.lift(function, jax.random.normal(key, (4, 4)), x)
+    x = normal(key, (8, 4))
+    net, w = bp.lift(function, normal(key, (4, 4)), x)
     factors = bp.kfac_factors(net, bp.squared_error)(w, x, jnp.zeros((8, 4)), key=key)
     assert factors.shape == (4, 4)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
@@ -613,7 +613,7 @@ def test_factors_are_computed_where_they_are_due(batch, key):
 
 @pytest.mark.thorough
 def test_fit_computes_deferred_factors(key):
-    x = jax.random.normal(key, (60, 5))
+    x = normal(key, (60, 5))
     labels = jnp.argmax(x[:, :3], axis=1)
     factors = bp.kfac_factors(NET, LOSS)
 
@@ -685,9 +685,9 @@ def test_a_gpt_trains(key):
 
 
 def test_a_lifted_function_trains(key):
-    x = jax.random.normal(key, (32, 5))
+    x = normal(key, (32, 5))
     labels = jnp.argmax(x[:, :3], axis=1)
-    w, v = 0.3 * jax.random.normal(key, (4, 5)), 0.3 * jax.random.normal(key, (4, 3))
+    w, v = 0.3 * normal(key, (4, 5)), 0.3 * normal(key, (4, 3))
     params = {"in": {"w": w, "b": jnp.zeros(4)}, "gain": jnp.ones(4), "out": v}
 
     def model(params, x):
