@@ -250,7 +250,8 @@ def convolution_operands(signal):
 def signal_gradients(signal):
     """The gradient of each example by its definition: a loop over examples and positions."""
     if isinstance(signal, bp.Through):
-        return jnp.stack([signal.back(g) for g in signal_gradients(signal.signal)])
+        one_by_one = jax.jit(lambda rows: jax.lax.map(signal.back, rows))
+        return one_by_one(signal_gradients(signal.signal))
     if isinstance(signal, bp.Sum):
         return sum(map(signal_gradients, signal.signals))
     if isinstance(signal, bp.Conv):

@@ -25,48 +25,44 @@ from jaxbp.signals.views import View
 WEIGHTS = np.array([0.5, 0.0, 2.0])
 
 
-def test_per_example_is_the_gradient_of_each_example(signal):
-    assert_close(jax.jit(bp.per_example)(signal), signal_gradients(signal))
+@jax.jit
+def read_alone(signal):
+    """What is compared with the gradients of the examples, in one program."""
+    return {
+        "per_example": bp.per_example(signal),
+        "total": bp.total(signal),
+        "weighted total": bp.total(signal, weights=WEIGHTS),
+        "mean": bp.mean(signal),
+        "weighted mean": bp.mean(signal, weights=WEIGHTS),
+        "mean of nothing": bp.mean(signal, weights=np.zeros(N)),
+        "sq_norms": bp.sq_norms(signal),
+    }
 
 
-def test_total_sums_over_the_examples(signal):
-    assert_close(jax.jit(bp.total)(signal), signal_gradients(signal).sum(0))
-
-
-def test_total_sums_with_weights(signal):
-    want = np.einsum("n,n...->...", WEIGHTS, signal_gradients(signal))
-    assert_close(bp.total(signal, weights=WEIGHTS), jnp.asarray(want))
-
-
-def test_mean_is_the_mean_of_per_example(signal):
-    assert_close(jax.jit(bp.mean)(signal), signal_gradients(signal).mean(0))
-
-
-def test_mean_with_weights_divides_by_their_sum(signal):
-    want = np.einsum("n,n...->...", WEIGHTS / 2.5, signal_gradients(signal))
-    assert_close(bp.mean(signal, weights=WEIGHTS), jnp.asarray(want))
-
-
-def test_mean_with_no_weight_at_all_is_zero(signal):
-    assert_close(
-        bp.mean(signal, weights=np.zeros(N)), jnp.zeros(signal_gradients(signal).shape[1:])
-    )
-
-
-def test_sq_norms_are_those_of_per_example(signal):
-    got = jax.jit(bp.sq_norms)(signal)
-    want = jnp.asarray([np.sum(np.square(g)) for g in signal_gradients(signal)])
-    assert_close(got, want)
+def test_readings_are_those_of_the_gradients_of_the_examples(signal):
+    grads = np.asarray(signal_gradients(signal))
+    want = {
+        "per_example": grads,
+        "total": grads.sum(0),
+        "weighted total": np.einsum("n,n...->...", WEIGHTS, grads),
+        "mean": grads.mean(0),
+        "weighted mean": np.einsum("n,n...->...", WEIGHTS / 2.5, grads),
+        "mean of nothing": np.zeros(grads.shape[1:]),
+        "sq_norms": np.sum(grads.reshape(N, -1) ** 2, axis=1),
+    }
+    got = read_alone(signal)
+    for name, answer in want.items():
+        assert_close(got[name], answer)
 
 
 def test_readings_together_are_those_alone(signal, monkeypatch):
     alone = {"total": bp.total, "mean": bp.mean, "sq_norms": bp.sq_norms, "keep": bp.keep}
-    want = {name: reading(signal) for name, reading in alone.items()}
+    want = jax.jit(lambda signal: {name: read(signal) for name, read in alone.items()})(signal)
     monkeypatch.setattr(norms, "forming_is_less_work", lambda *_, **__: True)
     monkeypatch.setattr(norms, "one_by_one_is_less_work", lambda s: s.geometry.groups == 1)
-    assert_close(read_together(alone, signal), want)
+    assert_close(jax.jit(lambda signal: read_together(alone, signal))(signal), want)
     if isinstance(signal, bp.Outer) or (isinstance(signal, bp.Conv) and signal.geometry.groups < 2):
-        assert norms.summed_and_measured(signal) is not None
+        assert jax.eval_shape(norms.summed_and_measured, signal) is not None
 
 
 def test_keep_keeps(signal):
@@ -300,7 +296,7 @@ def test_the_derivative_of_a_norm_is_zero_where_the_gradient_is(positions):
     signal = with_zeros(SIGNALS["Outer"](np.random.default_rng(3), *positions))
 
     def gradient(norm):
-        return jax.grad(lambda d: jnp.sum(norm(signal._replace(deltas=d))))(signal.deltas)
+        return jax.jit(jax.grad(lambda d: jnp.sum(norm(signal._replace(deltas=d)))))(signal.deltas)
 
     got = [
         gradient(norms.parameter_norms),
@@ -354,15 +350,21 @@ def test_thousands_of_terms_in_16_bits(kind, n, positions, dtype):
 def test_sums_of_16_bits_are_accumulated_in_32(kind, dtype):
     many, long = with_ones(kind, 5000), with_ones(kind, 2, 5000)
     many, long = in_dtype(many, dtype), in_dtype(long, dtype)
-    got = {
-        "total": bp.total(many),
-        "of positions": bp.total(long, weights=np.array([0.5, 0.0])),
-        "per_example": bp.per_example(long)[1],
-        "mean": 5000 * bp.mean(many).astype(jnp.float32),
-    }
+
+    @jax.jit
+    def sums(many, long):
+        return {
+            "total": bp.total(many),
+            "of positions": bp.total(long, weights=np.array([0.5, 0.0])),
+            "per_example": bp.per_example(long)[1],
+            "mean": 5000 * bp.mean(many).astype(jnp.float32),
+        }
+
+    got = sums(many, long)
     for name, factor in {"total": 1, "of positions": 0.5, "per_example": 1, "mean": 1}.items():
         assert got[name].dtype == (jnp.float32 if name == "mean" else dtype)
-        np.testing.assert_allclose(float(jnp.max(got[name])), 5000 * factor, rtol=2**-8)
+        largest = float(np.max(got[name]))
+        np.testing.assert_allclose(largest, 5000 * factor, rtol=2**-8)
 
 
 def test_a_mean_of_more_examples_than_float16_can_count():
@@ -402,13 +404,19 @@ def test_an_index_outside_the_table_adds_nothing_to_any_reading(indices):
     want = bp.Lookup(
         jnp.where(inside, rows, 0), jnp.where(inside[..., None], deltas, 0), jnp.zeros((V, 0))
     )
-    for name, reading in READINGS.items():
-        if name not in ("keep", "health"):  # these have the deltas too, and not only the gradient
-            assert_close(reading(got), reading(want))
-    assert_close(*(bp.directional_derivatives(s, direction) for s in (got, want)))
-    assert_close(*(bp.sq_norms(bp.Sum((s, matrix))) for s in (got, want)))
-    few = jnp.zeros((V, 0))[:7]  # fewer rows than pairs of positions
-    assert_close(*(bp.gram(s._replace(table=few)) for s in (got, want)))
+
+    @jax.jit
+    def all_of(signal):
+        few = jnp.zeros((7, 0))  # fewer rows than pairs of positions
+        return {
+            # "keep" and "health" have the deltas too, and not only the gradient.
+            **{n: read(signal) for n, read in READINGS.items() if n not in ("keep", "health")},
+            "along": bp.directional_derivatives(signal, direction),
+            "with a matrix": bp.sq_norms(bp.Sum((signal, matrix))),
+            "of few rows": bp.gram(signal._replace(table=few)),
+        }
+
+    assert_close(all_of(got), all_of(want))
 
 
 def test_a_kind_of_ones_own_takes_no_more_than_its_gradients():

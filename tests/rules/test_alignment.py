@@ -124,7 +124,8 @@ def test_numbers_of_16_bits_are_measured_in_32(key):
     rule = bp.random_feedback(scale=1000.0)
     state = rule.make(key, net, (2,))
     batch = jnp.ones((N, 2), jnp.float16), jnp.zeros((N, 3), jnp.float16)
-    got = bp.alignment(net, bp.squared_error, rule=rule)(params, *batch, rule_state=state)
+    measure = jax.jit(bp.alignment(net, bp.squared_error, rule=rule))
+    got = measure(params, *batch, rule_state=state)
     for value in got[1]["weight"]:
         assert value.dtype == jnp.float32
     assert 100 < float(got[1]["weight"].norm_ratio) < 10_000  # squares would overflow
@@ -143,7 +144,7 @@ def test_the_size_of_an_error_does_not_change_an_angle(size, key):
             return jnp.zeros(N), size * targets
 
         targets = jnp.arange(3.0 * N).reshape(N, 3)
-        return bp.alignment(NET, loss, rule=rule)(params, x, targets, rule_state=state)
+        return jax.jit(bp.alignment(NET, loss, rule=rule))(params, x, targets, rule_state=state)
 
     jax.tree.map(
         lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-3),

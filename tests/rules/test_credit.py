@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import late
+from cases import late, swept
 from oracles import assert_close, credit_by_definition
 from sequences import CELLS, PADDED, every_cell, problem
 
@@ -107,8 +107,8 @@ def test_random_broadcasts_teach_by_traces(key):
     net, rule = bp.chain(*blocks), bp.direct_feedback(*blocks, rules=[bp.eprop(), bp.exact()])
     params, x, delta = problem(net, key, (T, INPUTS))
     state = rule.make(key, net, (T, INPUTS))
-    _, cache = net.forward(params, x)
-    _, got = net.backward(rule.choose(state, params), cache, delta, read=bp.per_example)
+    tree = rule.choose(state, params)
+    *_, got = swept(net, params, x, delta, tree=tree, read=bp.per_example)
     learning_signal = delta @ state.matrices[0]
     want = credit_by_definition("lstm", "eprop", params[0], x, learning_signal)
     assert_close(got[0], want)

@@ -1,5 +1,7 @@
 """The gradient noise against its definition from gradients formed one by one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from oracles import assert_close, per_example_grads, ravel_examples, squared
 import jaxbp as bp
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def read_noise(net, params, x, targets):
     read = {"grads": bp.mean, "signals": bp.keep}
     _, answers = bp.backprop(net, bp.squared_error, read=read)(params, x, targets)
@@ -20,7 +23,7 @@ def read_noise(net, params, x, targets):
 def test_every_scalar_is_its_formula(case, key):
     net, params, x, _ = prepare(case, key)
     targets = jnp.zeros(output_shape(net, params, x))
-    got = jax.jit(read_noise, static_argnums=0)(net, params, x, targets)
+    got = read_noise(net, params, x, targets)
     g = np.asarray(ravel_examples(per_example_grads(net, squared, params, x, targets)))
     m = g.mean(0)
     trace = np.var(g, axis=0, ddof=1).sum()

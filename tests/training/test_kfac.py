@@ -1,5 +1,6 @@
 """KFAC: an update against the inverse of the whole Kronecker product, and its place in the loop."""
 
+import functools
 import itertools
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from cases import late, normal
+from cases import late, normal, output_shape, swept
 from oracles import assert_close
 
 import jaxbp as bp
@@ -22,12 +23,17 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 def batch(key):
     params, _ = NET.init(key, (5,))
     x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
-    _, grads = bp.value_and_grad(NET, LOSS)(params, x, labels)
+    _, grads = jax.jit(bp.value_and_grad(NET, LOSS))(params, x, labels)
     return params, x, labels, grads
 
 
+@functools.cache
+def compiled_factors(net, loss=LOSS, **options):
+    return jax.jit(bp.kfac_factors(net, loss, **options))
+
+
 def factors_of(params, x, labels, key, *, net=NET, **options):
-    return bp.kfac_factors(net, LOSS, **options)(params, x, labels, key=key)
+    return compiled_factors(net, **options)(params, x, labels, key=key)
 
 
 def damped(a, g, damping):
@@ -49,7 +55,7 @@ def test_an_update_solves_the_damped_system_of_each_layer(batch, key):
     params, x, labels, grads = batch
     factors = factors_of(params, x, labels, key)
     kfac = bp.scale_by_kfac(damping=0.03)
-    got, state = kfac.update(grads, kfac.init(params), params, factors=factors)
+    got, state = jax.jit(kfac.update)(grads, kfac.init(params), params, factors=factors)
     for i in (0, 2):
         assert_close(got[i], solve(grads[i], factors[i]["weight"], 0.03))
         assert_close(state.factors[i], factors[i]["weight"])
@@ -61,7 +67,7 @@ def test_factors_are_averaged_evenly_at_first_and_then_decay(batch, key):
     state, seen = kfac.init(params), []
     for i in range(4):
         seen.append(factors_of(params, x + i, labels, jax.random.key(i)))
-        got, state = kfac.update(grads, state, params, factors=seen[-1])
+        got, state = jax.jit(kfac.update)(grads, state, params, factors=seen[-1])
     first, second, third, fourth = (f[0]["weight"].inputs for f in seen)
     average = 0.6 * (0.6 * (first + second) / 2 + 0.4 * third) + 0.4 * fourth
     assert_close(state.factors[0].inputs, average)
@@ -74,7 +80,7 @@ def test_inverses_are_renewed_every_few_steps(batch, key):
     state, inverses = kfac.init(params), []
     for i in range(7):
         factors = factors_of(params, x * (i + 1), labels, key)
-        _, state = kfac.update(grads, state, params, factors=factors)
+        _, state = jax.jit(kfac.update)(grads, state, params, factors=factors)
         inverses.append(np.asarray(state.inverses[0].inputs))
     same = [np.array_equal(a, b) for a, b in itertools.pairwise(inverses)]
     assert same == [True, True, False, True, True, False]
@@ -84,10 +90,10 @@ def test_a_layer_without_bias_has_the_factors_of_its_inputs_alone(key):
     net = bp.chain(bp.dense(4, use_bias=False), bp.tanh(), bp.dense(3, use_bias=False))
     params, _ = net.init(key, (5,))
     x, labels = normal(key, (8, 5)), jnp.arange(8) % 3
-    _, grads = bp.value_and_grad(net, LOSS)(params, x, labels)
-    factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
+    _, grads = jax.jit(bp.value_and_grad(net, LOSS))(params, x, labels)
+    factors = factors_of(params, x, labels, key, net=net)
     kfac = bp.scale_by_kfac(damping=0.1)
-    got, state = kfac.update(grads, kfac.init(params), params, factors=factors)
+    got, state = jax.jit(kfac.update)(grads, kfac.init(params), params, factors=factors)
     assert_close(state.factors[0].inputs, x.T @ x / 8)
     natural = np.linalg.solve(
         damped(*map(np.asarray, state.factors[0]), 0.1), np.ravel(grads[0]["weight"])
@@ -105,7 +111,7 @@ def test_a_kernel_is_a_matrix(key):
 
     def update(grads):
         tree = {"weight": factors, "bias": ()}
-        return kfac.update(grads, kfac.init(grads), grads, factors=tree)[0]
+        return jax.jit(kfac.update)(grads, kfac.init(grads), grads, factors=tree)[0]
 
     got, want = update(kernel), update(grads)
     assert_close(got, {**want, "weight": want["weight"].reshape(3, 2, 2, 3)})
@@ -120,7 +126,7 @@ def test_a_convnet_has_an_update_for_each_layer_and_groups_are_refused(key):
         net = bp.chain(bp.conv(4, (3, 3), groups=groups), bp.tanh(), bp.flatten(), bp.dense(3))
         params, _ = net.init(key, (4, 4, 2))
         factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
-        return params, kfac.update(params, kfac.init(params), params, factors=factors)[0]
+        return params, jax.jit(kfac.update)(params, kfac.init(params), params, factors=factors)[0]
 
     params, updates = jax.eval_shape(lambda: update(1))
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
@@ -148,7 +154,7 @@ def test_16_bits_are_inverted_in_32_and_kept(batch, key, dtype):
     short = jax.tree.map(lambda a: a.astype(dtype), (params, x, grads))
     factors = factors_of(*short[:2], labels, key)
     kfac = bp.scale_by_kfac(damping=0.1)
-    got, state = kfac.update(short[2], kfac.init(short[0]), short[0], factors=factors)
+    got, state = jax.jit(kfac.update)(short[2], kfac.init(short[0]), short[0], factors=factors)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.factors)} == {jnp.dtype("float32")}
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), (short[2][0], factors[0]["weight"]))
@@ -163,7 +169,7 @@ def test_other_layers_may_have_an_optimizer_of_their_own(batch, key):
     factors = factors_of(params, x, labels, key)
     got, _ = both.update(grads, both.init(params), params, factors=factors)
     kfac = bp.scale_by_kfac()
-    want, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+    want, _ = jax.jit(kfac.update)(grads, kfac.init(params), params, factors=factors)
     assert_close(got[0], want[0])
     assert_close(got[2], jax.tree.map(lambda g: -0.5 * g, grads[2]))
 
@@ -208,7 +214,7 @@ def test_targets_are_drawn_by_a_key_that_no_layer_has(batch):
         return bp.ggn_columns(loss, outputs, targets)
 
     key = jax.random.key(5)
-    factors_of(params, x, labels, key, error=spy)
+    bp.kfac_factors(NET, LOSS, error=spy)(params, x, labels, key=key)
     of_layers = np.asarray(jax.random.key_data(jax.random.split(key, 100))).tolist()
     assert seen[0] not in of_layers
     assert jax.random.key_data(jax.random.fold_in(key, 1)).tolist() in of_layers
@@ -218,7 +224,7 @@ def test_a_layer_that_no_error_reaches_gets_a_finite_update(batch, key):
     params, x, labels, grads = batch
     factors = jax.tree.map(jnp.zeros_like, factors_of(params, x, labels, key))
     kfac = bp.scale_by_kfac(damping=0.04)
-    got, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+    got, _ = jax.jit(kfac.update)(grads, kfac.init(params), params, factors=factors)
     assert_close(got, jax.tree.map(lambda g: g / 0.04, grads))
 
 
@@ -424,18 +430,17 @@ def test_a_convolution_in_groups_is_one_convolution_for_each(conv, use_bias, key
     one = conv(3, (3, 2), use_bias=use_bias)
     params, _ = whole.init(key, (4, 5, 4))
     x = normal(key, (8, 4, 5, 4))
-    y, cache = whole.forward(params, x)
-    _, factors = whole.backward(params, cache, y, read=bp.kronecker)
+    y, _ = jax.jit(whole.forward)(params, x)
+    *_, factors = swept(whole, params, x, y, read=bp.kronecker)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
-    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    got, _ = jax.jit(kfac.update)(params, kfac.init(params), params, factors=factors)
     for group in range(2):
         own = part_of_group(params, group, 3)
         inputs = x[..., 2 * group : 2 * group + 2]
-        _, cache = one.forward(own, inputs)
         dy = y[..., 3 * group : 3 * group + 3]
-        _, factors = one.backward(own, cache, dy, read=bp.kronecker)
+        *_, factors = swept(one, own, inputs, dy, read=bp.kronecker)
         kfac = bp.scale_by_kfac(damping=0.03)
-        want, _ = kfac.update(own, kfac.init(own), own, factors=factors)
+        want, _ = jax.jit(kfac.update)(own, kfac.init(own), own, factors=factors)
         assert_close(part_of_group(got, group, 3), want)
 
 
@@ -459,7 +464,7 @@ def test_every_expert_has_factors_of_its_own(key):
     _, cache = net.forward(params, x)
     _, factors = net.backward(params, cache, dy, read=bp.kronecker)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
-    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    got, _ = jax.jit(kfac.update)(params, kfac.init(params), params, factors=factors)
     for i in range(3):
         matrices = damped(x[:, i].T @ x[:, i] / 8, dy[:, i].T @ dy[:, i] / 8, 0.03)
         want = np.linalg.solve(matrices, np.ravel(params["experts"][i]))
@@ -472,7 +477,7 @@ def test_what_has_no_factors_has_a_diagonal(key):
     params, _ = net.init(key, (5,))
     tokens, labels = jax.random.randint(key, (8, 5), 0, 6), jnp.arange(40).reshape(8, 5) % 3
     got, factors, grads = natural_gradient(net, params, tokens, labels)
-    exact = bp.backprop(net, LOSS, read=bp.diagonal, error=bp.ggn_columns)
+    exact = jax.jit(bp.backprop(net, LOSS, read=bp.diagonal, error=bp.ggn_columns))
     _, diagonals = exact(params, tokens, labels)
     for place, name in ((0, "weight"), (1, "gain")):
         v = diagonals[place][name] / 8
@@ -526,12 +531,12 @@ def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, kin
     params = {name: normal(key, shape) for name, shape in shapes.items()}
     x = normal(key, (8, 4))
     net, params = bp.lift(lambda p, x: function(p, x).reshape(len(x), -1), params, x)
-    targets = jnp.zeros(net.forward(params, x)[0].shape)
-    factors = bp.kfac_factors(net, bp.squared_error)(params, x, targets, key=key)
+    targets = jnp.zeros(output_shape(net, params, x))
+    factors = compiled_factors(net, bp.squared_error)(params, x, targets, key=key)
     kinds = {bp.Kronecker: "alone", tuple: "folded"}
     assert kinds.get(type(factors["b"]), "diagonal") == kind
     kfac = bp.scale_by_kfac(factors, damping=0.03)
-    got, _ = kfac.update(params, kfac.init(params), params, factors=factors)
+    got, _ = jax.jit(kfac.update)(params, kfac.init(params), params, factors=factors)
     assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, params)
     if kind == "folded":
         both = {"weight": params["w"], "bias": params["b"]}
@@ -553,10 +558,10 @@ def test_a_bias_is_folded_in_where_it_is_plain_whose_it_is(function, shapes, kin
 def test_arrays_that_are_no_matrix_have_a_diagonal(function, key):
     x = normal(key, (8, 4))
     net, w = bp.lift(function, normal(key, (4, 4)), x)
-    factors = bp.kfac_factors(net, bp.squared_error)(w, x, jnp.zeros((8, 4)), key=key)
+    factors = compiled_factors(net, bp.squared_error)(w, x, jnp.zeros((8, 4)), key=key)
     assert factors.shape == (4, 4)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
-    got, _ = kfac.update(w, kfac.init(w), w, factors=factors)
+    got, _ = jax.jit(kfac.update)(w, kfac.init(w), w, factors=factors)
     assert_close(got, w / (factors + 0.03))
 
 
@@ -579,7 +584,7 @@ def test_diagonals_of_16_bits_are_kept_in_32(key, dtype):
     x, labels = jax.random.normal(key, (8, 5), dtype), jnp.arange(8) % 3
     factors = bp.kfac_factors(net, LOSS)(params, x, labels, key=key)
     kfac = bp.scale_by_kfac(factors)
-    got, state = kfac.update(params, kfac.init(params), params, factors=factors)
+    got, state = jax.jit(kfac.update)(params, kfac.init(params), params, factors=factors)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype(dtype)}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.factors)} == {jnp.dtype("float32")}
 
@@ -590,22 +595,21 @@ def test_diagonals_of_16_bits_are_kept_in_32(key, dtype):
 def test_factors_are_computed_where_they_are_due(batch, key):
     params, x, labels, grads = batch
     kfac = bp.scale_by_kfac(damping=0.03, decay=0.6, every=1, factors_every=3)
+    of_step = [factors_of(params, x + i, labels, key) for i in range(10)]
     state, computed, averages = kfac.init(params), [], []
     with jax.disable_jit():  # `cond` then runs one of its branches alone
         for i in range(10):
 
             def factors(i=i):
                 computed.append(i)
-                return factors_of(params, x + i, labels, key)
+                return of_step[i]
 
             got, state = kfac.update(grads, state, params, factors=factors)
             averages.append(state.factors[0].inputs)
     assert computed == [0, 3, 6, 9]
     same = [np.array_equal(a, b) for a, b in itertools.pairwise(averages)]
     assert same == [i not in (2, 5, 8) for i in range(9)]
-    first, second, third, fourth = (
-        factors_of(params, x + i, labels, key)[0]["weight"].inputs for i in computed
-    )
+    first, second, third, fourth = (of_step[i][0]["weight"].inputs for i in computed)
     average = 0.6 * (0.6 * (first + second) / 2 + 0.4 * third) + 0.4 * fourth
     assert_close(averages[-1], average)
     assert_close(got[0], solve(grads[0], state.factors[0], 0.03))
@@ -746,7 +750,7 @@ def test_the_factors_tell_what_another_optimizer_leaves(batch, key):
     optimizer = both(jax.eval_shape(lambda: factors))
     got, _ = optimizer.update(grads, optimizer.init(params), params, factors=factors)
     kfac = bp.scale_by_kfac(factors, damping=0.03)
-    want, _ = kfac.update(grads, kfac.init(params), params, factors=factors)
+    want, _ = jax.jit(kfac.update)(grads, kfac.init(params), params, factors=factors)
     assert_close(got[1]["bias"], want[1]["bias"])
     assert_close(got[0]["bias"], -0.5 * grads[0]["bias"])
     assert_close(got[2], jax.tree.map(lambda g: -0.5 * g, grads[2]))
@@ -813,10 +817,15 @@ def test_features_that_are_not_standardised(scale, mean):
         params = {"weight": jnp.zeros((5, 4), dtype), "bias": jnp.zeros(4, dtype)}
         batch = jnp.asarray(x, dtype), jnp.asarray(labels)
         factors = bp.kfac_factors(net, loss, error=bp.ggn_columns)
-        _, grads = bp.value_and_grad(net, loss)(params, *batch)
         optimizer = bp.scale_by_kfac(damping=1e-3)
-        found = factors(params, *batch, key=jax.random.key(0))
-        return optimizer.update(grads, optimizer.init(params), factors=found)[0]
+
+        @jax.jit
+        def update(params, *batch):
+            _, grads = bp.value_and_grad(net, loss)(params, *batch)
+            found = factors(params, *batch, key=jax.random.key(0))
+            return optimizer.update(grads, optimizer.init(params), factors=found)[0]
+
+        return update(params, *batch)
 
     got, want = natural(jnp.float32), natural(jnp.float64)
     for name, array in want.items():
