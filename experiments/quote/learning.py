@@ -6,7 +6,16 @@ import optax
 
 import jaxbp as bp
 from experiments import alignment, digits, gpt, memory, multilayer, perceptron
+from experiments.explorer import __main__ as explorer
 from experiments.quote.text import SEEDS, Quote, table
+
+
+def measure_explorer(out):
+    return {"bytes": explorer.main(explorer.Config(out=out)).stat().st_size}
+
+
+def write_explorer(found):
+    return f"The page is one file of {found['bytes'] / 1e6:.1f} MB, without links."
 
 
 def measure_perceptron(out):
@@ -195,6 +204,7 @@ def write_memory(found):
 
 
 QUOTES = {
+    "explorer": Quote(measure_explorer, {"explorer": write_explorer}),
     "perceptron": Quote(measure_perceptron, {"perceptron": write_perceptron}),
     "multilayer": Quote(measure_multilayer, {"multilayer": write_multilayer}),
     "digits": Quote(measure_digits, {"digits": write_digits}),

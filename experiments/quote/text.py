@@ -60,6 +60,10 @@ def written(text: str, quotes: Mapping[str, Quote]) -> str:
             begin, end = markers(part)
             if not text.count(begin) == text.count(end) == 1:
                 raise ValueError(f"README.md needs `{begin}` and `{end}` once each")
+            if name not in found:
+                raise ValueError(
+                    f"nothing is recorded of {name}; run `python -m experiments.quote {name}`"
+                )
             before, rest = text.split(begin)
             _, after = rest.split(end)
             own = write(found[name]["numbers"])

@@ -137,7 +137,7 @@ class _Cutter:
             if tuple(grown) == kinds:
                 break
             kinds = tuple(grown)
-        how = {"length": params["length"], "unroll": params.get("unroll", 1)}
+        how = {"length": params["length"], "unroll": params["unroll"]}
         return Scan(program, constants, carried, kinds, given, params["reverse"], how)
 
     def _as_example(self, v):

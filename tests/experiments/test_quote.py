@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments import alignment, curvature, ensemble, gpt, mislabeled, private
+from experiments.explorer import __main__ as explorer
 from experiments.quote import __main__ as quote
 from experiments.quote import text
 
@@ -83,6 +84,16 @@ def said(name, out=Path("out")):
     return {
         part: " ".join(text.wrapped(write(numbers)).split()) for part, write in own.parts.items()
     }
+
+
+def test_the_size_of_the_explorer_is_that_of_its_file(monkeypatch, tmp_path):
+    def main(config):
+        path = config.out / "explorer.html"
+        path.write_bytes(b" " * 1_240_000)
+        return path
+
+    monkeypatch.setattr(explorer, "main", main)
+    assert said("explorer", tmp_path)["explorer"] == "The page is one file of 1.2 MB, without links."
 
 
 def test_mislabeled_counts_the_flipped_labels_of_every_seed(monkeypatch):
@@ -228,9 +239,12 @@ def test_pictures_of_the_same_run_replace_those_of_the_gallery(copied):
 
 def test_what_is_no_quote_is_refused(copied):
     with pytest.raises(
-        ValueError, match="names has gpt2; it takes some of times, perceptron, multi"
+        ValueError, match="names has gpt2; it takes some of times, explorer, perceptron"
     ):
         quote.main(quote.Config(("gpt2",)))
+    text.RECORDS.write_text("{}")
+    with pytest.raises(ValueError, match="of times; run `python -m experiments.quote times`"):
+        quote.main(quote.Config())
     text.README.write_text("nothing")
     with pytest.raises(ValueError, match="needs `<!-- quote: times -->`"):
         quote.main(quote.Config())

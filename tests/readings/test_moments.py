@@ -31,66 +31,80 @@ SUMMED = {
 }
 
 
-def test_second_moment_is_the_mean_of_squares(signal):
-    assert_close(jax.jit(bp.second_moment)(signal), jnp.mean(signal_gradients(signal) ** 2, axis=0))
+@jax.jit
+def moments(signal):
+    """Every second moment, in one program."""
+    return {
+        "second_moment": bp.second_moment(signal),
+        "variance": bp.variance(signal),
+        "diagonal": bp.diagonal(signal),
+        "per_example_diagonal": bp.per_example_diagonal(signal),
+    }
 
 
-def test_variance_is_that_over_the_examples(signal):
-    assert_close(jax.jit(bp.variance)(signal), jnp.var(signal_gradients(signal), axis=0))
-
-
-def test_diagonal_sums_the_squares(signal):
-    assert_close(jax.jit(bp.diagonal)(signal), jnp.sum(signal_gradients(signal) ** 2, axis=0))
-
-
-def test_per_example_diagonal_is_of_the_squares(signal):
-    assert_close(jax.jit(bp.per_example_diagonal)(signal), signal_gradients(signal) ** 2)
+def test_moments_are_those_of_the_gradients_of_the_examples(signal):
+    grads = np.asarray(signal_gradients(signal))
+    want = {
+        "second_moment": np.mean(grads**2, axis=0),
+        "variance": np.var(grads, axis=0),
+        "diagonal": np.sum(grads**2, axis=0),
+        "per_example_diagonal": grads**2,
+    }
+    got = moments(signal)
+    for name, moment in want.items():
+        assert_close(got[name], moment)
 
 
 def columns_of(signal):
     """K columns of deltas, of which one is zero."""
-    rng = np.random.default_rng(5)
+    rng, factor = np.random.default_rng(5), np.array([1, 0, 1, 1])
     return jax.tree.map(
-        lambda d: jnp.asarray(rng.normal(size=(K, *d.shape))).at[1].set(0), deltas_of(signal)
+        lambda d: np.einsum("k,k...->k...", factor, rng.normal(size=(K, *d.shape))),
+        deltas_of(signal),
     )
 
 
-def each_column(read, signal, columns):
+def each_column(signal, columns):
     """What is read for each column by itself."""
     return [
-        read(with_deltas(signal, jax.tree.map(lambda column, k=k: column[k], columns)))
-        for k in range(K)
+        read_one(signal, jax.tree.map(lambda column, k=k: column[k], columns)) for k in range(K)
     ]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def read_columns(reading, signal, columns):
-    return jax.vmap(
-        lambda deltas: reading(with_deltas(signal, deltas), columns="k"),
-        axis_name="k",
-        out_axes=None,
-    )(columns)
+@jax.jit
+def read_one(signal, deltas):
+    return {name: read(with_deltas(signal, deltas)) for name, read in SUMMED.items()}
 
 
-@pytest.mark.parametrize("name", ["diagonal", "per_example_diagonal"])
-def test_columns_are_summed(name, signal):
-    columns, read = columns_of(signal), jax.jit(SUMMED[name])
-    each = each_column(read, signal, columns)
-    assert_close(read_columns(SUMMED[name], signal, columns), sum(each))
+@jax.jit
+def read_columns(signal, columns):
+    def read_summed(deltas):
+        own = with_deltas(signal, deltas)
+        return {name: read(own, columns="k") for name, read in SUMMED.items()}
+
+    return jax.vmap(read_summed, axis_name="k", out_axes=None)(columns)
+
+
+def test_columns_are_summed(signal):
+    columns = columns_of(signal)
+    got, each = read_columns(signal, columns), each_column(signal, columns)
+    for name in ("diagonal", "per_example_diagonal"):
+        assert_close(got[name], sum(np.asarray(own[name]) for own in each))
 
 
 @pytest.mark.parametrize("name", [name for name in SUMMED if "kronecker" in name])
 def test_columns_are_summed_in_the_factor_of_the_deltas_alone(name, signal):
-    columns, read = columns_of(signal), jax.jit(SUMMED[name])
-    each = each_column(read, signal, columns)
-    got = read_columns(SUMMED[name], signal, columns)
+    columns = columns_of(signal)
+    each = [own[name] for own in each_column(signal, columns)]
+    got = read_columns(signal, columns)[name]
     if each[0] == ():
         assert got == ()
         return
     if isinstance(signal, bp.Through):
         assert got.back == signal.back
         got, each = got.signal, [factors.signal for factors in each]
-    assert_close(got, bp.Kronecker(each[0].inputs, sum(factors.deltas for factors in each)))
+    deltas = sum(np.asarray(factors.deltas) for factors in each)
+    assert_close(got, bp.Kronecker(each[0].inputs, deltas))
 
 
 def factors_by_loops(inputs, deltas, shared):
@@ -103,10 +117,17 @@ def factors_by_loops(inputs, deltas, shared):
     return bp.Kronecker(jnp.asarray(a), jnp.asarray(g))
 
 
-@pytest.mark.parametrize("shared", ["expand", "reduce"])
-@pytest.mark.parametrize("bias", ["folded", "apart"])
+WAYS = [(bias, shared) for bias in ("folded", "apart") for shared in ("expand", "reduce")]
+
+
+@jax.jit
+def factors_in_every_way(signal):
+    return {way: bp.kronecker(signal, bias=way[0], shared=way[1]) for way in WAYS}
+
+
+@pytest.mark.parametrize(("bias", "shared"), WAYS)
 def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias, shared):
-    got = jax.jit(functools.partial(bp.kronecker, bias=bias, shared=shared))(signal)
+    got = factors_in_every_way(signal)[bias, shared]
     if isinstance(signal, bp.Through) and signal.back.moves:
         back, signal = signal.back, signal.signal
         if got != ():
@@ -123,7 +144,7 @@ def test_kronecker_factors_are_second_moments_of_inputs_and_deltas(signal, bias,
             for x, d in convolution_operands(signal)
         ]
         # One pair for each group.
-        want = jax.tree.map(lambda *a: jnp.stack(a), *each) if len(each) > 1 else each[0]
+        want = jax.tree.map(lambda *a: np.stack(a), *each) if len(each) > 1 else each[0]
         assert_close(got, want)
         return
     deltas = np.asarray(signal.deltas).reshape(N, -1, signal.deltas.shape[-1])
