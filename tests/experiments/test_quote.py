@@ -93,7 +93,9 @@ def test_the_size_of_the_explorer_is_that_of_its_file(monkeypatch, tmp_path):
         return path
 
     monkeypatch.setattr(explorer, "main", main)
-    assert said("explorer", tmp_path)["explorer"] == "The page is one file of 1.2 MB, without links."
+    assert (
+        said("explorer", tmp_path)["explorer"] == "The page is one file of 1.2 MB, without links."
+    )
 
 
 def test_mislabeled_counts_the_flipped_labels_of_every_seed(monkeypatch):
@@ -243,7 +245,7 @@ def test_what_is_no_quote_is_refused(copied):
     ):
         quote.main(quote.Config(("gpt2",)))
     text.RECORDS.write_text("{}")
-    with pytest.raises(ValueError, match="of times; run `python -m experiments.quote times`"):
+    with pytest.raises(ValueError, match=r"of times; run `python -m experiments\.quote times`"):
         quote.main(quote.Config())
     text.README.write_text("nothing")
     with pytest.raises(ValueError, match="needs `<!-- quote: times -->`"):
