@@ -51,6 +51,30 @@ def test_examples_do_not_see_each_other(case, key):
     assert_close(case.loss(outputs, targets), together)
 
 
+def has_examples_at_positions(case, targets):
+    """Whether a position may be taken for an example: not if a target is of the whole example."""
+    if not case.is_one_array or len(case.shape) < 2:
+        return False
+    return all(np.shape(t)[:2] == (N, case.shape[0]) for t in jax.tree.leaves(targets))
+
+
+AT_POSITIONS = [
+    name
+    for name, case in LOSSES.items()
+    if has_examples_at_positions(case, case.targets(np.random.default_rng(7)))
+]
+
+
+@pytest.mark.parametrize("name", AT_POSITIONS)
+def test_the_value_is_the_sum_over_the_positions(name, key):
+    case = LOSSES[name]
+    outputs, targets = prepare(case, key)
+    apart = jax.tree.map(lambda a: np.reshape(a, (-1, *a.shape[2:])), (outputs, targets))
+    values, deltas = jax.jit(case.loss)(*apart)
+    want = np.reshape(values, (N, -1)).sum(1), np.reshape(deltas, outputs.shape)
+    assert_close(jax.jit(case.loss)(outputs, targets), want)
+
+
 @every("case", WITH_FACTOR, SOON_LOSSES)
 def test_the_hessian_factor_squares_to_the_hessian(case, key):
     outputs, targets = prepare(case, key)
