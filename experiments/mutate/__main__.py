@@ -33,8 +33,8 @@ ROOT = PACKAGE.parent
 OTHER_TESTS = {
     "forward": ["tests/sweeps"],
     "require": ["tests/layers", "tests/combinators", "tests/sweeps"],
-    "sharding": ["tests/test_export.py", "tests/sweeps"],
-    "signals": ["tests/readings"],
+    "sharding": ["tests/readings", "tests/sweeps", "tests/test_export.py"],
+    "signals": ["tests/readings", "tests/layers", "tests/training/test_fused.py"],
     "types": ["tests/layers", "tests/sweeps"],
 }
 PATIENCE = 1200  # seconds for the tests of one mistake; a loop that does not end is a mistake seen
