@@ -53,6 +53,8 @@ def test_an_example_without_error_has_cosine_zero(key):
     targets = net.forward(params, x)[0].at[0].add(1)
     noise = read_noise(net, params, x, targets)
     np.testing.assert_allclose(noise.cosine, 0.5)  # of 1 and 0
+    slope = jax.jit(jax.grad(lambda x: read_noise(net, params, x, targets).cosine))(x)
+    assert np.isfinite(slope).all()
 
 
 def test_16_bits_are_accumulated_in_32(key):
