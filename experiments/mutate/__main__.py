@@ -35,6 +35,7 @@ OTHER_TESTS = {
     "require": ["tests/layers", "tests/combinators", "tests/sweeps"],
     "sharding": ["tests/readings", "tests/sweeps", "tests/test_export.py"],
     "signals": ["tests/readings", "tests/layers", "tests/training/test_fused.py"],
+    "sweeps": ["tests/outputs/test_errors.py"],  # curvature and kernels
     "types": ["tests/layers", "tests/sweeps"],
 }
 PATIENCE = 1200  # seconds for the tests of one mistake; a loop that does not end is a mistake seen
