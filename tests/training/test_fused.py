@@ -132,6 +132,22 @@ def test_a_clip_by_the_exact_norm(data, max_norm, scaled):
     assert_alike(fused[1], ordinary[1])
 
 
+def test_what_is_clipped_keeps_its_dtype(key):
+    seen = set()
+
+    def update(updates, state, params=None):
+        del params
+        seen.update(leaf.dtype for leaf in jax.tree.leaves(updates))
+        return jax.tree.map(lambda g: -g / 8, updates), state
+
+    optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    net = bp.chain(bp.dense(4, dtype=jnp.bfloat16), bp.tanh(), bp.dense(3, dtype=jnp.bfloat16))
+    state = bp.init_state(net, optimizer, key, (5,))
+    step = bp.make_step(net, bp.squared_error, optimizer, fused=True, max_norm=0.1)
+    step(state, jnp.ones((2, 5), jnp.bfloat16), jnp.ones((2, 3), jnp.bfloat16))
+    assert seen == {jnp.dtype(jnp.bfloat16)}
+
+
 @pytest.mark.thorough
 def test_a_summary_of_each_layer_is_recorded():
     fused, ordinary = states(NETWORKS["stack"], optax.sgd(0.1), read={"health": bp.health})
