@@ -238,6 +238,54 @@ def epochs_inside_shard_map():
 # In 2 processes
 
 
+class Repeated:
+    """One batch three times. The state of its iterator has a length of its own in each process."""
+
+    def __init__(self, batch, process, last=3):
+        self.batch, self.process, self.last, self.restored = batch, process, last, []
+
+    def __iter__(self):
+        return RepeatedIterator(self)
+
+
+class RepeatedIterator:
+    def __init__(self, batches):
+        self.at, self.batches = 0, batches
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.at == 3:
+            raise StopIteration
+        if self.at == self.batches.last:
+            raise StopError
+        self.at += 1
+        return self.batches.batch
+
+    def get_state(self):
+        return bytes([self.at]) + self.batches.process * b" of process 1"
+
+    def set_state(self, state):
+        self.batches.restored.append(state)
+        self.at = state[0]
+
+
+def iterators_go_on_in_each_process(data, process, folder):
+    def train(batches, **options):
+        key = jax.random.key(1)
+        return bp.fit(
+            NET, bp.softmax_cross_entropy, OPTIMIZER, batches, key=key, epochs=2, **options
+        )
+
+    stored = {"checkpoints": folder, "checkpoint_every": (1, "steps")}
+    with pytest.raises(StopError):
+        train(Repeated(data, process, last=2), **stored)
+    batches = Repeated(data, process)
+    assert_runs_close(train(batches, **stored), train(Repeated(data, process)), 0)
+    assert batches.restored == [bytes([2]) + process * b" of process 1"]
+
+
 def in_processes(port, process, folder):
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", 2, process)
@@ -257,6 +305,8 @@ def in_processes(port, process, folder):
     resumed = stopped_and_resumed(data, f"{folder}/divided", state=state)
     assert_runs_close(resumed, want)
     assert_divided_alike(resumed.state, state)
+
+    iterators_go_on_in_each_process(data, process, f"{folder}/iterators")
 
     def interrupt_one():
         if process == 1:
