@@ -225,11 +225,12 @@ def test_sizes_of_one_are_no_exception(n, t, i, o, k, data):
     ):
         g = jnp.stack([signal_gradients(signal._replace(deltas=column)) for column in columns])
         rows, direction = g[0].reshape(n, -1), jnp.asarray(rng.normal(size=g.shape[2:]))
+        of_columns = read_columns(signal, columns)
         got = {
             "diagonal": bp.diagonal(signal),
             "variance": bp.variance(signal),
-            "diagonal of columns": read_columns(bp.diagonal, signal, columns),
-            "of each example": read_columns(bp.per_example_diagonal, signal, columns),
+            "diagonal of columns": of_columns["diagonal"],
+            "of each example": of_columns["per_example_diagonal"],
             "gram": bp.gram(signal),
             "along": bp.directional_derivatives(signal, direction),
         }
