@@ -7,6 +7,7 @@ import pytest
 from cases import LAYERS, VARIANTS, every, make_inputs
 
 import jaxbp as bp
+from jaxbp.check.trees import normal_like
 
 
 def dense_with(dx=lambda dx: dx, weight=lambda s: s, bias=lambda s: s):
@@ -468,3 +469,9 @@ CASES = {name: case for name, case in (LAYERS | VARIANTS).items() if "padding ro
 def test_every_layer_keeps_the_whole_contract(case, key):
     tokens = None if case.vocabulary is None else make_inputs(case, key)
     bp.check(case.make(), key, case.shape, inputs=tokens).raise_if_wrong()
+
+
+def test_what_is_drawn_for_arrays_of_one_shape_differs(key):
+    """Else the check would not tell one parameter from another."""
+    first, second = normal_like((jnp.zeros(3), jnp.zeros(3)), key)
+    assert not np.any(first == second)
