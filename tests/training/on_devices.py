@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from resumable import Resumable, StopError
 
 import jaxbp as bp
 from jaxbp.training.processes import fetched
@@ -27,10 +28,6 @@ LABELS = (X[:, 0] > X[:, 1]).astype(np.int32)
 NET = bp.chain(bp.dense(16), bp.tanh(), bp.dropout(0.1), bp.dense(2))
 OPTIMIZER = optax.adam(0.03)
 ROWS = PartitionSpec("data")
-
-
-class StopError(Exception):
-    """What a callback raises to stop a run."""
 
 
 def run(data, *, after_epoch_1=None, **options):
@@ -238,39 +235,6 @@ def epochs_inside_shard_map():
 # In 2 processes
 
 
-class Repeated:
-    """One batch three times. The state of its iterator has a length of its own in each process."""
-
-    def __init__(self, batch, process, last=3):
-        self.batch, self.process, self.last, self.restored = batch, process, last, []
-
-    def __iter__(self):
-        return RepeatedIterator(self)
-
-
-class RepeatedIterator:
-    def __init__(self, batches):
-        self.at, self.batches = 0, batches
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.at == 3:
-            raise StopIteration
-        if self.at == self.batches.last:
-            raise StopError
-        self.at += 1
-        return self.batches.batch
-
-    def get_state(self):
-        return bytes([self.at]) + self.batches.process * b" of process 1"
-
-    def set_state(self, state):
-        self.batches.restored.append(state)
-        self.at = state[0]
-
-
 def iterators_go_on_in_each_process(data, process, folder):
     def train(batches, **options):
         key = jax.random.key(1)
@@ -278,12 +242,13 @@ def iterators_go_on_in_each_process(data, process, folder):
             NET, bp.softmax_cross_entropy, OPTIMIZER, batches, key=key, epochs=2, **options
         )
 
+    label = process * b" of process 1"  # of a length of its own
     stored = {"checkpoints": folder, "checkpoint_every": (1, "steps")}
-    with pytest.raises(StopError):
-        train(Repeated(data, process, last=2), **stored)
-    batches = Repeated(data, process)
-    assert_runs_close(train(batches, **stored), train(Repeated(data, process)), 0)
-    assert batches.restored == [bytes([2]) + process * b" of process 1"]
+    with pytest.raises(StopError):  # one batch is drawn to look at it
+        train(Resumable([data] * 3, label, stop_after=3), **stored)
+    batches = Resumable([data] * 3, label)
+    assert_runs_close(train(batches, **stored), train(Resumable([data] * 3)), 0)
+    assert batches.restored == [bytes([2]) + label]
 
 
 def in_processes(port, process, folder):

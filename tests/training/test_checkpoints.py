@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from resumable import Resumable, StopError
 
 import jaxbp as bp
 
@@ -21,10 +22,6 @@ BATCHES = [(X[i : i + 11], LABELS[i : i + 11]) for i in range(0, 44, 11)]
 
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")  # optax relies on it
-
-
-class StopError(Exception):
-    """What a callback raises to stop a run."""
 
 
 def run(path, *, train=(X, LABELS), epochs=4, optimizer=None, net=NET, seed=1, **options):
@@ -147,57 +144,14 @@ def test_runs_in_another_thread_need_no_signals():
     assert done[0].stopped_by == "epochs"
 
 
-class Counting:
-    """Batches whose iterator has a state, as those of grain have."""
-
-    def __init__(self, drawn):
-        self.drawn = drawn
-
-    def __iter__(self):
-        return CountingIterator(self.drawn)
-
-
-class CountingIterator:
-    def __init__(self, drawn):
-        self.at, self.drawn = 0, drawn
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        if self.at == len(BATCHES):
-            raise StopIteration
-        self.at += 1
-        self.drawn.append(self.at)
-        return BATCHES[self.at - 1]
-
-    def get_state(self):
-        return bytes([self.at])
-
-    def set_state(self, state):
-        self.at = state[0]
-
-
 def test_the_state_of_an_iterator_is_restored(tmp_path):
     options = {"checkpoint_every": (1, "steps"), "epochs": 2}
-    undisturbed = run(None, train=Counting([]), epochs=2)
-    calls = []
-
-    class BreakingIterator(CountingIterator):
-        def __next__(self):
-            if len(calls) == 4:  # one is drawn to look at it
-                raise StopError
-            return super().__next__()
-
-    class Breaking(Counting):
-        def __iter__(self):
-            return BreakingIterator(calls)
-
-    with pytest.raises(StopError):
-        run(tmp_path, train=Breaking(calls), **options)
-    drawn = []
-    assert_same(run(tmp_path, train=Counting(drawn), **options), undisturbed)
-    assert drawn == [1, 4, 1, 2, 3, 4]
+    undisturbed = run(None, train=Resumable(BATCHES), epochs=2)
+    with pytest.raises(StopError):  # one batch is drawn to look at it
+        run(tmp_path, train=Resumable(BATCHES, stop_after=4), **options)
+    batches = Resumable(BATCHES)
+    assert_same(run(tmp_path, train=batches, **options), undisturbed)
+    assert batches.drawn == [1, 4, 1, 2, 3, 4]
 
 
 def damage(folder, how):
