@@ -19,6 +19,7 @@ from cases import (
     normal,
     output_shape,
     prepare,
+    swept,
     with_n,
 )
 from hypothesis import given, settings
@@ -63,16 +64,9 @@ every_plain_layer = every(
 every_layer_thoroughly = every("case", CASES, soon=SOON)
 
 
-@functools.partial(jax.jit, static_argnames=("layer", "read"))
 def sweep(layer, params, x, dy, key=None, read=bp.total, carrier=None):
     """Forward and backward in one: (dx, readings)."""
-    _, cache = layer.forward(params, x, key=key)
-    return layer.backward(params if carrier is None else carrier, cache, dy, read=read)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def outputs(layer, params, x):
-    return layer.forward(params, x)[0]
+    return swept(layer, params, x, dy, key=key, tree=carrier, read=read)[1:]
 
 
 def cotangent(layer, params, x, key):
@@ -134,8 +128,8 @@ def test_examples_do_not_see_each_other(case, key):
     )
 
     def rows(x, dy):
-        dx, grads = sweep(layer, params, x, dy, read=bp.per_example)
-        return outputs(layer, params, x), dx, by_example(grads)
+        y, dx, grads = swept(layer, params, x, dy, read=bp.per_example)
+        return y, dx, by_example(grads)
 
     before, after = rows(x, dy), rows(changed_x, changed_dy)
     assert_close(*(jax.tree.map(lambda a: np.asarray(a)[others], r) for r in (before, after)))
@@ -186,9 +180,9 @@ def test_a_sweep_is_differentiated_once_more(edge, key):
         return
 
     @functools.partial(jax.jit, static_argnums=0)
-    def derivatives(swept, params, x):
+    def derivatives(backward, params, x):
         def objective(params, x):
-            leaves = jax.tree.leaves(swept(layer, params, x, dy, draw_key))
+            leaves = jax.tree.leaves(backward(layer, params, x, dy, draw_key))
             return sum(
                 jnp.vdot(leaf, jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape))
                 for leaf in leaves

@@ -236,7 +236,7 @@ def test_16_bits(params_dtype):
 
 
 def test_outputs_of_16_bits_and_parameters_of_a_loop_in_32():
-    model = in_time()
+    model = in_time()._replace(inputs=normal(10, N, 4, 2))  # in which less cancels
 
     def f(p, x):
         last, ys = model.function(*in_dtype((p, x), jnp.bfloat16))
@@ -259,8 +259,7 @@ def test_outputs_of_16_bits_and_parameters_of_a_loop_in_32():
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(want), strict=True):
         assert a.dtype == jnp.float32
         a = a.astype(jnp.float64)
-        # Against the sum of the magnitudes, of which each has a relative error.
-        assert float(jnp.max(jnp.abs(a - b.sum(0))) / jnp.max(jnp.abs(b).sum(0))) < 0.03
+        assert float(jnp.max(jnp.abs(a - b.sum(0))) / jnp.max(jnp.abs(b))) < 0.05
 
 
 def test_a_network_of_stacked_layers_is_lifted(key):
