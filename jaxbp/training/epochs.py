@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxbp.training.averages import over, plus, times
+from jaxbp.training.batches import make_part
 from jaxbp.training.data import Data, has_state
 from jaxbp.training.nonfinite import is_finite, watched
 from jaxbp.training.placing import batch_at, layout_of
-from jaxbp.training.step import TrainState, make_part, make_step, shuffle
+from jaxbp.training.state import TrainState, shuffle
+from jaxbp.training.step import make_step
 from jaxbp.types import PyTree
 
 

@@ -17,6 +17,7 @@ import optax
 from jaxbp.require import first_difference, is_count
 from jaxbp.rules.feedback import exact
 from jaxbp.training.averages import over
+from jaxbp.training.batches import Metric
 from jaxbp.training.checkpoints import outline
 from jaxbp.training.data import Data, as_arrays, is_data_set, make_require_data, peek
 from jaxbp.training.epochs import OnArrays, OnBatches
@@ -25,7 +26,7 @@ from jaxbp.training.nonfinite import BadStepError, NonFiniteError, locate
 from jaxbp.training.placing import beside
 from jaxbp.training.processes import happened_anywhere
 from jaxbp.training.runs import Best, Run, after_fit, make_goal, make_measure, plain
-from jaxbp.training.step import Metric, TrainState, init_state, require_state
+from jaxbp.training.state import TrainState, init_state, require_state
 from jaxbp.training.storage import Storage
 from jaxbp.types import Layer, LayerError, LossFunction, Params, PyTree, Reading, Rule
 

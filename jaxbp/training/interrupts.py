@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from jaxbp.training.step import TrainState
+from jaxbp.training.state import TrainState
 
 __all__ = ["Interrupted"]
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxbp.readings.sums import mean
 from jaxbp.training.averages import times
 from jaxbp.training.processes import local
-from jaxbp.training.step import TrainState, forward_key, rule_keys
+from jaxbp.training.state import TrainState, forward_key, rule_keys
 from jaxbp.types import Layer, LayerError, LossFunction, PyTree, Rule, show_path
 
 __all__ = ["NonFiniteError"]

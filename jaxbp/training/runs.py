@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxbp.training.batches import evaluate
 from jaxbp.training.epochs import Progress
 from jaxbp.training.processes import fetched
-from jaxbp.training.step import TrainState, evaluate
+from jaxbp.training.state import TrainState
 from jaxbp.types import Params
 
 

@@ -13,7 +13,7 @@ from jaxbp.training.checkpoints import Checkpoints, Stored
 from jaxbp.training.epochs import Progress
 from jaxbp.training.processes import fetched, of_all_processes, texts_of_all_processes
 from jaxbp.training.runs import Best, Run
-from jaxbp.training.step import TrainState
+from jaxbp.training.state import TrainState
 from jaxbp.types import PyTree
 
 

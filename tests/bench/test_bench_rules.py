@@ -19,7 +19,7 @@ from experiments.bench.networks.sides import LOSS
 from experiments.bench.peers import biotorch_runs
 from experiments.bench.sections import rules
 from experiments.common import measuring
-from jaxbp.training.step import rule_keys
+from jaxbp.training.state import rule_keys
 
 pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
 CASE = Perceptron((20, 7, 6, 3), 5)

@@ -10,7 +10,7 @@ from oracles import assert_close
 
 import jaxbp as bp
 from jaxbp.training.placing import batch_at
-from jaxbp.training.step import forward_key, shuffle
+from jaxbp.training.state import forward_key, shuffle
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
