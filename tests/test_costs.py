@@ -1,6 +1,7 @@
 """What a sweep costs by the compiler's count: FLOP and bytes, never time."""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,22 @@ def test_a_natural_gradient_is_two_products_with_each_weight():
     compiled = jax.jit(natural).lower(inverses, params).compile()
     products = sum(2 * i * o * (i + o) for i, o in sizes)
     assert products <= compiled.cost_analysis()["flops"] <= 1.001 * products
+
+
+def test_steps_pass_their_inverses_on_where_they_lie():
+    """XLA lays the results of both branches out alike, and LAPACK's would be transposed."""
+    net, kfac = network(), bp.scale_by_kfac(every=10)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), SIZES[:1])[0])
+    state = jax.eval_shape(kfac.init, params)
+
+    def update(grads, state):
+        return kfac.update(grads, state, factors=state.factors)
+
+    compiled = jax.jit(update, donate_argnums=1).lower(params, state).compile().as_text()
+    (results,) = re.findall(r"= \((.*)\) conditional\(", compiled)
+    layouts = re.findall(r"f32\[\d+,\d+\]\{([\d,]+)\}", results)
+    assert len(layouts) == 2 * len(WEIGHTS)
+    assert set(layouts) == {"1,0"}  # row by row
 
 
 def equations(function, *args):

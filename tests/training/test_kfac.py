@@ -82,6 +82,7 @@ def test_inverses_are_renewed_every_few_steps(batch, key):
         factors = factors_of(params, x * (i + 1), labels, key)
         _, state = jax.jit(kfac.update)(grads, state, params, factors=factors)
         inverses.append(np.asarray(state.inverses[0].inputs))
+        np.testing.assert_array_equal(inverses[-1], inverses[-1].T)
     same = [np.array_equal(a, b) for a, b in itertools.pairwise(inverses)]
     assert same == [True, True, False, True, True, False]
 

@@ -95,8 +95,15 @@ def _inverses(damped: Any) -> Any:
 
 
 def _inverse(matrix):
+    """The inverse of a positive definite matrix, symmetric to the last bit.
+
+    LAPACK writes its result column by column, and XLA would keep the inverses so in both branches
+    of a `cond`: each step that only passes them on would transpose them, twice. The sum with the
+    transpose lies row by row, like the state.
+    """
     eye = jnp.eye(len(matrix), dtype=matrix.dtype)
-    return jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), eye)
+    inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), eye)
+    return (inverse + inverse.T) / 2
 
 
 def _is_pair(node):
