@@ -127,11 +127,12 @@ def kernel_gradient(x: jax.Array, y: jax.Array, geometry: Geometry) -> jax.Array
 
 # The number of multiplications for one image from which blocks of images are faster than XLA's
 # convolution. Times on 2 cores in ms for the gradient of a kernel of 3 x 3, in blocks against that:
-# 10 / 19 for 64 x 16 x 16 x 64 to 64 outputs, and 4 / 8 for 64 x 32 x 32 x 3 to 64 outputs; but
-# 1.4 / 1.0 for 64 x 14 x 14 x 16 to 32 outputs (JAX 0.10.2).
-LARGE = 1_500_000
+# 10 / 34 for 64 x 16 x 16 x 64 to 64 outputs, 8 / 13 for 64 x 28 x 28 x 16 to 32 outputs, and
+# 6.6 / 6.4 for 64 x 32 x 32 x 3 to 64 outputs (JAX 0.10.2). Convolutions may run side by side, and
+# smaller ones then take less time in a whole backward pass.
+LARGE = 3_000_000
 # The number of positions of a block: enough for an efficient product of matrices.
-POSITIONS = 256
+POSITIONS = 2048
 
 
 def suits_blocks(x: jax.Array, geometry: Geometry) -> bool:
@@ -149,10 +150,28 @@ def suits_blocks(x: jax.Array, geometry: Geometry) -> bool:
 
 
 def block_gradient(x: jax.Array, y: jax.Array, geometry: Geometry) -> jax.Array:
-    """The `kernel_gradient` of a few images, without groups, as one product of matrices."""
-    seen = jnp.stack([as_rows(at) for at in taps(x, geometry)])
-    gradient = jnp.einsum("kti,to->kio", seen, as_rows(y))
-    return gradient.reshape(*geometry.kernel, *gradient.shape[1:])
+    """The `kernel_gradient` of a few images, without groups, as one product of matrices.
+
+    With stride 1 along the first axis of positions, y is shifted for the places k along this axis,
+    and x for the places l along the others:
+
+        W_kl = sum_nt x_{n, t + k + l} y_nt^T = sum_nu x_{n, u + l} y_{n, u - k}^T
+
+    A kernel of 3 x 3 then takes 3 copies of x and 3 of y instead of 9 of x. With other strides, x
+    is shifted for all places.
+    """
+    i, o = x.shape[-1], y.shape[-1]
+    if geometry.strides[0] == 1:
+        _, size, *across = x.shape[:-1]
+        seen = taps(x.reshape(-1, *across, i), geometry.along(slice(1, None)))
+        rows = y.reshape(*y.shape[:2], -1)
+        deltas = list(placed(rows, geometry.along(slice(1)), (size,)))
+    else:
+        seen, deltas = taps(x, geometry), [y]
+    left = jnp.concatenate([at.reshape(-1, i) for at in seen], axis=-1)
+    right = jnp.concatenate([at.reshape(-1, o) for at in deltas], axis=-1)
+    products = (left.T @ right).reshape(-1, i, len(deltas), o)
+    return jnp.moveaxis(products, -2, 0).reshape(*geometry.kernel, i, o)
 
 
 def _sum_of_blocks(x, y, geometry):

@@ -374,6 +374,40 @@ def test_tiles_and_blocks_compute_what_convolutions_do(make, padding):
     assert not np.array_equal(plain[0][0], in_blocks[0][0])
 
 
+GEOMETRIES = [
+    bp.Geometry((3,), (1,), ((1, 1),), (2,)),
+    bp.Geometry((2, 3), (1, 1), ((0, 2), (1, 0)), (1, 1)),
+    bp.Geometry((2, 3), (1, 2), ((-1, 3), (2, 1)), (3, 2)),
+    bp.Geometry((3, 2), (2, 1), ((1, 0), (2, -1)), (2, 3)),
+    bp.Geometry((2, 2, 2), (1, 1, 2), ((1, 1), (0, 1), (0, 0)), (2, 1, 1)),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_gradient_of_a_block_is_that_of_a_convolution(geometry):
+    """With the windows of some axes further apart than those of others, and with positions cut."""
+    rng, rank = np.random.default_rng(6), len(geometry.kernel)
+    x = rng.normal(size=(3, *(7, 9, 5)[:rank], 4))
+    y = rng.normal(size=(3, *geometry.count(x.shape[1:-1]), 2))
+
+    @jax.jit
+    def both(x, y):
+        def sum_of_products(weight):
+            positions = "HWD"[:rank]
+            images = f"N{positions}C"
+            outputs = lax.conv_general_dilated(
+                *(x, weight, geometry.strides, geometry.padding),
+                rhs_dilation=geometry.dilation,
+                dimension_numbers=(images, f"{positions}IO", images),
+            )
+            return jnp.sum(outputs * y)
+
+        want = jax.grad(sum_of_products)(jnp.zeros((*geometry.kernel, 4, 2)))
+        return products.block_gradient(x, y, geometry), want
+
+    assert_close(*both(x, y))
+
+
 def test_a_cpu_computes_convolutions_of_many_channels_in_tiles():
     def kind(features, i, **options):
         layer = bp.conv(features, (3, 3), **options)
