@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import chex
 import jax
@@ -455,6 +456,38 @@ def test_a_convolution_in_groups_is_a_layer_with_its_bias(key):
     assert factors[0]["bias"] == ()
     factors = factors_of(params, x, labels, key, net=net, largest=8)
     assert factors[0]["weight"].shape == (3, 3, 1, 4)
+
+
+def test_a_call_of_lapack_inverts_one_matrix(key):
+    """Two calls side by side that take a batch each may wait for ever on a CPU (jaxlib 0.10.2)."""
+    net = bp.chain(bp.conv(4, (1, 1), groups=2), bp.stack(bp.conv(4, (1, 1), groups=2), 3))
+    params = jax.eval_shape(lambda: net.init(key, (3, 3, 4))[0])
+    x = jax.ShapeDtypeStruct((2, 3, 3, 4), float)
+    factors = jax.eval_shape(bp.kfac_factors(net, bp.squared_error), params, x, x, key=key)
+    kfac = bp.scale_by_kfac(factors)
+    shapes = params, jax.eval_shape(kfac.init, params)
+
+    def update(grads, state):
+        return kfac.update(grads, state, factors=state.factors)
+
+    many = jax.tree.map(lambda one: jax.ShapeDtypeStruct((7, *one.shape), one.dtype), shapes)
+    for program in (jax.make_jaxpr(update)(*shapes), jax.make_jaxpr(jax.vmap(update))(*many)):
+        calls = re.findall(r":f\d+\[([\d,]+)\] = (?:cholesky|triangular_solve)\[", str(program))
+        assert {call.count(",") for call in calls} == {1}
+
+
+def test_an_update_has_a_derivative(batch, key):
+    """With respect to the damping, against the difference of two updates."""
+    params, x, labels, grads = batch
+    factors = factors_of(params, x, labels, key)
+
+    def size(damping):
+        kfac = bp.scale_by_kfac(damping=damping)
+        return optax.tree.norm(kfac.update(grads, kfac.init(params), factors=factors)[0])
+
+    got = jax.jit(jax.grad(size))(0.1)
+    at = jax.jit(size)
+    np.testing.assert_allclose(got, (at(0.10001) - at(0.09999)) / 2e-5, rtol=1e-7)
 
 
 @pytest.mark.thorough

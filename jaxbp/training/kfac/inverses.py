@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from jaxbp.readings.moments import Kronecker
@@ -35,12 +36,11 @@ def inverted(factors: PyTree, damping: float | jax.Array) -> PyTree:
     The work is shared by the devices on which the factors are, each matrix on one of them.
     """
     mesh = devices_of(factors)
-    if mesh is None:
-        return map_factors(lambda layer: _inverses(_damped(layer, damping)), factors)
-    damped = map_factors(lambda layer: _damped(layer, damping), replicated(factors))
+    whole = factors if mesh is None else replicated(factors)
+    damped = map_factors(lambda layer: _damped(layer, damping), whole)
     nodes, structure = jax.tree.flatten(damped, is_leaf=_is_pair)
     pairs = [node for node in nodes if _is_pair(node)]
-    inverses = iter(_shared_inverses(jax.tree.leaves(pairs), mesh))
+    inverses = iter(_inverses(jax.tree.leaves(pairs), mesh))
     return structure.unflatten(
         [
             Kronecker(next(inverses), next(inverses)) if _is_pair(node) else 1 / node
@@ -86,16 +86,26 @@ def _raised(matrix, shift):
     return matrix + damping * jnp.eye(len(matrix), dtype=matrix.dtype)
 
 
-def _inverses(damped: Any) -> Any:
-    """The inverses of what `_damped` returns."""
-    if not is_factors(damped):
-        return jax.tree.map(lambda diagonal: 1 / diagonal, damped)
-    inverse = _inverse if matrices_of(damped)[0].inputs.ndim == 2 else jax.vmap(_inverse)
-    return jax.tree.map(inverse, damped)
-
-
+@jax.custom_jvp  # a sequential_vmap has no transpose
 def _inverse(matrix):
-    """The inverse of a positive definite matrix, symmetric to the last bit.
+    """The inverse of a positive definite matrix, symmetric to the last bit."""
+    return _solved(matrix)
+
+
+@_inverse.defjvp
+def _(primals, tangents):
+    """d(M^-1) = -M^-1 dM M^-1."""
+    (matrix,), (change,) = primals, tangents
+    inverse = _inverse(matrix)
+    return inverse, -inverse @ change @ inverse
+
+
+@sequential_vmap
+def _solved(matrix):
+    """The solution of M X = I by LAPACK, of one matrix after another under `jax.vmap`.
+
+    A program with two calls of LAPACK side by side that take a batch of matrices each may wait for
+    ever on a CPU (jaxlib 0.10.2).
 
     LAPACK writes its result column by column, and XLA would keep the inverses so in both branches
     of a `cond`: each step that only passes them on would transpose them, twice. The sum with the
@@ -110,8 +120,11 @@ def _is_pair(node):
     return isinstance(node, Kronecker)
 
 
-def _shared_inverses(matrices: list[jax.Array], mesh: AbstractMesh) -> list[jax.Array]:
-    """The inverses of matrices [..., K, K], each of them computed on one device of the mesh."""
+def _inverses(matrices: list[jax.Array], mesh: AbstractMesh | None) -> list[jax.Array]:
+    """The inverses of matrices [..., K, K], of one matrix of a size after another.
+
+    Each of LAPACK's calls runs on all cores of a CPU by itself.
+    """
     of_size = collections.defaultdict(list)
     for place, matrix in enumerate(matrices):
         of_size[matrix.shape[-1], matrix.dtype].append(place)
@@ -119,6 +132,23 @@ def _shared_inverses(matrices: list[jax.Array], mesh: AbstractMesh) -> list[jax.
         jnp.concatenate([matrices[place].reshape(-1, size, size) for place in places])
         for (size, _), places in of_size.items()
     ]
+    if mesh is None:
+        found = [jax.lax.map(_inverse, stack) for stack in stacks]
+    else:
+        found = _shared_inverses(stacks, mesh)
+    inverses = list(matrices)
+    for places, stack in zip(of_size.values(), found, strict=True):
+        start = 0
+        for place in places:
+            shape = matrices[place].shape
+            end = start + math.prod(shape[:-2])
+            inverses[place] = stack[start:end].reshape(shape)
+            start = end
+    return inverses
+
+
+def _shared_inverses(stacks: list[jax.Array], mesh: AbstractMesh) -> list[jax.Array]:
+    """The inverses of stacks [M, K, K], each of them computed on one device of the mesh."""
     shares = _shares([(stack.shape[0], stack.shape[1]) for stack in stacks], mesh.size)
 
     def on_device(stacks):
@@ -139,15 +169,7 @@ def _shared_inverses(matrices: list[jax.Array], mesh: AbstractMesh) -> list[jax.
     share_out = jax.shard_map(
         on_device, mesh=mesh, in_specs=whole, out_specs=whole, check_vma=False
     )
-    inverses = list(matrices)
-    for places, stack in zip(of_size.values(), share_out(stacks), strict=True):
-        start = 0
-        for place in places:
-            shape = matrices[place].shape
-            end = start + math.prod(shape[:-2])
-            inverses[place] = stack[start:end].reshape(shape)
-            start = end
-    return inverses
+    return share_out(stacks)
 
 
 def _shares(stacks: Sequence[tuple[int, int]], devices: int) -> list[list[int]]:
