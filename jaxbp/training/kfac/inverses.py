@@ -121,9 +121,10 @@ def _is_pair(node):
 
 
 def _inverses(matrices: list[jax.Array], mesh: AbstractMesh | None) -> list[jax.Array]:
-    """The inverses of matrices [..., K, K], of one matrix of a size after another.
+    """The inverses of matrices [..., K, K].
 
-    Each of LAPACK's calls runs on all cores of a CPU by itself.
+    Those of one size are computed one after another: each of LAPACK's calls runs on all cores of a
+    CPU.
     """
     of_size = collections.defaultdict(list)
     for place, matrix in enumerate(matrices):
