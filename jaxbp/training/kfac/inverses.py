@@ -87,25 +87,12 @@ def _raised(matrix, shift):
 
 
 @jax.custom_jvp  # a sequential_vmap has no transpose
-def _inverse(matrix):
-    """The inverse of a positive definite matrix, symmetric to the last bit."""
-    return _solved(matrix)
-
-
-@_inverse.defjvp
-def _(primals, tangents):
-    """d(M^-1) = -M^-1 dM M^-1."""
-    (matrix,), (change,) = primals, tangents
-    inverse = _inverse(matrix)
-    return inverse, -inverse @ change @ inverse
-
-
 @sequential_vmap
-def _solved(matrix):
-    """The solution of M X = I by LAPACK, of one matrix after another under `jax.vmap`.
+def _inverse(matrix):
+    """The inverse of a positive definite matrix, symmetric to the last bit.
 
-    A program with two calls of LAPACK side by side that take a batch of matrices each may wait for
-    ever on a CPU (jaxlib 0.10.2).
+    Under `jax.vmap`, one matrix is inverted after another. A program with two calls of LAPACK side
+    by side that take a batch of matrices each may wait for ever on a CPU (jaxlib 0.10.2).
 
     LAPACK writes its result column by column, and XLA would keep the inverses so in both branches
     of a `cond`: each step that only passes them on would transpose them, twice. The sum with the
@@ -114,6 +101,14 @@ def _solved(matrix):
     eye = jnp.eye(len(matrix), dtype=matrix.dtype)
     inverse = jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(matrix), eye)
     return (inverse + inverse.T) / 2
+
+
+@_inverse.defjvp
+def _(primals, tangents):
+    """d(M^-1) = -M^-1 dM M^-1."""
+    (matrix,), (change,) = primals, tangents
+    inverse = _inverse(matrix)
+    return inverse, -inverse @ change @ inverse
 
 
 def _is_pair(node):
