@@ -12,6 +12,7 @@ another; `--update` records the tables in experiments/README.md.
   recurrence    LSTM and GRU layers against the same
   lift          models of Flax and Equinox, lifted, against autodiff, jax_privacy and kfac-jax
   fused         training steps that update inside the sweep, against ordinary ones
+  health        training steps that record health, against the step alone
 
 How the modules depend on each other, each on those above it only:
 
@@ -19,7 +20,7 @@ How the modules depend on each other, each on those above it only:
   tables        rows of figures, and tables of rows in markdown
   networks/     each network in the library and in plain JAX, with its data
   quantities    what the library computes beside a gradient
-  loops         the library's training loop, and the settings that the peers share
+  loops         the library's training step and loop, and the settings that the peers share
   peers/        the same networks, quantities and loops in other libraries
   comparing     measures two programs in turns and makes a row of it
   sections/     the cases, the peers and the wanted figures of each section

@@ -1,4 +1,4 @@
-"""The library's training loop, and the settings that it shares with the peers' loops."""
+"""The library's training step and loop, and the settings that it shares with the peers' loops."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import optax
 
 import jaxbp as bp
 from experiments.bench.networks.sides import LOSS
-from experiments.common.measuring import compile_program
+from experiments.common.measuring import Program, compile_program
 
 # Each as optax has it, and as the arguments of the same in PyTorch.
 OPTIMIZERS = {
@@ -23,6 +23,36 @@ OPTIMIZERS = {
         {"lr": 1e-3, "weight_decay": 0.01, "fused": True},
     ),
 }
+
+
+class Step(NamedTuple):
+    """A compiled training step, and the bytes that it takes.
+
+    Attributes:
+      program: its program, of which `run` goes on from the state of the last run.
+      run: one step.
+      whole_bytes: bytes of its arguments, outputs and temporaries.
+    """
+
+    program: Program
+    run: Any
+    whole_bytes: int
+
+
+def compile_step(net, optimizer, inputs, labels, seed, **options):
+    """The step of `bp.make_step(net, LOSS, optimizer, **options)` on one batch."""
+    state = bp.init_state(net, optimizer, jax.random.key(seed), inputs.shape[1:])
+    step = bp.make_step(net, LOSS, optimizer, **options)
+    program = compile_program(step, state, inputs, labels, donate_argnums=0)
+
+    def run():
+        nonlocal state
+        state, record = program.compiled(state, inputs, labels)
+        return jax.block_until_ready((state, record))
+
+    costs = program.compiled.memory_analysis()
+    whole = costs.argument_size_in_bytes + costs.output_size_in_bytes - costs.alias_size_in_bytes
+    return Step(program, run, whole + costs.temp_size_in_bytes)
 
 
 class Training(NamedTuple):

@@ -13,6 +13,7 @@ from experiments.bench.sections import (
     convolutions,
     fused,
     gradient,
+    health,
     lift,
     quantities,
     recurrence,
@@ -33,6 +34,7 @@ SECTIONS = {
     "recurrence": recurrence.TABLES,
     "lift": lift.TABLES,
     "fused": fused.TABLES,
+    "health": health.TABLES,
 }
 
 

@@ -12,6 +12,7 @@ Example:
   (nan, 0.25, 0.25, 1)
 """
 
+import math
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -146,25 +147,54 @@ def _of(operand, signal):
 
 def _summary(x: jax.Array) -> Summary:
     """The summary of an array [N, ...]."""
-    x, rest = widened(x), tuple(range(1, x.ndim))
-    largest = jnp.max(jnp.abs(x), axis=rest, initial=0)
+    x = widened(x)
+    largest, zeros, non_finite = _counted(x)
     # The compiler may join the inverse of the unit with other factors, such as 1 / N. The bound,
     # 2^94 in 32 bits, keeps the product from vanishing; squares are far from their range anyway.
     unit = jnp.minimum(unit_of(largest, axis=0), float(jnp.finfo(x.dtype).tiny) ** -0.75)
-    squares = jnp.mean(jnp.square(x * (1 / unit)), axis=rest)
+    squares = jnp.mean(jnp.square(x * (1 / unit)), axis=tuple(range(1, x.ndim)))
+    entries = math.prod(x.shape[1:])
     return Summary(
         rms=unit[0] * jnp.sqrt(jnp.mean(squares)),
         largest=jnp.max(largest),
-        zeros=_share(x == 0, x.dtype),
-        non_finite=_share(~jnp.isfinite(x), x.dtype),
+        zeros=jnp.mean(zeros) / entries,
+        non_finite=jnp.mean(non_finite) / entries,
         example=_first(jnp.where(jnp.isfinite(largest), -1, _numbers(largest))),
     )
 
 
-def _share(is_so, dtype):
-    """The share of entries [N, ...] that are true."""
-    # XLA's compiler for CPUs stores what it sums: as 8 bits this takes a quarter of the memory.
-    return jnp.mean(is_so.astype(jnp.int8).astype(dtype))
+@jax.custom_jvp
+def _counted(x):
+    """The largest magnitude, and the numbers of zeros and of non-finite entries, each [N].
+
+    They are read from the bits of the entries. Without the bit of the sign, the bits of larger
+    magnitudes are larger integers; infinity is above all numbers, and what is not a number above
+    infinity. XLA's compiler for CPUs sums and compares integers in vectors, and all three in one
+    loop, which takes a fifth of the time of three reductions of floating-point numbers.
+    """
+    integer = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(x, integer) << 1
+    infinity = np.array(np.inf, x.dtype).view(integer) << 1
+    each = bits, (bits == 0).astype(integer), (bits >= infinity).astype(integer)
+
+    def joined(a, b):
+        return jnp.maximum(a[0], b[0]), a[1] + b[1], a[2] + b[2]
+
+    starts = (np.zeros((), integer),) * 3
+    largest, zeros, non_finite = jax.lax.reduce(each, starts, joined, range(1, x.ndim))
+    magnitude = jax.lax.bitcast_convert_type(largest >> 1, x.dtype)
+    return magnitude, zeros.astype(x.dtype), non_finite.astype(x.dtype)
+
+
+@_counted.defjvp
+def _counted_derivative(primals, tangents):
+    """The largest magnitude moves with the entries that have it, in equal parts."""
+    (x,), (change,) = primals, tangents
+    largest, zeros, non_finite = _counted(x)
+    rest = tuple(range(1, x.ndim))
+    has_it = (jnp.abs(x) == jnp.expand_dims(largest, rest)).astype(x.dtype)
+    moved = jnp.sum(has_it * jnp.sign(x) * change, rest) / jnp.sum(has_it, rest)
+    return (largest, zeros, non_finite), (moved, jnp.zeros_like(zeros), jnp.zeros_like(zeros))
 
 
 def _numbers(x):

@@ -17,6 +17,7 @@ SECTIONS = (
     "recurrence",
     "lift",
     "fused",
+    "health",
 )
 README = """# Experiments
 

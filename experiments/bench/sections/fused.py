@@ -4,35 +4,17 @@ memory   arguments, outputs and temporaries of the compiled step; what it donate
 steps    the time of a step, with and without a clip by the global norm
 """
 
-from typing import NamedTuple
-
-import jax
 import optax
 
-import jaxbp as bp
+from experiments.bench.loops import compile_step
 from experiments.bench.networks.gpts import Gpt, make_net, make_tokens
-from experiments.bench.networks.sides import LOSS
 from experiments.bench.sections.transformers import DEEP
 from experiments.bench.tables import Row, Table, fill
-from experiments.common.measuring import Program, compile_program, measure
+from experiments.common.measuring import measure
 
 MAX_NORM = 1.0
 OPTIMIZERS = {"SGD, momentum": optax.sgd(1e-2, momentum=0.9), "Adam": optax.adam(1e-3)}
 MEMORY = {"SGD, momentum": "<= 0.60", "Adam": "<= 0.75"}
-
-
-class Step(NamedTuple):
-    """A compiled training step, and the bytes that it takes.
-
-    Attributes:
-      program: its program, of which `run` goes on from the state of the last run.
-      run: one step.
-      whole_bytes: bytes of its arguments, outputs and temporaries.
-    """
-
-    program: Program
-    run: object
-    whole_bytes: int
 
 
 def memory(gpt, repeats, seed):
@@ -68,19 +50,7 @@ def _pairs(gpt, seed):
 
 
 def _compiled(gpt, seed, optimizer, **options):
-    net, (tokens, labels) = make_net(gpt), make_tokens(gpt, seed)
-    state = bp.init_state(net, optimizer, jax.random.key(seed), tokens.shape[1:])
-    step = bp.make_step(net, LOSS, optimizer, **options)
-    program = compile_program(step, state, tokens, labels, donate_argnums=0)
-
-    def run():
-        nonlocal state
-        state, record = program.compiled(state, tokens, labels)
-        return jax.block_until_ready((state, record))
-
-    costs = program.compiled.memory_analysis()
-    whole = costs.argument_size_in_bytes + costs.output_size_in_bytes - costs.alias_size_in_bytes
-    return Step(program, run, whole + costs.temp_size_in_bytes)
+    return compile_step(make_net(gpt), optimizer, *make_tokens(gpt, seed), seed, **options)
 
 
 CASES = tuple(Gpt(blocks, 128, 4, 64, 8, **DEEP) for blocks in (8, 32))

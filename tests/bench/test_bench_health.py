@@ -1,0 +1,30 @@
+"""The benchmark of steps that are watched: both sides of its table are the same training."""
+
+import numpy as np
+import pytest
+
+from experiments.bench.networks.gpts import Gpt
+from experiments.bench.networks.perceptrons import Perceptron
+from experiments.bench.sections import health
+from experiments.common import measuring
+
+pytestmark = [pytest.mark.thorough, pytest.mark.usefixtures("as_shipped")]
+CASES = Perceptron((4, 5, 3), 6), Gpt(2, 16, 2, 6, 3, vocabulary=11)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_watched_step_is_the_same_step_and_has_a_record(case, monkeypatch):
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", 1e-6)
+    made, make = [], health.compile_step
+    monkeypatch.setattr(
+        health,
+        "compile_step",
+        lambda *args, **options: made.append(make(*args, **options)) or made[-1],
+    )
+    (row,) = health.TABLES["watched"].rows(case, 1, 0)
+    assert row.ratio > 0
+    assert row.problem is None
+    (_, ours), (_, theirs) = (step.run() for step in made)
+    assert "health" in ours
+    assert "health" not in theirs
+    np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
