@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec, reshard
 from jax.typing import DTypeLike
 
@@ -211,8 +210,12 @@ def alike(param: jax.Array, array: jax.Array) -> jax.Array:
     kinds = set(sharding.mesh.axis_types)
     if AxisType.Explicit in kinds:
         return reshard(array, sharding)
-    # The compiler knows how the parameter is divided, this program does not.
-    return shard_alike(param, array)[1] if kinds == {AxisType.Auto} else array
+    if kinds != {AxisType.Auto}:
+        return array
+    # The compiler knows how the parameter is divided, this program does not. The operands of a
+    # choice are divided alike. Without the barrier the compiler would drop the choice too early.
+    never = jax.lax.optimization_barrier(jnp.zeros((), bool))
+    return jnp.where(never, param.astype(array.dtype), array)
 
 
 def replicated(tree: PyTree) -> PyTree:

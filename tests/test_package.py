@@ -50,7 +50,7 @@ CHAPTERS = {
 
 
 # What `import jaxbp` loads beyond its own modules, JAX, optax and chex.
-ALSO_LOADED = {"jax.experimental.shard_alike", "jax.extend", "numpy.typing"}
+ALSO_LOADED = {"jax.extend", "numpy.typing"}
 IMPORT = """
 import json, sys
 import jax, optax, chex
