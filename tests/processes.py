@@ -29,6 +29,7 @@ def started(
     flags = "" if optimised else os.environ.get("XLA_FLAGS", "")
     own = {
         "PYTHONPATH": os.pathsep.join(map(str, (TESTS.parent, TESTS))),
+        "JAX_PLATFORMS": "cpu",  # which alone has simulated devices
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
