@@ -31,34 +31,55 @@ __all__ = ["FirstBad", "Health", "Summary", "first_bad", "health"]
 
 @exportable
 class Summary(NamedTuple):
-    """Numbers about the entries of an array. Each is a scalar, or [L] in a stack.
+    """Numbers about the entries of an array.
 
-    If an entry is infinite or not a number, then so are `rms` and `largest`.
+    They are one array, because a program on a GPU pays for each array that it returns. Each is a
+    scalar, or [L] in a stack. If an entry is infinite or not a number, then so are `rms` and
+    `largest`.
 
     Attributes:
-      rms: the root mean square of the entries.
-      largest: the largest magnitude of an entry.
-      zeros: the share of entries that are 0.
-      non_finite: the share of entries that are infinite or not a number.
+      numbers: the four numbers `rms`, `largest`, `zeros` and `non_finite`, [..., 4].
       example: the first example with an entry that is not finite, counted from 0, or -1 if there is
         none. None for a gradient, which belongs to all examples.
     """
 
-    rms: jax.Array
-    largest: jax.Array
-    zeros: jax.Array
-    non_finite: jax.Array
+    numbers: jax.Array
     example: jax.Array | None
+
+    @property
+    def rms(self) -> Any:
+        """The root mean square of the entries."""
+        return self._number(0)
+
+    @property
+    def largest(self) -> Any:
+        """The largest magnitude of an entry."""
+        return self._number(1)
+
+    @property
+    def zeros(self) -> Any:
+        """The share of entries that are 0."""
+        return self._number(2)
+
+    @property
+    def non_finite(self) -> Any:
+        """The share of entries that are infinite or not a number."""
+        return self._number(3)
+
+    def _number(self, place):
+        number = self.numbers[..., place]
+        # The records of `fit` are NumPy's, and single numbers in them are Python's.
+        return number.item() if isinstance(number, np.ndarray) and not number.ndim else number
 
     def times(self, n: Any) -> "Summary":
         """The term of a batch of n examples in the sum of which `over` takes the mean."""
-        return self._scaled(jnp.asarray(n, self.rms.dtype))
+        return self._scaled(jnp.asarray(n, self.numbers.dtype))
 
     def summed(self) -> "Summary":
         """The sum of the terms of several batches, along the first axis of the arrays."""
         unit = unit_of(self.rms, axis=0)
         squares = jnp.sum(jnp.square(self.rms / unit), axis=0)
-        return Summary(
+        return _summary_of(
             rms=unit[0] * jnp.sqrt(squares),
             largest=jnp.max(self.largest, axis=0),
             zeros=jnp.sum(self.zeros, axis=0),
@@ -72,14 +93,15 @@ class Summary(NamedTuple):
 
     def over(self, n: Any) -> "Summary":
         """The summary of all batches of a sum, which had n examples together."""
-        return self._scaled(1 / jnp.asarray(n, self.rms.dtype))
+        return self._scaled(1 / jnp.asarray(n, self.numbers.dtype))
 
     def _scaled(self, factor):
-        return self._replace(
-            rms=self.rms * jnp.sqrt(factor),
-            zeros=self.zeros * factor,
-            non_finite=self.non_finite * factor,
-        )
+        factors = jnp.stack([jnp.sqrt(factor), jnp.ones_like(factor), factor, factor])
+        return self._replace(numbers=self.numbers * factors)
+
+
+def _summary_of(rms, largest, zeros, non_finite, example):
+    return Summary(jnp.stack([rms, largest, zeros, non_finite], axis=-1), example)
 
 
 @exportable
@@ -154,7 +176,7 @@ def _summary(x: jax.Array) -> Summary:
     unit = jnp.minimum(unit_of(largest, axis=0), float(jnp.finfo(x.dtype).tiny) ** -0.75)
     squares = jnp.mean(jnp.square(x * (1 / unit)), axis=tuple(range(1, x.ndim)))
     entries = math.prod(x.shape[1:])
-    return Summary(
+    return _summary_of(
         rms=unit[0] * jnp.sqrt(jnp.mean(squares)),
         largest=jnp.max(largest),
         zeros=jnp.mean(zeros) / entries,
@@ -374,12 +396,12 @@ def _require_records(readings):
             "first_bad: takes a tree of records as read=health gives; it got "
             f"{f'a leaf of type {others[0]}' if others else 'no leaves'}."
         )
-    for leaf, axes in zip(
-        jax.tree.leaves(readings), jax.tree.leaves(stack_axes(readings)), strict=True
-    ):
-        if jnp.ndim(leaf) != axes:
+    expected = jax.tree.leaves(stack_axes(readings), is_leaf=_is_health)
+    for record, axes in zip(records, expected, strict=True):
+        shape, axes = jnp.shape(record.gradient.numbers)[:-1], axes.gradient.numbers
+        if len(shape) != axes:
             raise ValueError(
-                f"first_bad: got a record with arrays of shape {show_shape(jnp.shape(leaf))}, "
+                f"first_bad: got a record with numbers of shape {show_shape(shape)}, "
                 f"expected {show_shape('L' * axes)}, with L for each stack around it. Search the "
                 "records of the columns of an error one by one, by jax.vmap?"
             )

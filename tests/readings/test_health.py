@@ -21,7 +21,7 @@ def numbers(x, *, of_examples=True):
     with np.errstate(invalid="ignore"):
         rms = np.sqrt(np.mean(x**2))
     example = (int(rows[0]) if len(rows) else -1) if of_examples else None
-    return bp.Summary(rms, np.max(np.abs(x)), np.mean(x == 0), np.mean(bad), example)
+    return bp.Summary(np.array([rms, np.max(np.abs(x)), np.mean(x == 0), np.mean(bad)]), example)
 
 
 def expected(signal):
@@ -203,7 +203,7 @@ def test_the_use_of_a_tied_table_at_the_outputs_stands_last(key):
         ([jnp.ones(3)], "first_bad: takes a tree of records .* a leaf of type"),
         (
             jax.tree.map(lambda a: jnp.stack([a, a]), bp.health(bp.Bias(jnp.ones((2, 1))))),
-            r"first_bad: got a record with arrays of shape \[2\], expected \[\]",
+            r"first_bad: got a record with numbers of shape \[2\], expected \[\]",
         ),
     ],
 )
