@@ -1,5 +1,6 @@
 """Strict by default: float64, no silent promotion of dtypes, and (in pyproject) no warnings."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -45,8 +46,14 @@ def are_known(*flags):
 
 @pytest.fixture(autouse=True)
 def strict():
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), precise():
         yield
+
+
+def precise():
+    """On a GPU, products of numbers of 32 bits in 32 bits, which are in 19 (TF32) otherwise."""
+    on_gpu = jax.default_backend() == "gpu"
+    return jax.default_matmul_precision("highest") if on_gpu else contextlib.nullcontext()
 
 
 @pytest.fixture(autouse=True, scope="module")
