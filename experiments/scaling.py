@@ -47,7 +47,7 @@ from experiments.common.programs import collectives, product_flop
 
 LOSS = bp.softmax_cross_entropy
 CLASSES, POSITIONS, HEADS = 64, 32, 4
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICKLY = {"xla_backend_optimization_level": 0}
 REPLICATED, DIVIDED = "replicated", "FSDP"
 CALLS: dict[str, Callable] = {
     "gradient": lambda net: bp.value_and_grad(net, LOSS),

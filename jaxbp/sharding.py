@@ -70,8 +70,14 @@ def reshaped(x: jax.Array, *shape: int) -> jax.Array:
 def repeated(array: jax.Array, x: jax.Array) -> jax.Array:
     """The same array for each example of x [N, ...]: [N, ...], divided as x is."""
     after = placement(x, (x, 0), *[None] * array.ndim)
-    array = varying_with(x, array)
-    return jnp.broadcast_to(array, (x.shape[0], *array.shape), out_sharding=after)
+    return broadcast(varying_with(x, array), (x.shape[0], *array.shape), after)
+
+
+def broadcast(array: jax.Array, shape: tuple[int, ...], after: NamedSharding | None) -> jax.Array:
+    """Broadcasts an array to a shape and divides it, unless the sharding is None."""
+    # In JAX 0.12, `jnp.broadcast_to` itself leaves an array whole that lies on no mesh yet.
+    array = jnp.broadcast_to(array, shape)
+    return array if after is None else reshard(array, after)
 
 
 def everywhere(tree: PyTree) -> PyTree:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxbp.outputs.joint import JointLoss
 from jaxbp.require import require_count, require_key
-from jaxbp.sharding import placement
+from jaxbp.sharding import broadcast, placement
 from jaxbp.types import Loss, PyTree, widened
 
 __all__ = ["ggn_columns", "jacobian_rows", "sampled"]
@@ -153,7 +153,7 @@ def jacobian_rows(
     for y, size in zip(leaves, sizes, strict=True):
         own = jnp.eye(sum(sizes), size, k=-at, dtype=y.dtype).reshape(-1, 1, *y.shape[1:])
         after = placement(y, None, *((y, axis) for axis in range(y.ndim)))
-        rows.append(jnp.broadcast_to(own, (own.shape[0], *y.shape), out_sharding=after))
+        rows.append(broadcast(own, (own.shape[0], *y.shape), after))
         at += size
     return structure.unflatten(rows)
 

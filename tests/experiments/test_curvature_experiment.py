@@ -68,7 +68,7 @@ def test_all_three_descend_and_kfac_in_the_fewest_steps(small):
 def test_all_three_descend_on_other_networks(task, heading, tmp_path, capsys):
     if task == "flax":
         pytest.importorskip("flax")
-    config = curvature.Config(task=task, rates=2, runs=1, steps=40, out=tmp_path / "out")
+    config = curvature.Config(task=task, rates=3, runs=1, steps=40, out=tmp_path / "out")
     results = curvature.main(config)
     assert capsys.readouterr().out.startswith(heading)
     for result in results.values():
