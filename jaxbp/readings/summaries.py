@@ -31,14 +31,13 @@ __all__ = ["FirstBad", "Health", "Summary", "first_bad", "health"]
 
 @exportable
 class Summary(NamedTuple):
-    """Numbers about the entries of an array.
+    """Four numbers about the entries of an array, each a scalar, or [L] in a stack.
 
-    They are one array, because a program on a GPU pays for each array that it returns. Each is a
-    scalar, or [L] in a stack. If an entry is infinite or not a number, then so are `rms` and
-    `largest`.
+    They are stored as one array, because a program takes time for each array that it returns. If an
+    entry is infinite or not a number, then so are `rms` and `largest`.
 
     Attributes:
-      numbers: the four numbers `rms`, `largest`, `zeros` and `non_finite`, [..., 4].
+      numbers: `rms`, `largest`, `zeros` and `non_finite`, [..., 4].
       example: the first example with an entry that is not finite, counted from 0, or -1 if there is
         none. None for a gradient, which belongs to all examples.
     """
@@ -397,8 +396,8 @@ def _require_records(readings):
             f"{f'a leaf of type {others[0]}' if others else 'no leaves'}."
         )
     expected = jax.tree.leaves(stack_axes(readings), is_leaf=_is_health)
-    for record, axes in zip(records, expected, strict=True):
-        shape, axes = jnp.shape(record.gradient.numbers)[:-1], axes.gradient.numbers
+    for record, stacks in zip(records, expected, strict=True):
+        shape, axes = jnp.shape(record.gradient.numbers)[:-1], stacks.gradient.numbers
         if len(shape) != axes:
             raise ValueError(
                 f"first_bad: got a record with numbers of shape {show_shape(shape)}, "
