@@ -12,7 +12,7 @@ from experiments.common.measuring import measure
 
 
 def watched(case, repeats, seed):
-    """The row of a network that Adam trains."""
+    """The row of a network."""
     network = perceptrons if isinstance(case, Perceptron) else gpts
     net, (_, *batch) = network.make_net(case), network.make_case(case, seed)
     steps = [
@@ -24,18 +24,18 @@ def watched(case, repeats, seed):
     yield fill(row, ours / theirs, ours, theirs, *(step.program for step in steps))
 
 
+def _table(network, cases, gpu_cases):
+    note = "The record describes the inputs, the deltas and the gradient of each parameter."
+    title = f"A training step of {network} that is watched, with Adam"
+    return Table(title, "watched / alone", watched, cases, gpu_cases, note)
+
+
+PERCEPTRON = Perceptron((784, 512, 512, 10), 128)
 TABLES = {
-    "watched": Table(
-        "A training step that is watched",
-        "watched / alone",
-        watched,
-        (
-            Perceptron((784, 512, 512, 10), 128),
-            Perceptron((784, 512, 512, 10), 1024),
-            Gpt(4, 128, 4, 64, 8),
-        ),
-        (Perceptron((784, 4096, 4096, 10), 4096), Gpt(4, 1024, 16, 512, 16)),
-        "The record describes the inputs, the deltas and the gradient of each parameter. The "
-        "optimizer is Adam.",
+    "perceptron": _table(
+        "a perceptron",
+        (PERCEPTRON, PERCEPTRON._replace(n=1024)),
+        (Perceptron((784, 4096, 4096, 10), 4096),),
     ),
+    "gpt": _table("a GPT", (Gpt(4, 128, 4, 64, 8),), (Gpt(4, 1024, 16, 512, 16),)),
 }
