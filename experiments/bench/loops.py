@@ -8,7 +8,9 @@ import optax
 
 import jaxbp as bp
 from experiments.bench.networks.sides import LOSS
-from experiments.common.measuring import Program, compile_program
+from experiments.common.measuring import compile_program
+
+EXACT = bp.exact()
 
 # Each as optax has it, and as the arguments of the same in PyTorch.
 OPTIMIZERS = {
@@ -25,34 +27,22 @@ OPTIMIZERS = {
 }
 
 
-class Step(NamedTuple):
-    """A compiled training step, and the bytes that it takes.
+def compile_step(net, optimizer, inputs, labels, seed, *, rule=EXACT, **options):
+    """The program of `bp.make_step(net, LOSS, optimizer, **options)` on one batch.
 
-    Attributes:
-      program: its program, of which `run` goes on from the state of the last run.
-      run: one step.
-      whole_bytes: bytes of its arguments, outputs and temporaries.
+    As in training, each run continues from the state of the last one and reuses its memory.
     """
+    start = bp.init_state(net, optimizer, jax.random.key(seed), inputs.shape[1:], rule=rule)
+    step = bp.make_step(net, LOSS, optimizer, rule=rule, **options)
+    program = compile_program(step, start, inputs, labels, donate_argnums=0)
+    state = jax.tree.map(jnp.copy, start)
 
-    program: Program
-    run: Any
-    whole_bytes: int
-
-
-def compile_step(net, optimizer, inputs, labels, seed, **options):
-    """The step of `bp.make_step(net, LOSS, optimizer, **options)` on one batch."""
-    state = bp.init_state(net, optimizer, jax.random.key(seed), inputs.shape[1:])
-    step = bp.make_step(net, LOSS, optimizer, **options)
-    program = compile_program(step, state, inputs, labels, donate_argnums=0)
-
-    def run():
+    def go_on(start, *data):
         nonlocal state
-        state, record = program.compiled(state, inputs, labels)
-        return jax.block_until_ready((state, record))
+        state, record = program.compiled(state, *data)
+        return state, record
 
-    costs = program.compiled.memory_analysis()
-    whole = costs.argument_size_in_bytes + costs.output_size_in_bytes - costs.alias_size_in_bytes
-    return Step(program, run, whole + costs.temp_size_in_bytes)
+    return program._replace(compiled=go_on)
 
 
 class Training(NamedTuple):

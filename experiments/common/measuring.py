@@ -28,6 +28,7 @@ class Program(NamedTuple):
     compile_s: float
     temporary_bytes: int | None
     flop: float | None
+    whole_bytes: int | None = None  # of arguments, outputs and temporaries
 
     def run(self):
         """Calls it and waits until it is done."""
@@ -41,7 +42,14 @@ def compile_program(function, *args, donate_argnums=()):
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
     # Not every backend has these analyses.
     temporary_bytes = getattr(memory, "temp_size_in_bytes", None)
-    return Program(compiled, args, seconds, temporary_bytes, cost.get("flops") if cost else None)
+    flop = cost.get("flops") if cost else None
+    return Program(compiled, args, seconds, temporary_bytes, flop, memory and whole_bytes(memory))
+
+
+def whole_bytes(memory):
+    """The bytes of arguments, outputs and temporaries; what a program donates counts once."""
+    in_and_out = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return in_and_out - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
 def make_program(make, *case):

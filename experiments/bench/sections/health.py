@@ -13,15 +13,17 @@ from experiments.common.measuring import measure
 
 def watched(case, repeats, seed):
     """The row of a network."""
+    programs = compile_steps(case, seed)
+    ours, theirs = measure([program.run for program in programs], repeats)
+    yield fill(Row(str(case), "the step alone", "<= 1.02"), ours / theirs, ours, theirs, *programs)
+
+
+def compile_steps(case, seed):
+    """The programs of a step that is watched and of the step alone."""
     network = perceptrons if isinstance(case, Perceptron) else gpts
     net, (_, *batch) = network.make_net(case), network.make_case(case, seed)
-    steps = [
-        compile_step(net, optax.adam(1e-3), *batch, seed, **options)
-        for options in ({"read": {"health": bp.health}}, {})
-    ]
-    ours, theirs = measure([step.run for step in steps], repeats)
-    row = Row(str(case), "the step alone", "<= 1.02")
-    yield fill(row, ours / theirs, ours, theirs, *(step.program for step in steps))
+    readings = {"read": {"health": bp.health}}, {}
+    return [compile_step(net, optax.adam(1e-3), *batch, seed, **read) for read in readings]
 
 
 def _table(network, cases, gpu_cases):

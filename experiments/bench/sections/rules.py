@@ -7,17 +7,16 @@ of blocks from the same parameters by SGD with momentum and weight decay, which 
 
 import functools
 
-import jax
 import jax.numpy as jnp
 
 import jaxbp as bp
+from experiments.bench import loops
 from experiments.bench.comparing import peer_rows
 from experiments.bench.loops import OPTIMIZERS
 from experiments.bench.networks.perceptrons import Perceptron, make_data, perceptrons
-from experiments.bench.networks.sides import LOSS
 from experiments.bench.peers.biotorch_runs import biotorch_runs
 from experiments.bench.tables import Row, Table, fill
-from experiments.common.measuring import compile_program, measure
+from experiments.common.measuring import measure
 
 
 def rules(case, repeats, seed):
@@ -58,22 +57,9 @@ def make_blocks(sizes):
 
 
 def compile_step(blocks, rule, inputs, labels, seed):
-    """The program of a training step, whose first parameters are the same for all rules.
-
-    As in training, each run continues from the state of the last one and reuses its memory.
-    """
-    net, (optimizer, _) = bp.chain(*blocks), OPTIMIZERS["SGD with weight decay"]
-    start = bp.init_state(net, optimizer, jax.random.key(seed), inputs.shape[1:], rule=rule)
-    step = bp.make_step(net, LOSS, optimizer, rule=rule)
-    program = compile_program(step, start, inputs, labels, donate_argnums=0)
-    state = jax.tree.map(jnp.copy, start)
-
-    def go_on(start, *data):
-        nonlocal state
-        state, record = program.compiled(state, *data)
-        return state, record
-
-    return program._replace(compiled=go_on)
+    """The program of a training step, whose first parameters are the same for all rules."""
+    optimizer, _ = OPTIMIZERS["SGD with weight decay"]
+    return loops.compile_step(bp.chain(*blocks), optimizer, inputs, labels, seed, rule=rule)
 
 
 TABLES = {
